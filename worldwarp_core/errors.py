@@ -1,0 +1,13 @@
+"""What a user, a file or a peer did wrong, said once with a stable code and a sentence that says what to do."""
+
+
+class WorldWarpError(Exception):
+    """A fault of the input or of the machine, not of our code.
+
+    `code` is stable and short (`bad_camera_path`, `no_depth`, ...): programs match on it, people read the message.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
