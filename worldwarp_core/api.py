@@ -1,0 +1,63 @@
+"""The core's one door. Importing it needs no torch; loading an engine does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+from .cameras import CameraPath
+from .errors import WorldWarpError
+from .spec import Event, GenerateSpec
+from .splat_files.cloud import SplatCloud
+
+ENGINES = ("cache",)
+"""Names that `load_engine` knows, the default first."""
+
+
+class Engine(Protocol):
+    """Makes shots."""
+
+    name: str
+
+    def generate(self, spec: GenerateSpec) -> Iterator[Event]:
+        """Yields events after every step, `Finished` last; stop asking for more to cancel."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Engine, device, rasteriser and versions, as plain values."""
+        ...
+
+
+def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str | None = None) -> Engine:
+    """Returns an engine ready to make shots.
+
+    Args:
+        name: one of `ENGINES`. `cache` renders the splat cache and inpaints its holes; it needs no weights.
+        device: `auto` takes CUDA where gsplat's kernels run, else the CPU, and says so in a notice.
+        depth_model: name or folder of a `transformers` depth model, for start frames without exact depth.
+
+    Raises:
+        WorldWarpError: `engine_not_installed`, `unknown_engine`, `no_cuda`, `no_weights`.
+    """
+    try:
+        from .engine import make_engine
+    except ModuleNotFoundError as error:
+        raise WorldWarpError(
+            "engine_not_installed",
+            f"The engine needs the Python package {error.name!r}, which is missing: pip install 'worldwarp[engine]' -c constraints.txt",
+        ) from error
+    return make_engine(name, device, depth_model)
+
+
+def render_splats(cloud: SplatCloud, cameras: CameraPath, *, device: str = "cpu") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Renders a splat cloud in Blender's world at every camera of a path.
+
+    Returns:
+        rgb (T, H, W, 3) float32 in [0, 1] over black, alpha (T, H, W), depth (T, H, W) planar z in scene units
+        (0 where alpha is 0).
+    """
+    from .splats.view import render_cloud
+
+    return render_cloud(cloud, cameras, device)

@@ -1,0 +1,100 @@
+"""An engine: the models and settings of one machine, loaded once, that makes shots."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from .errors import WorldWarpError
+from .fill import CacheFill
+from .geometry.monocular import MonocularDepth
+from .pipeline import Models, PipelineSettings, generate
+from .spec import Event, Finished, GenerateSpec, Notice
+from .splats.cache import CacheSettings
+from .splats.rasterize import rasterizer_info
+
+CPU = PipelineSettings(
+    device="cpu",
+    max_pixels=512 * 288,
+    points_per_pixel=0.28,
+    # Steps are where the curve of PSNR against steps flattens: tests/benchmarks/bench_cache_steps.py.
+    cache=CacheSettings(first_steps=200, update_steps=60, sh_degree=0, key_views=4, anchor_views=1, max_gaussians=200_000),
+)
+CUDA = PipelineSettings(device="cuda", max_pixels=832 * 480, points_per_pixel=0.15, cache=CacheSettings())
+
+VERSIONED = ("worldwarp", "torch", "numpy", "numba", "gsplat", "diffusers", "transformers", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Makes shots on one device; see `load_engine`."""
+
+    name: str
+    models: Models
+    settings: PipelineSettings
+    notices: tuple[Notice, ...] = ()
+
+    def generate(self, spec: GenerateSpec) -> Iterator[Event]:
+        """Yields the events of one shot (worldwarp_core.spec); stop asking for more to cancel it."""
+        yield from self.notices
+        for event in generate(spec, self.models, self.settings):
+            if isinstance(event, Finished):
+                event = replace(event, summary=event.summary | {"engine": self.describe()})
+            yield event
+
+    def describe(self) -> dict[str, Any]:
+        """What makes the pictures here: for `job.json`, `doctor` and a client that asks."""
+        device = self.settings.device
+        return {
+            "engine": self.name,
+            "fill": self.models.fill.description,
+            "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+            "device_kind": device,
+            "rasterizer": rasterizer_info(device),
+            "torch_threads": torch.get_num_threads(),
+            "monocular_depth": self.models.monocular.name if self.models.monocular else None,
+            "versions": {name: found for name in VERSIONED if (found := _version(name))},
+        }
+
+
+def make_engine(name: str, device: str, depth_model: str | None) -> Engine:
+    """Builds the engine called `name`; `worldwarp_core.api.load_engine` says what the arguments mean."""
+    if name != "cache":
+        raise WorldWarpError("unknown_engine", f"There is no engine called {name!r}. Choose: cache.")
+    if device not in ("auto", "cpu", "cuda"):
+        raise WorldWarpError("bad_settings", f"device must be auto, cpu or cuda; got {device!r}.")
+    notices: list[Notice] = []
+    settings = CPU
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        missing = _why_no_cuda()
+        if missing is None:
+            settings = CUDA
+        elif device == "cuda":
+            raise WorldWarpError("no_cuda", missing)
+        else:
+            notices.append(Notice("cpu_rasterizer", f"{missing} Until then the CPU rasteriser is used: slower, and with smaller frames."))
+    monocular = MonocularDepth.load(depth_model, settings.device) if depth_model else None
+    return Engine(name, Models(CacheFill(), monocular), settings, tuple(notices))
+
+
+def _why_no_cuda() -> str | None:
+    """Why gsplat cannot rasterise here, with what to do; None where it can."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device: install a CUDA build of torch and a driver (`worldwarp doctor` gives the commands)."
+    try:
+        rasterizer_info("cuda")
+    except WorldWarpError as error:
+        return error.message
+    return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

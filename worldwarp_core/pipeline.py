@@ -1,0 +1,243 @@
+"""The whole method, top to bottom: a camera path and a start frame go in, frames and a world come out.
+
+Chunk by chunk (method section 1): history -> depth -> cache -> priors -> fill -> frames -> history. Only this module
+knows all the stages. `generate` is a generator that yields after every step, so a consumer cancels by not asking for the
+next one, and frames leave as soon as they exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cameras import CameraPath, jumps
+from .chunks import ChunkPlan, split_chunks
+from .fill import Fill
+from .framing import resize_map, resize_picture, working_size
+from .geometry.complete import complete_depth
+from .geometry.monocular import MonocularDepth
+from .geometry.start import start_depth
+from .history import History, extend_history
+from .priors import VALID, Priors, render_priors
+from .spec import BACKGROUND_DEPTH, CacheUpdate, Event, Finished, Frame, GenerateSpec, Notice, Progress, Stage
+from .splats.cache import CacheSettings, CacheStep, SplatCache, open_cache, update_cache
+from .splats.space import CacheSpace
+from .timeline import Timeline
+
+PRIORS_BATCH = 8
+"""Cameras rendered between two progress events."""
+GUESS_S: dict[Stage, float] = {"geometry": 0.05, "cache": 0.1, "priors": 0.05, "fill": 0.03}
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is learned, and what stands in for it."""
+
+    fill: Fill
+    monocular: MonocularDepth | None = None
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """What a device can afford; the shot's own settings are in its `GenerateSpec`.
+
+    Attributes:
+        max_pixels: of the size worked at; larger frames are made at this size and enlarged, and the user is told.
+        points_per_pixel: Gaussians for each pixel of an uncovered view.
+        cache: everything else about the cache; `points_per_view` follows from the two above.
+    """
+
+    device: str
+    max_pixels: int
+    points_per_pixel: float
+    cache: CacheSettings
+
+
+def generate(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> Iterator[Event]:
+    """Yields the events of one shot, `Finished` last.
+
+    Raises:
+        WorldWarpError: `no_depth`, `bad_depth`, ... when the input cannot be used; frames yielded before stay good.
+    """
+    stage = _set_up(spec, models, settings)
+    yield from stage.notices
+    plans = split_chunks(len(spec.cameras), spec.chunk, spec.overlap)
+    cache_settings = stage.cache_settings
+    generator = torch.Generator().manual_seed(spec.seed)
+    timeline = _plan_timeline(plans, cache_settings)
+
+    def estimate_depth(rgb: Tensor, known: Tensor, seen: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
+        geometry = complete_depth(known[None], seen[None], rgb[None], models.monocular, K)
+        return geometry.depth[0], geometry.confidence[0]
+
+    opening = open_cache(stage.space, stage.history, stage.depth, cache_settings, generator)
+    cache = yield from _report_fit(opening, timeline, 0)
+    yield CacheUpdate(0, _export(cache))
+    start = render_priors(cache, stage.w2c[:1], stage.K[:1], stage.width, stage.height)
+    yield stage.deliver(0, 0, spec.start_frame, start.depth[0], torch.ones_like(start.validity[0]))
+
+    history = stage.history
+    for plan in plans:
+        if not plan.new:
+            continue
+        priors = yield from _render_priors(cache, stage, plan, timeline)
+        frames = []
+        context = history.last(len(plan.context))
+        for offset, frame in enumerate(models.fill.fill(context, priors, plan, spec.seed)):
+            frames.append(frame)
+            yield stage.deliver(plan.index, plan.new[offset], frame, priors.depth[offset], priors.validity[offset])
+            yield timeline.tick("fill", plan.index, offset + 1, len(plan.new))
+        new = stage.look_back(plan, torch.stack(frames), priors, models.fill.holes_agree)
+        # The last chunk is fitted too: the exported world must hold all that was seen.
+        cache = yield from _report_fit(update_cache(cache, new, estimate_depth, cache_settings, generator), timeline, plan.index)
+        yield CacheUpdate(plan.index, _export(cache))
+        history = extend_history(history, new, keep=spec.chunk)
+    yield timeline.tick("finish", plans[-1].index, 1, 1)
+    yield Finished(_summary(spec, models, settings, stage, cache, timeline, len(plans)))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A shot made ready to run: everything at the size and in the units that the models work in."""
+
+    path: CameraPath
+    width: int
+    height: int
+    space: CacheSpace
+    w2c: Tensor  # (T, 4, 4) in cache units
+    K: Tensor  # (T, 3, 3) at the working size
+    history: History  # the start frame
+    depth: Tensor  # (H, W) of the start frame, cache units, inf is sky
+    depth_source: str
+    cache_settings: CacheSettings
+    notices: list[Notice]
+
+    def deliver(self, chunk: int, index: int, rgb: Tensor | np.ndarray, depth: Tensor, validity: Tensor) -> Frame:
+        """A finished frame at the size that was asked for, in 8 bits and scene units."""
+        width, height = self.path.width, self.path.height
+        picture = rgb if isinstance(rgb, np.ndarray) else (rgb * 255).round().to(torch.uint8).cpu().numpy()
+        scene_depth = torch.where(torch.isfinite(depth), depth * self.space.unit, BACKGROUND_DEPTH).float().cpu().numpy()
+        valid = np.where((validity >= VALID).cpu().numpy(), np.uint8(255), np.uint8(0))
+        return Frame(
+            index=index,
+            number=int(self.path.frames[index]),
+            chunk=chunk,
+            rgb=resize_picture(picture, width, height),
+            depth=resize_map(scene_depth, width, height),
+            validity=resize_map(valid, width, height),
+        )
+
+    def look_back(self, plan: ChunkPlan, rgb: Tensor, priors: Priors, holes_agree: bool) -> History:
+        """The chunk's new frames as history: a hole filled differently in every frame is not to be trusted."""
+        rows = slice(plan.new.start, plan.new.stop)
+        trusted = torch.ones_like(priors.validity) if holes_agree else (priors.validity >= VALID).to(rgb.dtype)
+        return History([int(n) for n in self.path.frames[rows]], rgb, trusted, self.w2c[rows], self.K[rows])
+
+
+def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> _Stage:
+    path = spec.cameras
+    notices = [Notice("camera_jump", message) for message in jumps(path)]
+    width, height = working_size(path.width, path.height, settings.max_pixels)
+    if width * height < 0.9 * path.width * path.height:
+        notices.append(
+            Notice("working_size", f"Frames are made at {width}x{height} and enlarged to {path.width}x{path.height}: fine detail is limited.")
+        )
+    if spec.start_frame.shape[:2] != (path.height, path.width):
+        h, w = spec.start_frame.shape[:2]
+        notices.append(Notice("start_frame_resized", f"The start frame was resized from {w}x{h} to {path.width}x{path.height}."))
+
+    device = torch.device(settings.device)
+    rgb = torch.from_numpy(resize_picture(spec.start_frame, width, height).astype(np.float32) / 255).to(device)
+    working = path.resized(width, height)
+    K = torch.from_numpy(working.K.astype(np.float32)).to(device)
+    depth, depth_source = start_depth(spec.depth, rgb, K[0], models.monocular, spec.scene_scale)
+    space = CacheSpace(anchor=path.c2w[0, :3, 3].copy(), unit=float(depth[torch.isfinite(depth)].median()))
+    w2c = space.w2c(path.c2w).to(device)
+    cache_settings = _cache_settings(spec, settings, width * height)
+    return _Stage(
+        path=path,
+        width=width,
+        height=height,
+        space=space,
+        w2c=w2c,
+        K=K,
+        history=History([int(path.frames[0])], rgb[None], torch.ones_like(depth)[None], w2c[:1], K[:1]),
+        depth=depth / space.unit,
+        depth_source=depth_source,
+        cache_settings=cache_settings,
+        notices=notices,
+    )
+
+
+def _cache_settings(spec: GenerateSpec, settings: PipelineSettings, pixels: int) -> CacheSettings:
+    cache = settings.cache
+    first = spec.cache_steps or cache.first_steps
+    update = math.ceil(first * cache.update_steps / cache.first_steps)  # the share of a warm start stays
+    values = asdict(cache) | {"fit": cache.fit}
+    return CacheSettings(
+        **(values | {"first_steps": first, "update_steps": update, "points_per_view": max(int(pixels * settings.points_per_pixel), 16)})
+    )
+
+
+def _plan_timeline(plans: list[ChunkPlan], cache: CacheSettings) -> Timeline:
+    frames = sum(len(p.new) for p in plans)
+    updates = sum(1 for p in plans if p.new)
+    planned: dict[Stage, int] = {"cache": cache.first_steps + updates * cache.update_steps, "priors": frames, "fill": frames, "finish": 1}
+    return Timeline(planned, GUESS_S | {"finish": 0.0}, len(plans))
+
+
+def _report_fit(fitting: Generator[CacheStep, None, SplatCache], timeline: Timeline, chunk: int) -> Generator[Progress, None, SplatCache]:
+    while True:
+        try:
+            step = next(fitting)
+        except StopIteration as end:
+            return end.value
+        yield timeline.tick("cache", chunk, step.step, step.steps)
+
+
+def _render_priors(cache: SplatCache, stage: _Stage, plan: ChunkPlan, timeline: Timeline) -> Generator[Progress, None, Priors]:
+    """The priors of a chunk's new frames: history itself stands in for those of its context."""
+    parts = []
+    for first in range(plan.new.start, plan.new.stop, PRIORS_BATCH):
+        rows = slice(first, min(first + PRIORS_BATCH, plan.new.stop))
+        parts.append(render_priors(cache, stage.w2c[rows], stage.K[rows], stage.width, stage.height))
+        count = rows.stop - rows.start
+        yield timeline.tick("priors", plan.index, rows.stop - plan.new.start, len(plan.new), count)
+    return Priors(*(torch.cat([getattr(p, name) for p in parts]) for name in ("rgb", "alpha", "depth", "validity")))
+
+
+def _export(cache: SplatCache):  # type: ignore[no-untyped-def]
+    return cache.space.to_world(cache.gaussians, cache.source_frames, cache.sky)
+
+
+def _summary(
+    spec: GenerateSpec, models: Models, settings: PipelineSettings, stage: _Stage, cache: SplatCache, timeline: Timeline, chunks: int
+) -> dict[str, object]:
+    return {
+        "fill": {"name": models.fill.name, "description": models.fill.description},
+        "depth": stage.depth_source,
+        "frames": len(spec.cameras),
+        "chunks": chunks,
+        "gaussians": len(cache.gaussians),
+        "working_size": [stage.width, stage.height],
+        "delivered_size": [stage.path.width, stage.path.height],
+        "scene_unit": stage.space.unit,
+        "focal_px": [float(stage.path.K[0, 0, 0]), float(stage.path.K[0, 1, 1])],
+        "cache_settings": asdict(stage.cache_settings),
+        "seconds": {name: round(seconds, 3) for name, seconds in timeline.seconds.items()},
+        "settings": {
+            "chunk": spec.chunk,
+            "overlap": spec.overlap,
+            "strength": spec.strength,
+            "seed": spec.seed,
+            "prompt": spec.prompt,
+            "negative_prompt": spec.negative_prompt,
+            "scene_scale": spec.scene_scale,
+            "steps": spec.steps,
+        },
+    }

@@ -1,0 +1,76 @@
+"""The cache seen from the cameras to come: forward-warped priors and what of them can be trusted (method section 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .splats.cache import SplatCache, nearest_views
+from .splats.rasterize import rasterize
+
+DEPTH_TOLERANCE = 0.1
+"""A point counts as seen by a source view when its depth there differs from the view's own by less than this share."""
+SOURCE_VIEWS = 8
+"""Key views asked for each target camera, nearest first."""
+VALID = 0.5
+"""A prior pixel is valid from this validity on."""
+
+
+@dataclass(frozen=True)
+class Priors:
+    """T warped views.
+
+    Attributes:
+        rgb: (T, H, W, 3) in [0, 1], straight colour where there is any, else black.
+        alpha: (T, H, W) in [0, 1].
+        depth: (T, H, W) expected planar z in cache units; inf where the sky or nothing is seen.
+        validity: (T, H, W) in [0, 1]: alpha where a source view agrees with the depth, else 0.
+    """
+
+    rgb: Tensor
+    alpha: Tensor
+    depth: Tensor
+    validity: Tensor
+
+
+@torch.no_grad()
+def render_priors(cache: SplatCache, w2c: Tensor, K: Tensor, width: int, height: int) -> Priors:
+    """Renders the cache at (T, 4, 4) cameras, in cache units, as one batch."""
+    render = rasterize(cache.gaussians, w2c, K, width, height)
+    depth = torch.where(render.alpha > 0, render.depth, torch.full_like(render.depth, torch.inf))
+    agreed = torch.stack([_seen_before(cache, depth[t], w2c[t], K[t]) for t in range(len(w2c))])
+    validity = render.alpha * agreed
+    background = (depth > 0.5 * cache.sky_depth) | (render.alpha < VALID)
+    return Priors(
+        rgb=(render.rgb / render.alpha.clamp_min(1e-3)[..., None]).clamp(0, 1),
+        alpha=render.alpha,
+        depth=torch.where(background, torch.inf, depth),
+        validity=validity,
+    )
+
+
+def _seen_before(cache: SplatCache, depth: Tensor, w2c: Tensor, K: Tensor) -> Tensor:
+    """(H, W) bool: the surface at `depth` was seen, at that depth, from at least one of the nearest key views."""
+    height, width = depth.shape
+    chosen = nearest_views(cache.views, w2c, SOURCE_VIEWS)
+    ys, xs = torch.meshgrid(torch.arange(height, device=depth.device), torch.arange(width, device=depth.device), indexing="ij")
+    pixels = torch.stack([xs + 0.5, ys + 0.5, torch.ones_like(xs)], -1).to(depth.dtype)
+    filled = torch.where(torch.isfinite(depth), depth, torch.zeros_like(depth))
+    camera = (pixels @ torch.linalg.inv(K).T) * filled[..., None]
+    c2w = torch.linalg.inv(w2c)
+    world = camera @ c2w[:3, :3].T + c2w[:3, 3]
+
+    seen = torch.zeros_like(depth, dtype=torch.bool)
+    for v in chosen.tolist():
+        source = world @ cache.views.w2c[v, :3, :3].T + cache.views.w2c[v, :3, 3]
+        z = source[..., 2]
+        uv = (source @ cache.views.K[v].T)[..., :2] / z.clamp_min(1e-6)[..., None]
+        source_depth = cache.views.depth[v]
+        inside = (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] < source_depth.shape[1]) & (uv[..., 1] < source_depth.shape[0])
+        col = uv[..., 0].clamp(0, source_depth.shape[1] - 1).long()
+        row = uv[..., 1].clamp(0, source_depth.shape[0] - 1).long()
+        expected = source_depth[row, col]
+        seen |= inside & ((z - expected).abs() < DEPTH_TOLERANCE * expected)
+    return seen & torch.isfinite(depth)

@@ -1,0 +1,283 @@
+"""The persistent world: every Gaussian fitted so far, and a bounded set of views that remember what was seen.
+
+The public implementation throws its Gaussians away with every chunk and rebuilds them from the last few frames. Here a
+chunk only adds what was not covered, refines the neighbourhood, and nothing that was seen is dropped; so coming back to
+a place shows the same place. Memory grows with the world that was seen, not with the length of the path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..history import History
+from .fit import FitSettings, FitViews, fit
+from .gaussians import Gaussians, concatenate
+from .rasterize import rasterize
+from .seed import SeedView, seed_gaussians
+from .space import CacheSpace
+
+SKY_DISTANCE = 20.0
+"""The sky's Gaussians stand at this many times the farthest surface of the start frame."""
+SEEN_ALPHA = 0.5
+"""A pixel whose cache alpha reaches this was seen; below, Gaussians are missing."""
+MIN_NEW_PIXELS = 0.0005
+"""Share of a view that must be missing before it is worth seeding."""
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """How much to spend on the world.
+
+    Attributes:
+        first_steps: optimisation steps of the first fit.
+        update_steps: of every later one, which is warm-started.
+        points_per_view: Gaussians that a whole uncovered view gets; a partly covered one gets its share.
+        max_gaussians: of the whole world; beyond it nothing is added and `CacheStep.full` says so.
+        sh_degree: of the colour.
+        key_views: views of a chunk that seed and fit.
+        anchor_views: earlier views that a later fit also looks at, so that it cannot spoil them.
+        max_key_views: views remembered over the whole path.
+    """
+
+    first_steps: int = 500
+    update_steps: int = 200
+    points_per_view: int = 50_000
+    max_gaussians: int = 1_000_000
+    sh_degree: int = 3
+    key_views: int = 5
+    anchor_views: int = 2
+    max_key_views: int = 64
+    fit: FitSettings = field(default_factory=FitSettings)
+
+
+@dataclass(frozen=True)
+class KeyViews:
+    """Views that were fitted: the memory of what was seen from where. Pictures are kept in 8 bits, depth is planar z."""
+
+    numbers: list[int]
+    rgb: Tensor  # (V, H, W, 3) uint8
+    depth: Tensor  # (V, H, W) float32, cache units, sky at the sky's depth
+    trusted: Tensor  # (V, H, W) uint8, 255 where fully
+    w2c: Tensor  # (V, 4, 4)
+    K: Tensor  # (V, 3, 3)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+@dataclass(frozen=True)
+class SplatCache:
+    """The world so far."""
+
+    space: CacheSpace
+    sky_depth: float
+    gaussians: Gaussians
+    source_frames: Tensor  # (N,) int32
+    sky: Tensor  # (N,) bool
+    views: KeyViews
+
+
+@dataclass(frozen=True)
+class CacheStep:
+    """One optimisation step of `steps`."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+EstimateDepth = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(rgb (H, W, 3), cache depth (H, W), seen (H, W) bool, K) -> complete planar z (inf is sky) and confidence (H, W)."""
+
+
+def open_cache(
+    space: CacheSpace, start: History, depth: Tensor, settings: CacheSettings, generator: torch.Generator
+) -> Generator[CacheStep, None, SplatCache]:
+    """Builds the world from the start frame and its depth ((H, W) planar z in cache units; inf is sky)."""
+    assert len(start) == 1, len(start)
+    finite = torch.isfinite(depth)
+    sky_depth = SKY_DISTANCE * float(depth[finite].max())
+    wanted = torch.ones_like(finite)
+    seeds, sky = seed_gaussians(
+        SeedView(start.rgb[0], depth, wanted, start.w2c[0], start.K[0]), settings.points_per_view, sky_depth, settings.sh_degree
+    )
+    flat = torch.where(finite, depth, torch.full_like(depth, sky_depth))
+    views = FitViews(start.rgb, 1 / flat[None], start.trusted, torch.ones_like(flat)[None], start.w2c, start.K)
+    trainable = torch.ones(len(seeds), dtype=torch.bool, device=sky.device)
+    gaussians = yield from _run(seeds, trainable, views, settings.first_steps, settings, generator)
+    return SplatCache(
+        space=space,
+        sky_depth=sky_depth,
+        gaussians=gaussians,
+        source_frames=torch.full((len(seeds),), start.numbers[0], dtype=torch.int32, device=sky.device),
+        sky=sky,
+        views=KeyViews(
+            start.numbers, _to_bytes(start.rgb), flat[None], _to_bytes(start.trusted), start.w2c, start.K
+        ),
+    )
+
+
+def update_cache(
+    cache: SplatCache, history: History, estimate_depth: EstimateDepth, settings: CacheSettings, generator: torch.Generator
+) -> Generator[CacheStep, None, SplatCache]:
+    """Adds what `history` shows and the world lacks, then refines the new Gaussians and their neighbourhood.
+
+    The newest frame seeds first, because the next chunk continues from it; earlier ones fill what it did not see.
+    """
+    history = history[_spread(len(history), settings.key_views)]
+    height, width = history.rgb.shape[1:3]
+    gaussians, source_frames, sky = cache.gaussians, cache.source_frames, cache.sky
+    before = len(gaussians)
+    touched = torch.zeros(before, dtype=torch.bool, device=sky.device)
+    depths, confidences, seeded = [], [], []
+    for v in reversed(range(len(history))):
+        with torch.no_grad():
+            render = rasterize(gaussians, history.w2c[v, None], history.K[v, None], width, height)
+        seen = render.alpha[0] >= SEEN_ALPHA
+        wanted = ~seen
+        known = torch.where(render.depth[0] > 0.5 * cache.sky_depth, torch.inf, render.depth[0])
+        depth, confidence = estimate_depth(history.rgb[v], known, seen, history.K[v])
+        room = settings.max_gaussians - len(gaussians)
+        share = float(wanted.float().mean())
+        if share >= MIN_NEW_PIXELS and room > 0:
+            budget = min(max(int(settings.points_per_view * share), 16), room)
+            seeds, is_sky = seed_gaussians(
+                SeedView(history.rgb[v], depth, wanted, history.w2c[v], history.K[v]), budget, cache.sky_depth, cache.gaussians.sh_degree
+            )
+            touched |= _near(cache.gaussians, wanted, history.w2c[v], history.K[v])
+            gaussians = concatenate([gaussians, seeds])
+            sky = torch.cat([sky, is_sky])
+            source_frames = torch.cat([source_frames, torch.full_like(source_frames[:1], history.numbers[v]).expand(len(seeds))])
+        depths.append(torch.where(torch.isfinite(depth), depth, torch.full_like(depth, cache.sky_depth)))
+        confidences.append(confidence)
+        seeded.append(wanted)
+    depth, confidence, wanted = (torch.stack(x[::-1]) for x in (depths, confidences, seeded))
+
+    anchors = _choose_anchors(cache.views, history, settings.anchor_views)
+    trusted = torch.maximum(history.trusted, wanted.to(history.trusted.dtype))
+    views = _with_anchors(cache.views, anchors, FitViews(history.rgb, 1 / depth, trusted, confidence, history.w2c, history.K))
+    trainable = torch.cat([touched, torch.ones(len(gaussians) - before, dtype=torch.bool, device=sky.device)])
+    # With nothing new there is still what the frames revised: everything in view may move.
+    if not trainable.any():
+        trainable = _in_view(gaussians, history, width, height)
+    gaussians = yield from _run(gaussians, trainable, views, settings.update_steps, settings, generator)
+
+    with torch.no_grad():
+        fitted = rasterize(gaussians, history.w2c, history.K, width, height)
+    remembered = torch.where(fitted.alpha >= SEEN_ALPHA, fitted.depth, depth)
+    views_now = KeyViews(
+        cache.views.numbers + history.numbers,
+        torch.cat([cache.views.rgb, _to_bytes(history.rgb)]),
+        torch.cat([cache.views.depth, remembered]),
+        torch.cat([cache.views.trusted, _to_bytes(trusted)]),
+        torch.cat([cache.views.w2c, history.w2c]),
+        torch.cat([cache.views.K, history.K]),
+    )
+    return replace(cache, gaussians=gaussians, source_frames=source_frames, sky=sky, views=_prune(views_now, settings.max_key_views))
+
+
+def nearest_views(views: KeyViews, w2c: Tensor, count: int) -> Tensor:
+    """(min(count, V),) indices of the key views whose cameras are nearest to one (4, 4) camera, nearest first.
+
+    Distance counts a turn of one radian as much as one cache unit of travel: both change about as much of the picture.
+    """
+    return camera_distance(views.w2c, w2c[None])[:, 0].argsort()[:count]
+
+
+def camera_distance(a: Tensor, b: Tensor) -> Tensor:
+    """(A, 4, 4) and (B, 4, 4) world-to-camera -> (A, B) travel in cache units plus turn in radians."""
+    centre_a, centre_b = (-(w[:, :3, :3].mT @ w[:, :3, 3:])[..., 0] for w in (a, b))
+    cosine = (torch.einsum("aij,bij->ab", a[:, :3, :3], b[:, :3, :3]) - 1) / 2
+    return torch.cdist(centre_a, centre_b) + cosine.clamp(-1, 1).acos()
+
+
+def _run(
+    gaussians: Gaussians, trainable: Tensor, views: FitViews, steps: int, settings: CacheSettings, generator: torch.Generator
+) -> Generator[CacheStep, None, Gaussians]:
+    fitting = fit(gaussians, trainable, views, steps, settings.fit, generator)
+    step = 0
+    while True:
+        try:
+            loss = next(fitting)
+        except StopIteration as end:
+            return end.value
+        step += 1
+        yield CacheStep(step, steps, loss)
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """At most `count` positions, evenly spread, the last always among them."""
+    return sorted({round(x) for x in np.linspace(total - 1, 0 if count > 1 else total - 1, min(count, total))})
+
+
+def _near(gaussians: Gaussians, wanted: Tensor, w2c: Tensor, K: Tensor) -> Tensor:
+    """(N,) bool: Gaussians whose centres project into or beside the wanted pixels."""
+    height, width = wanted.shape
+    reach = max(round(width / 64), 1)
+    region = F.max_pool2d(wanted.float()[None, None], 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0
+    col, row, inside = _project(gaussians.means, w2c, K, width, height)
+    return inside & region[row, col]
+
+
+def _in_view(gaussians: Gaussians, history: History, width: int, height: int) -> Tensor:
+    seen = torch.zeros(len(gaussians), dtype=torch.bool, device=gaussians.means.device)
+    for v in range(len(history)):
+        seen |= _project(gaussians.means, history.w2c[v], history.K[v], width, height)[2]
+    return seen
+
+
+def _project(points: Tensor, w2c: Tensor, K: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, 3) points -> pixel column, row (clamped to the image) and whether they fall into it."""
+    camera = points @ w2c[:3, :3].T + w2c[:3, 3]
+    z = camera[:, 2]
+    uv = (camera @ K.T)[:, :2] / z.clamp_min(1e-6)[:, None]
+    inside = (z > 0.01) & (uv[:, 0] >= 0) & (uv[:, 0] < width) & (uv[:, 1] >= 0) & (uv[:, 1] < height)
+    return uv[:, 0].clamp(0, width - 1).long(), uv[:, 1].clamp(0, height - 1).long(), inside
+
+
+def _choose_anchors(views: KeyViews, history: History, count: int) -> list[int]:
+    """Earlier views that look at the same part of the world as the new frames, the start frame among them."""
+    if count == 0 or len(views) == 0:
+        return []
+    order = camera_distance(views.w2c, history.w2c).amin(1).argsort().tolist()
+    return sorted({0, *order[: max(count - 1, 1)]})[:count] if count > 1 else order[:1]
+
+
+def _with_anchors(old: KeyViews, anchors: list[int], new: FitViews) -> FitViews:
+    if not anchors:
+        return new
+    trusted = old.trusted[anchors].to(new.weight.dtype) / 255
+    return FitViews(
+        rgb=torch.cat([old.rgb[anchors].to(new.rgb.dtype) / 255, new.rgb]),
+        disparity=torch.cat([1 / old.depth[anchors], new.disparity]),
+        weight=torch.cat([trusted, new.weight]),
+        depth_weight=torch.cat([trusted, new.depth_weight]),
+        w2c=torch.cat([old.w2c[anchors], new.w2c]),
+        K=torch.cat([old.K[anchors], new.K]),
+    )
+
+
+def _prune(views: KeyViews, most: int) -> KeyViews:
+    """Drops the views that another one stands closest to, until at most `most` are left; the start frame stays."""
+    keep = list(range(len(views)))
+    distance = camera_distance(views.w2c, views.w2c)
+    while len(keep) > most:
+        sub = distance[keep][:, keep] + torch.eye(len(keep), device=distance.device) * 1e9
+        closest = sub.amin(1)
+        closest[0] = torch.inf
+        keep.pop(int(closest.argmin()))
+    if len(keep) == len(views):
+        return views
+    return KeyViews(
+        [views.numbers[k] for k in keep], views.rgb[keep], views.depth[keep], views.trusted[keep], views.w2c[keep], views.K[keep]
+    )
+
+
+def _to_bytes(x: Tensor) -> Tensor:
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)

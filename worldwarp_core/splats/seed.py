@@ -1,0 +1,204 @@
+"""New Gaussians from an image with depth: flat discs that lie on the surface, many where there is detail.
+
+The public implementation starts round Gaussians from nearest-neighbour distances and leaves the shapes to the optimiser.
+One view cannot tell the optimiser how a surface runs in depth, but the depth map does: each disc takes its tangents from
+the map's own gradient, so the first render is already right and stays closed when the camera moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .gaussians import SH_C0, Gaussians
+
+OPACITY = 0.95
+DISC_SIGMA = 0.55
+"""Standard deviation of a disc in units of its pixel block: neighbours close to 93% alpha where four of them meet."""
+DISC_THICKNESS = 0.1
+"""Of the disc's shorter radius: thin enough not to show edge-on, thick enough to stay well conditioned."""
+MAX_SLOPE = 0.7
+"""A disc's depth may change by at most this share across its block: steeper is a depth edge, not a surface."""
+EDGE_RATIO = 1.05
+"""Neighbouring pixels whose depths differ by more than this do not share a disc."""
+BLOCK = 4
+"""Largest block of pixels that one disc stands for; blocks split in four down to single pixels."""
+
+
+@dataclass(frozen=True)
+class SeedView:
+    """One image to seed from, in cache units.
+
+    Attributes:
+        rgb: (H, W, 3) in [0, 1].
+        depth: (H, W) planar z; inf is sky.
+        wanted: (H, W) bool, where Gaussians are missing.
+        w2c: (4, 4), K: (3, 3) of the view.
+    """
+
+    rgb: Tensor
+    depth: Tensor
+    wanted: Tensor
+    w2c: Tensor
+    K: Tensor
+
+
+def seed_gaussians(view: SeedView, budget: int, sky_depth: float, sh_degree: int) -> tuple[Gaussians, Tensor]:
+    """Returns at most about `budget` Gaussians for the wanted pixels, and (N,) bool that tells the sky's.
+
+    Sky pixels become discs at `sky_depth` that face the camera.
+    """
+    sky = ~torch.isfinite(view.depth)
+    disparity = torch.where(sky, torch.full_like(view.depth, 1.0 / sky_depth), 1.0 / view.depth)
+    rows, cols, size = _choose_blocks(view.rgb, disparity, view.wanted, budget)
+
+    # The disc's centre is its block's; where a wanted pixel is missing at the centre the block is a single pixel anyway.
+    u, v = cols + size / 2, rows + size / 2
+    row, col = (rows + (size - 1) // 2).long(), (cols + (size - 1) // 2).long()
+    colour = _block_mean(view.rgb, view.wanted, rows, cols, size)
+    slope_u, slope_v = _surface_slopes(disparity)
+    at = disparity[row, col]
+    q_u, q_v = slope_u[row, col], slope_v[row, col]
+    limit = MAX_SLOPE * at / size
+    q_u, q_v = q_u.clamp(-limit, limit), q_v.clamp(-limit, limit)
+    q = at + q_u * (u - col - 0.5) + q_v * (v - row - 0.5)
+
+    # P(u, v) = ray(u, v) / q(u, v): its derivatives are the surface's tangents for one pixel step.
+    K_inv = torch.linalg.inv(view.K)
+    ray = torch.stack([u, v, torch.ones_like(u)], -1) @ K_inv.T
+    tangent_u = K_inv[:, 0] / q[:, None] - ray * (q_u / q**2)[:, None]
+    tangent_v = K_inv[:, 1] / q[:, None] - ray * (q_v / q**2)[:, None]
+    rotation, lengths = _disc_frame(tangent_u, tangent_v)
+    radii = lengths * (DISC_SIGMA * size)[:, None]
+    scales = torch.cat([radii, DISC_THICKNESS * radii[:, 1:]], 1)
+
+    c2w = torch.linalg.inv(view.w2c)
+    count = len(rows)
+    gaussians = Gaussians(
+        means=(ray / q[:, None]) @ c2w[:3, :3].T + c2w[:3, 3],
+        quats=_quaternions(c2w[:3, :3] @ rotation),
+        scales=scales.clamp_min(1e-9).log(),
+        opacities=torch.full((count,), OPACITY, dtype=colour.dtype, device=colour.device).logit(),
+        sh0=((colour - 0.5) / SH_C0)[:, None],
+        shN=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3, dtype=colour.dtype, device=colour.device),
+    )
+    return gaussians, sky[row, col]
+
+
+def _choose_blocks(rgb: Tensor, disparity: Tensor, wanted: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A quadtree cut: (N,) rows, columns (of the corner) and sizes of square blocks that tile the wanted pixels.
+
+    Every block starts at `BLOCK` pixels. Splits are ranked by the colour error that they remove (a block that straddles
+    a depth edge or the border of what is wanted comes first) and made until the budget is spent.
+    """
+    height, width = wanted.shape
+    pad = (0, -width % BLOCK, 0, -height % BLOCK)
+    inside = F.pad(wanted, pad)
+    mean = F.pad(rgb.permute(2, 0, 1)[None], pad, mode="replicate")[0]
+    disparity = F.pad(disparity[None, None], pad, mode="replicate")[0, 0]
+
+    def halve(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x[None], 2)[0]
+
+    # For each level: is anything wanted, must it split, and how much squared error does splitting remove?
+    levels = []
+    size = 1
+    low, high, share = disparity, disparity, inside.float()
+    while True:
+        levels.append({"any": share > 0, "mixed": (share < 1) | (high > EDGE_RATIO ** max(size // 2, 1) * low), "mean": mean})
+        if size == BLOCK:
+            break
+        mean, share, size = halve(mean), halve(share[None])[0], size * 2
+        low = -F.max_pool2d(-low[None], 2)[0]
+        high = F.max_pool2d(high[None], 2)[0]
+
+    chosen = levels[-1]["any"]
+    cuts: list[tuple[Tensor, Tensor]] = []
+    parent_gain = torch.full_like(levels[-1]["mean"][0], torch.inf)
+    for level in range(len(levels) - 1, 0, -1):
+        this, child = levels[level], levels[level - 1]
+        spread = child["mean"] - _double(this["mean"])
+        gain = F.avg_pool2d(spread.square().sum(0)[None], 2)[0] * 4.0**level
+        gain = torch.where(this["mixed"], 1e6 + gain, gain)
+        parent_gain = torch.minimum(parent_gain, gain)  # a child never splits before its parent
+        cuts.append((parent_gain, this["any"]))
+        parent_gain = _double(parent_gain)
+
+    gains = torch.cat([gain[any_] for gain, any_ in cuts])
+    room = max((budget - int(chosen.sum())) // 3, 0)
+    threshold = torch.topk(gains, room).values[-1] if 0 < room < len(gains) else (0.0 if room else torch.inf)
+    parts = []
+    alive = chosen
+    for (gain, any_), size in zip([*cuts, (None, levels[0]["any"])], [2**i for i in range(len(levels) - 1, -1, -1)], strict=True):
+        alive = alive & any_
+        split = (gain > threshold) & alive if gain is not None else torch.zeros_like(alive)
+        r, c = torch.nonzero(alive & ~split, as_tuple=True)
+        parts.append((r * size, c * size, torch.full_like(r, size)))
+        alive = _double(split) if gain is not None else alive
+    rows, cols, sizes = (torch.cat(p) for p in zip(*parts, strict=True))
+    keep = (rows + (sizes - 1) // 2 < height) & (cols + (sizes - 1) // 2 < width)
+    return rows[keep].to(rgb.dtype), cols[keep].to(rgb.dtype), sizes[keep].to(rgb.dtype)
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+
+def _block_mean(rgb: Tensor, wanted: Tensor, rows: Tensor, cols: Tensor, size: Tensor) -> Tensor:
+    """(N, 3) mean colour of each block's wanted pixels."""
+    height, width = wanted.shape
+    weight = wanted.to(rgb.dtype)[..., None]
+    summed = F.pad(torch.cat([rgb * weight, weight], -1).double().cumsum(0).cumsum(1).permute(2, 0, 1), (1, 0, 1, 0))
+    top, left = rows.long(), cols.long()
+    bottom, right = (rows + size).long().clamp(max=height), (cols + size).long().clamp(max=width)
+    total = summed[:, bottom, right] - summed[:, top, right] - summed[:, bottom, left] + summed[:, top, left]
+    return (total[:3] / total[3].clamp_min(1e-6)).T.to(rgb.dtype)
+
+
+def _surface_slopes(disparity: Tensor) -> tuple[Tensor, Tensor]:
+    """(H, W) disparity change per pixel along u and v: the smaller of the two one-sided differences, so that a slope
+    never crosses a depth edge that the pixel only touches."""
+
+    def smaller(x: Tensor) -> Tensor:  # along the last axis
+        step = x[..., 1:] - x[..., :-1]
+        before, after = F.pad(step, (1, 0)), F.pad(step, (0, 1))
+        before[..., 0], after[..., -1] = step[..., 0], step[..., -1]
+        return torch.where(before.abs() < after.abs(), before, after)
+
+    if min(disparity.shape) < 2:
+        return torch.zeros_like(disparity), torch.zeros_like(disparity)
+    return smaller(disparity), smaller(disparity.T).T
+
+
+def _disc_frame(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal axes of the ellipses a cos t + b sin t: (N, 3, 3) rotations (axes as columns) and (N, 2) lengths, longer first."""
+    aa, bb, ab = (a * a).sum(-1), (b * b).sum(-1), (a * b).sum(-1)
+    t = 0.5 * torch.atan2(2 * ab, aa - bb)
+    major = a * t.cos()[:, None] + b * t.sin()[:, None]
+    minor = b * t.cos()[:, None] - a * t.sin()[:, None]
+    lengths = torch.stack([major.norm(dim=-1), minor.norm(dim=-1)], -1)
+    x, y = F.normalize(major, dim=-1), F.normalize(minor, dim=-1)
+    return torch.stack([x, y, torch.linalg.cross(x, y)], -1), lengths
+
+
+def _quaternions(rotation: Tensor) -> Tensor:
+    """(N, 3, 3) -> (N, 4) wxyz, by the largest of the four components (Shepperd)."""
+    m = rotation
+    trace = m.diagonal(dim1=-2, dim2=-1).sum(-1)
+    squares = torch.stack([1 + trace, *(1 + 2 * m[:, i, i] - trace for i in range(3))], -1).clamp_min(0)
+    skew = torch.stack([m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]], -1)
+    sym = m + m.mT
+    candidates = torch.stack(
+        [
+            torch.stack([squares[:, 0], skew[:, 0], skew[:, 1], skew[:, 2]], -1),
+            torch.stack([skew[:, 0], squares[:, 1], sym[:, 0, 1], sym[:, 0, 2]], -1),
+            torch.stack([skew[:, 1], sym[:, 0, 1], squares[:, 2], sym[:, 1, 2]], -1),
+            torch.stack([skew[:, 2], sym[:, 0, 2], sym[:, 1, 2], squares[:, 3]], -1),
+        ],
+        1,
+    )
+    best = squares.argmax(-1)
+    return F.normalize(candidates[torch.arange(len(m), device=m.device), best], dim=-1)
