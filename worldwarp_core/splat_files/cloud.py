@@ -28,8 +28,8 @@ class SplatCloud:
     opacities: np.ndarray
     sh0: np.ndarray
     shN: np.ndarray
-    source_frames: np.ndarray = field(default=None)  # type: ignore[assignment]
-    sky: np.ndarray = field(default=None)  # type: ignore[assignment]
+    source_frames: np.ndarray = field(default=None)  # type: ignore[arg-type]
+    sky: np.ndarray = field(default=None)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         n = len(self.means)
@@ -42,8 +42,9 @@ class SplatCloud:
         assert self.scales.shape == (n, 3), self.scales.shape
         assert self.opacities.shape == (n,), self.opacities.shape
         assert self.sh0.shape == (n, 1, 3), self.sh0.shape
-        assert self.shN.ndim == 3 and self.shN.shape[0] == n and self.shN.shape[1] in (0, 3, 8, 15), self.shN.shape
-        assert self.source_frames.shape == (n,) and self.sky.shape == (n,)
+        assert self.shN.shape in ((n, 0, 3), (n, 3, 3), (n, 8, 3), (n, 15, 3)), self.shN.shape
+        assert self.source_frames.shape == (n,), self.source_frames.shape
+        assert self.sky.shape == (n,), self.sky.shape
 
     def __len__(self) -> int:
         return len(self.means)
