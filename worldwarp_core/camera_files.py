@@ -118,7 +118,7 @@ def _parsed(path: Path, content: bytes) -> dict[str, Any]:
             f"{path} is neither JSON nor .npz ({where}). Export the camera again from Blender as cameras.json.",
         ) from error
     if not isinstance(document, dict):
-        raise _bad(path, f"its JSON is a {type(document).__name__}, not an object with \"frames\"")
+        raise _bad(path, f'its JSON is a {type(document).__name__}, not an object with "frames"')
     return document
 
 
