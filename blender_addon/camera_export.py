@@ -13,11 +13,8 @@ from contextlib import contextmanager
 import bpy
 import numpy as np
 
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras import CameraPath, blender_to_opencv
 from worldwarp_core.errors import WorldWarpError
-
-BLENDER_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
-"""Blender's cameras look down -z with y up, OpenCV's look down +z with y down."""
 
 SHEAR_TOLERANCE = 1e-5
 """Cosine between two axes of a camera above which it is sheared; rounding in deep hierarchies stays below 2e-6."""
@@ -202,7 +199,7 @@ def camera_to_world(camera: bpy.types.Object, frame: int) -> np.ndarray:
     c2w = np.eye(4)
     c2w[:3, :3] = u @ vt
     c2w[:3, 3] = matrix[:3, 3]
-    return c2w @ BLENDER_TO_OPENCV
+    return blender_to_opencv(c2w)
 
 
 @contextmanager

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Splat clouds as Blender objects, and back.
+
+A splat object carries the point attributes of Blender 5.3's native Gaussian splats. Where Blender can size a point
+cloud (from 5.1) it is one; below, it is a mesh of loose points with the same attributes. Its data are in Blender's
+world axes, so a freshly imported object has no transform and coincides with the scene it was made from. Gaussians that
+stand for the far background live in a second object, "... Sky", so that they do not blow up the bounds of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import bpy
+import numpy as np
+
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.splat_files.axes import transform
+from worldwarp_core.splat_files.cloud import SplatCloud
+
+MAX_LOGIT = 16.0
+"""Opacities are stored after the sigmoid; of a float32 that is as far as a logit can be had back."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """One point attribute as Blender 5.3 names it, and what of a cloud it holds."""
+
+    name: str
+    data_types: tuple[str, ...]
+    """The native type first, then what holds the same numbers in Blenders that lack it."""
+    values: Callable[[SplatCloud], np.ndarray]
+    """(N, components) of a cloud, or (N,)."""
+
+
+def _base(cloud: SplatCloud) -> np.ndarray:
+    """(N, 4): the degree-0 coefficients as they stand, and the opacity in [0, 1]."""
+    return np.concatenate([cloud.sh0[:, 0], 1 / (1 + np.exp(-cloud.opacities[:, None]))], axis=1)
+
+
+SCALE = Native("scale", ("FLOAT_VECTOR",), lambda cloud: np.exp(cloud.scales))
+ROTATION = Native("rotation", ("QUATERNION",), lambda cloud: cloud.quats)
+BASE = Native("radiance:base", ("FLOAT4", "FLOAT_COLOR"), _base)
+ALWAYS = (
+    Native("position", ("FLOAT_VECTOR",), lambda cloud: cloud.means),
+    SCALE,
+    ROTATION,
+    BASE,
+    # Ours: where a Gaussian came from, for selecting and cropping by frame.
+    Native("source_frame", ("INT",), lambda cloud: cloud.source_frames),
+    Native("sky", ("BOOLEAN",), lambda cloud: cloud.sky),
+)
+
+
+def _harmonic(index: int) -> Native:
+    """One coefficient of the view-dependent colour, for red, green and blue."""
+    return Native(f"radiance:sh_{index}", ("FLOAT_VECTOR",), lambda cloud: cloud.shN[:, index])
+
+
+STORAGE = {
+    # data type: (property of a point, components, NumPy type)
+    "FLOAT4": ("vector", 4, np.float32),
+    "FLOAT_COLOR": ("color", 4, np.float32),
+    "FLOAT_VECTOR": ("vector", 3, np.float32),
+    "QUATERNION": ("value", 4, np.float32),
+    "FLOAT": ("value", 1, np.float32),
+    "INT": ("value", 1, np.int32),
+    "BOOLEAN": ("value", 1, bool),
+}
+
+SKY_SUFFIX = " Sky"
+
+
+def add_splat_objects(context: bpy.types.Context, name: str, cloud: SplatCloud) -> bpy.types.Object:
+    """Returns the new object `name` in the active collection, selected and active; its sky, if any, is its child.
+
+    Args:
+        cloud: in Blender's world axes and scene units.
+    """
+    # A cloud of nothing but sky is still a world: then it is the object itself.
+    near = cloud if cloud.sky.all() else select(cloud, ~cloud.sky)
+    made = _add_object(context, name, near)
+    if len(near) < len(cloud):
+        _add_object(context, made.name + SKY_SUFFIX, select(cloud, cloud.sky)).parent = made
+    for thing in context.view_layer.objects.selected[:]:
+        thing.select_set(False)
+    made.select_set(True)
+    context.view_layer.objects.active = made
+    return made
+
+
+def splat_cloud_of(thing: bpy.types.Object) -> SplatCloud:
+    """Returns the Gaussians of a splat object and of the sky below it, in Blender's world axes.
+
+    The objects' own transforms are applied: centres, sizes, orientations and view-dependent colour turn with them.
+
+    Raises:
+        WorldWarpError: `bad_splats` for an object without splat attributes, or with an uneven scale or shear.
+    """
+    parts = [transform(_read(part), np.array(part.matrix_world)) for part in (thing, *sky_of(thing))]
+    return concatenate(parts)
+
+
+def is_splat_object(thing: bpy.types.Object | None) -> bool:
+    """Returns whether `thing` has the attributes of Gaussian splats."""
+    return (
+        thing is not None
+        and thing.type in ("MESH", "POINTCLOUD")
+        and all(native.name in thing.data.attributes for native in (SCALE, ROTATION, BASE))
+    )
+
+
+def sky_of(thing: bpy.types.Object) -> list[bpy.types.Object]:
+    """Returns the children of a splat object that hold its far background."""
+    return [child for child in thing.children if is_splat_object(child) and SKY_SUFFIX in child.name]
+
+
+def splat_object_to_export(context: bpy.types.Context) -> bpy.types.Object:
+    """Returns the active splat object, or the scene's only one.
+
+    Raises:
+        WorldWarpError: `bad_splats`, saying what to select.
+    """
+    active = context.view_layer.objects.active
+    if is_splat_object(active):
+        return active
+    found = [thing for thing in context.scene.objects if is_splat_object(thing) and thing not in _skies(context.scene)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(f'"{thing.name}"' for thing in found[:5])
+        raise WorldWarpError(
+            "bad_splats", f"The scene has {len(found)} splat objects ({names}): select the one to export."
+        )
+    told = f'"{active.name}" is no splat object' if active else "Nothing is selected"
+    raise WorldWarpError("bad_splats", f"{told}, and the scene has none. Import or generate one first.")
+
+
+def select(cloud: SplatCloud, rows: np.ndarray) -> SplatCloud:
+    """Returns the Gaussians where `rows` (N,) is True."""
+    return SplatCloud(**{name: getattr(cloud, name)[rows] for name in SplatCloud.__dataclass_fields__})
+
+
+def concatenate(clouds: list[SplatCloud]) -> SplatCloud:
+    """Returns all Gaussians of `clouds`, the higher SH degree taken where they differ."""
+    bands = max(cloud.shN.shape[1] for cloud in clouds)
+
+    def joined(name: str) -> np.ndarray:
+        arrays = [getattr(cloud, name) for cloud in clouds]
+        if name == "shN":
+            arrays = [np.pad(array, ((0, 0), (0, bands - array.shape[1]), (0, 0))) for array in arrays]
+        return np.concatenate(arrays)
+
+    return SplatCloud(**{name: joined(name) for name in SplatCloud.__dataclass_fields__})
+
+
+def _skies(scene: bpy.types.Scene) -> set[bpy.types.Object]:
+    return {sky for thing in scene.objects if is_splat_object(thing) for sky in sky_of(thing)}
+
+
+def _add_object(context: bpy.types.Context, name: str, cloud: SplatCloud) -> bpy.types.Object:
+    data = _sized_data(name, len(cloud))
+    for native in (*ALWAYS, *(_harmonic(i) for i in range(cloud.shN.shape[1]))):
+        _write(data, native, native.values(cloud))
+    data.update_tag()
+    if hasattr(data, "update"):
+        data.update()
+    made = bpy.data.objects.new(name, data)
+    context.collection.objects.link(made)
+    return made
+
+
+def _sized_data(name: str, count: int) -> bpy.types.PointCloud | bpy.types.Mesh:
+    """Returns a point cloud of `count` points where this Blender can size one, else a mesh of loose points."""
+    if "resize" in bpy.types.PointCloud.bl_rna.functions:
+        cloud = bpy.data.pointclouds.new(name)
+        cloud.resize(count)
+        kinds = cloud.bl_rna.properties.get("type")
+        if kinds is not None and "GAUSSIAN_SPLAT" in kinds.enum_items:
+            cloud.type = "GAUSSIAN_SPLAT"
+        return cloud
+    mesh = bpy.data.meshes.new(name)
+    mesh.vertices.add(count)
+    return mesh
+
+
+def _write(data: bpy.types.PointCloud | bpy.types.Mesh, native: Native, values: np.ndarray) -> None:
+    known = bpy.types.Attribute.bl_rna.properties["data_type"].enum_items
+    data_type = next(kind for kind in native.data_types if kind in known)
+    attribute = data.attributes.get(native.name) or data.attributes.new(native.name, data_type, "POINT")
+    key, _, dtype = STORAGE[attribute.data_type]
+    # A flat buffer of the very type is copied whole; anything else goes point by point.
+    attribute.data.foreach_set(key, np.ascontiguousarray(values, dtype).reshape(-1))
+
+
+def _read(thing: bpy.types.Object) -> SplatCloud:
+    """Returns the Gaussians of one object in its own space."""
+    if not is_splat_object(thing):
+        raise WorldWarpError(
+            "bad_splats",
+            f'"{thing.name}" is no splat object: it lacks the point attributes {SCALE.name}, {ROTATION.name} and '
+            f"{BASE.name}.",
+        )
+    attributes = thing.data.attributes
+    means, base = _values(attributes["position"]), _values(attributes[BASE.name])
+    harmonics = []
+    while (name := _harmonic(len(harmonics)).name) in attributes:
+        harmonics.append(_values(attributes[name]))
+    # A degree that is not whole cannot be said in a file.
+    whole = max(count for count in (0, 3, 8, 15) if count <= len(harmonics))
+    shN = np.stack(harmonics[:whole], axis=1) if whole else np.zeros((len(means), 0, 3), np.float32)
+    opacity = base[:, 3].clip(0, 1)
+    with np.errstate(divide="ignore"):
+        opacities = np.log(opacity) - np.log1p(-opacity)
+        scales = np.log(_values(attributes[SCALE.name]))
+    quats = _values(attributes[ROTATION.name])
+    lengths = np.linalg.norm(quats, axis=1, keepdims=True)
+    return SplatCloud(
+        means=means,
+        quats=np.where(lengths > 0, quats / np.where(lengths > 0, lengths, 1), (1, 0, 0, 0)).astype(np.float32),
+        scales=np.maximum(scales, np.log(np.finfo(np.float32).tiny)).astype(np.float32),
+        opacities=opacities.clip(-MAX_LOGIT, MAX_LOGIT).astype(np.float32),
+        sh0=base[:, None, :3].copy(),
+        shN=shN,
+        source_frames=_values(attributes["source_frame"]) if "source_frame" in attributes else None,
+        sky=_values(attributes["sky"]) if "sky" in attributes else None,
+    )
+
+
+def _values(attribute: bpy.types.Attribute) -> np.ndarray:
+    """Returns (N, components) or (N,) of a point attribute, copied in one go."""
+    key, components, dtype = STORAGE[attribute.data_type]
+    values = np.empty(len(attribute.data) * components, dtype)
+    attribute.data.foreach_get(key, values)
+    return values.reshape(-1, components) if components > 1 else values

@@ -1,0 +1,35 @@
+"""Registering is safe to repeat, also after Blender was reset."""
+
+from __future__ import annotations
+
+import bpy
+
+import blender_addon
+
+OPERATORS = ("export_camera", "import_cameras", "import_splats", "export_splats")
+
+
+def known() -> set[str]:
+    return {name for name in OPERATORS if hasattr(bpy.types, f"WORLDWARP_OT_{name}")}
+
+
+def test_registering_twice_and_unregistering_twice_is_quiet() -> None:
+    for _ in range(2):
+        blender_addon.register()
+        blender_addon.register()
+        assert known() == set(OPERATORS)
+        blender_addon.unregister()
+        blender_addon.unregister()
+        assert known() == set()
+
+
+def test_a_factory_reset_in_between_changes_nothing() -> None:
+    blender_addon.register()
+    try:
+        bpy.ops.wm.read_factory_settings()
+        blender_addon.register()
+        assert known() == set(OPERATORS)
+        bpy.ops.wm.read_factory_settings()
+    finally:
+        blender_addon.unregister()
+    assert known() == set()
