@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from ..atomic_write import atomic_write
 from ..errors import WorldWarpError
 from .axes import canonical_axes, to_axes
 from .cloud import SplatCloud
@@ -61,12 +61,12 @@ def write_ply(path_or_file: str | os.PathLike[str] | BinaryIO, cloud: SplatCloud
     A path is written beside itself and renamed when whole, so it never holds half a file.
 
     Raises:
-        WorldWarpError: `bad_splats` for unknown axes, `unwritable_output` where the file cannot be written.
+        WorldWarpError: `bad_splats` for unknown axes, `cannot_write` where the path cannot be written.
     """
     axes = canonical_axes(axes)
     cloud = to_axes(cloud, "blender", axes)
     if isinstance(path_or_file, (str, os.PathLike)):
-        with _whole_file(Path(path_or_file)) as file:
+        with atomic_write(path_or_file) as partial, partial.open("wb") as file:
             _write(file, cloud, axes)
     else:
         _write(path_or_file, cloud, axes)
@@ -111,20 +111,6 @@ def ply_axes(path: str | os.PathLike[str]) -> str | None:
 
 
 # --- writing
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            with part.open("wb") as file:
-                yield file
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise WorldWarpError("unwritable_output", f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def _write(file: BinaryIO, cloud: SplatCloud, axes: str) -> None:

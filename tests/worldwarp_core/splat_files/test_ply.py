@@ -273,7 +273,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(ply, "_write", full_disk)
     with pytest.raises(WorldWarpError, match="No space left") as caught:
         write_ply(tmp_path / "a.ply", random_cloud(20))
-    assert caught.value.code == "unwritable_output"
+    assert caught.value.code == "cannot_write"
     assert (tmp_path / "a.ply").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
 
