@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .gaussians import Gaussians
@@ -26,8 +27,40 @@ def rasterize(gaussians: Gaussians, w2c: Tensor, K: Tensor, width: int, height: 
     """Renders with the backend of the Gaussians' device (CUDA: gsplat, CPU: numba).
 
     Args:
-        gaussians: in the frame of `w2c`; gradients flow to all six tensors.
+        gaussians: in the frame of `w2c`, float32, scaled so that the scene lies between 0.01 and 1e10 from the cameras
+            (nearer Gaussians are culled); gradients flow to all six tensors.
         w2c: (C, 4, 4) world-to-camera, OpenCV axes, no gradient.
         K: (C, 3, 3) in pixels, no gradient.
+
+    Raises:
+        WorldWarpError: `no_cuda_rasterizer` when the Gaussians are on CUDA and gsplat's kernels cannot be used.
     """
-    raise NotImplementedError
+    assert w2c.shape == (len(w2c), 4, 4), w2c.shape
+    assert K.shape == (len(w2c), 3, 3), (K.shape, w2c.shape)
+    assert min(width, height) > 0, (width, height)
+    # Each backend is imported when it is first used: numba takes a second, gsplat may compile its kernels.
+    if gaussians.means.is_cuda:
+        from .raster_gsplat import rasterize_gsplat
+
+        return Render(*rasterize_gsplat(gaussians, w2c, K, width, height))
+    from .raster_cpu import rasterize_cpu
+
+    return Render(*rasterize_cpu(gaussians, w2c, K, width, height))
+
+
+def rasterizer_info(device: torch.device | str = "cpu") -> dict[str, str | int]:
+    """The backend for `device` with its versions and threads, for records; compiles nothing."""
+    if torch.device(device).type == "cuda":
+        from importlib.metadata import version
+
+        return {"backend": "gsplat", "gsplat": version("gsplat"), "gpu": torch.cuda.get_device_name(device)}
+    import numba
+
+    from .numba_threads import thread_layer
+
+    return {
+        "backend": "numba",
+        "numba": numba.__version__,
+        "thread_layer": thread_layer(),
+        "threads": numba.get_num_threads(),
+    }

@@ -1,0 +1,45 @@
+"""How numba's kernels run here: the thread layer chosen on purpose, the options they share, and the lock around them.
+
+Left alone, numba takes whichever layer happens to load, and another one when Blender's libraries are in the process.
+Its last resort, workqueue, aborts the process when two Python threads are inside parallel kernels at once; so every
+call goes through `NUMBA_LOCK`, whatever the layer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from typing import Any
+
+import numba
+
+# A kernel is a short parallel function that calls a serial one once for each worker: numba compiles that faster than
+# a long parallel body. Compiled once for the machine, and kept.
+SERIAL: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+PARALLEL: dict[str, Any] = {**SERIAL, "parallel": True}
+NUMBA_LOCK = threading.Lock()
+
+
+def _choose_thread_layer() -> str:
+    """The first of omp, tbb and workqueue that loads, unless the user named one with NUMBA_THREADING_LAYER."""
+    if numba.config.THREADING_LAYER != "default":
+        return str(numba.config.THREADING_LAYER)
+    for name in ("omp", "tbb"):
+        try:
+            importlib.import_module(f"numba.np.ufunc.{name}pool")
+        except ImportError:
+            continue
+        return name
+    return "workqueue"
+
+
+# Before the first parallel kernel runs: numba keeps the layer it starts with.
+numba.config.THREADING_LAYER = _choose_thread_layer()
+
+
+def thread_layer() -> str:
+    """The layer in use, or, before the first kernel has run, the one chosen."""
+    try:
+        return str(numba.threading_layer())
+    except ValueError:
+        return str(numba.config.THREADING_LAYER)
