@@ -62,18 +62,18 @@ def read_cameras(
         width, height, fps: for files that do not say them; what the file says wins.
 
     Raises:
-        WorldWarpError: `missing_file`, or `bad_camera_path` that says what is wrong where in the file.
+        WorldWarpError: `bad_camera_path`, saying what is wrong and where in the file.
     """
     path = Path(path)
     try:
         if not path.is_file():
-            raise WorldWarpError("missing_file", f"There is no camera file {path}.")
+            raise WorldWarpError("bad_camera_path", f"There is no camera file {path}.")
         size_bytes = path.stat().st_size
         if size_bytes > MAX_FILE_BYTES:
             raise _bad(path, f"it is {size_bytes / 2**20:.0f} MiB; at most {MAX_FILE_BYTES // 2**20} MiB are read")
         content = path.read_bytes()
     except OSError as error:
-        raise WorldWarpError("missing_file", f"Cannot read {path}: {error.strerror or error}.") from error
+        raise WorldWarpError("bad_camera_path", f"Cannot read {path}: {error.strerror or error}.") from error
     known = {"width": width, "height": height, "fps": fps}
     try:
         if content[:2] == b"PK":

@@ -204,7 +204,7 @@ def test_an_npz_that_unpacks_to_too_much_is_not_unpacked(tmp_path, monkeypatch):
 def test_a_missing_file_says_so(tmp_path):
     with pytest.raises(WorldWarpError, match=r"no camera file .*gone\.json") as caught:
         read_cameras(tmp_path / "gone.json")
-    assert caught.value.code == "missing_file"
+    assert caught.value.code == "bad_camera_path"
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
