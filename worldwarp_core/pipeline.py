@@ -96,6 +96,8 @@ def generate(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> 
         # The last chunk is fitted too: the exported world must hold all that was seen.
         cache = yield from _report_fit(update_cache(cache, new, estimate_depth, cache_settings, generator), timeline, plan.index)
         yield CacheUpdate(plan.index, _export(cache))
+        if len(cache.gaussians) >= cache_settings.max_gaussians:
+            yield Notice("world_full", f"The world holds {len(cache.gaussians):,} Gaussians, the most allowed: new places are no longer kept.")
         history = extend_history(history, new, keep=spec.chunk)
     yield timeline.tick("finish", plans[-1].index, 1, 1)
     yield Finished(_summary(spec, models, settings, stage, cache, timeline, len(plans)))

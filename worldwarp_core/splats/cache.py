@@ -150,6 +150,7 @@ def update_cache(
             seeds, is_sky = seed_gaussians(
                 SeedView(history.rgb[v], depth, wanted, history.w2c[v], history.K[v]), budget, cache.sky_depth, cache.gaussians.sh_degree
             )
+            seeds, is_sky = seeds.map(lambda t: t[:room]), is_sky[:room]  # noqa: B023 - used at once
             touched |= _near(cache.gaussians, wanted, history.w2c[v], history.K[v])
             gaussians = concatenate([gaussians, seeds])
             sky = torch.cat([sky, is_sky])

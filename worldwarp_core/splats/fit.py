@@ -26,7 +26,7 @@ class FitSettings:
     """Weights and Adam learning rates of a fit; rates fall to a tenth along a cosine."""
 
     ssim_weight: float = 0.2
-    disparity_weight: float = 0.05
+    disparity_weight: float = 0.3
     coverage_weight: float = 0.05
     """Of 1 - alpha where something was seen: keeps surfaces closed between the pixels that made them."""
     offset_lr: float = 0.02

@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from worldwarp_core.splats.fit import SSIM_WINDOW, FitSettings, FitViews, fit, ssim
+from worldwarp_core.splats.rasterize import rasterize
+from worldwarp_core.splats.seed import SeedView, seed_gaussians
+
+HEIGHT, WIDTH = 24, 32
+K = torch.tensor([[30.0, 0, 16], [0, 30.0, 12], [0, 0, 1]])
+
+
+@pytest.fixture
+def picture():
+    coarse = torch.rand(1, 3, HEIGHT // 4, WIDTH // 4, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(coarse, (HEIGHT, WIDTH), mode="bicubic")[0].permute(1, 2, 0).clamp(0, 1)
+
+
+@pytest.fixture
+def seeds(picture):
+    everything = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
+    return seed_gaussians(SeedView(picture, torch.ones(HEIGHT, WIDTH), everything, torch.eye(4), K), 400, 50.0, 1)[0]
+
+
+def views(picture, weight=None):
+    ones = torch.ones(1, HEIGHT, WIDTH)
+    return FitViews(picture[None], ones, ones if weight is None else weight[None], ones, torch.eye(4)[None], K[None])
+
+
+def run(seeds, views, steps=25, trainable=None):
+    trainable = torch.ones(len(seeds), dtype=torch.bool) if trainable is None else trainable
+    fitting = fit(seeds, trainable, views, steps, FitSettings(), torch.Generator().manual_seed(0))
+    losses = []
+    while True:
+        try:
+            losses.append(next(fitting))
+        except StopIteration as end:
+            return end.value, losses
+
+
+def test_ssim_is_that_of_a_slow_loop():
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.rand(2, 3, 12, 14, generator=generator)
+    got = ssim(a, b)
+    assert got.shape == (12 - SSIM_WINDOW + 1, 14 - SSIM_WINDOW + 1)
+    for y in range(got.shape[0]):
+        for x in range(got.shape[1]):
+            values = []
+            for c in range(3):
+                p, q = (i[c, y : y + SSIM_WINDOW, x : x + SSIM_WINDOW].double() for i in (a, b))
+                cov = ((p - p.mean()) * (q - q.mean())).mean()
+                top = (2 * p.mean() * q.mean() + 1e-4) * (2 * cov + 9e-4)
+                values.append(top / ((p.mean() ** 2 + q.mean() ** 2 + 1e-4) * (p.var(correction=0) + q.var(correction=0) + 9e-4)))
+            assert float(got[y, x]) == pytest.approx(float(sum(values) / 3), abs=1e-4)
+
+
+def test_ssim_of_an_image_with_itself_is_one(picture):
+    assert torch.allclose(ssim(picture.permute(2, 0, 1), picture.permute(2, 0, 1)), torch.ones(()), atol=1e-4)
+
+
+def test_a_fit_lowers_the_loss_and_reports_every_step(seeds, picture):
+    _, losses = run(seeds, views(picture))
+    assert len(losses) == 25
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_only_the_trainable_gaussians_move(seeds, picture):
+    trainable = torch.arange(len(seeds)) % 3 == 0
+    fitted, _ = run(seeds, views(picture), trainable=trainable)
+    for name, tensor in fitted.tensors().items():
+        before = seeds.tensors()[name]
+        assert torch.equal(tensor[~trainable], before[~trainable]), name
+        assert not torch.equal(tensor[trainable], before[trainable]), name
+
+
+def test_pixels_without_weight_teach_nothing(seeds, picture):
+    weight = torch.ones(HEIGHT, WIDTH)
+    weight[:, WIDTH // 2 :] = 0
+    spoiled = picture.clone()
+    spoiled[:, WIDTH // 2 + SSIM_WINDOW :] = 1 - spoiled[:, WIDTH // 2 + SSIM_WINDOW :]
+    clean, _ = run(seeds, views(picture, weight), steps=5)
+    other, _ = run(seeds, views(spoiled, weight), steps=5)
+    for name, tensor in clean.tensors().items():
+        assert torch.equal(tensor, other.tensors()[name]), name
+
+
+def test_nothing_to_train_is_nothing_done(seeds, picture):
+    fitted, losses = run(seeds, views(picture), trainable=torch.zeros(len(seeds), dtype=torch.bool))
+    assert fitted is seeds
+    assert losses == []
+
+
+def test_the_input_is_left_alone(seeds, picture):
+    before = {name: t.clone() for name, t in seeds.tensors().items()}
+    run(seeds, views(picture), steps=3)
+    for name, tensor in seeds.tensors().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_fitted_surface_has_no_gaps(seeds, picture):
+    fitted, _ = run(seeds, views(picture))
+    alpha = rasterize(fitted, torch.eye(4)[None], K[None], WIDTH, HEIGHT).alpha[0]
+    assert float(alpha[2:-2, 2:-2].min()) > 0.8
