@@ -23,6 +23,7 @@ from worldwarp_core.errors import WorldWarpError
 
 from .camera_export import export_camera_path
 from .camera_import import add_camera
+from .results import bring_in
 from .splats import add_splat_objects, is_splat_object, splat_cloud_of, splat_object_to_export
 
 AXES = (
@@ -163,9 +164,30 @@ class WORLDWARP_OT_export_splats(bpy.types.Operator, ExportHelper):
         return {"FINISHED"}
 
 
+class WORLDWARP_OT_import_results(bpy.types.Operator):
+    """Bring a shot's folder in: behind the camera, in the sequencer, in the compositor, and its splats"""
+
+    bl_idname = "worldwarp.import_results"
+    bl_label = "Import Results"
+    bl_options: ClassVar = {"REGISTER", "UNDO"}
+
+    directory: StringProperty(name="Folder", description="The folder of a generated shot", subtype="DIR_PATH")
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    @reported
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        made = bring_in(context, absolute(self.directory))
+        self.report({"INFO"}, f"Brought in: {', '.join(made)}")
+        return {"FINISHED"}
+
+
 CLASSES = (
     WORLDWARP_OT_export_camera,
     WORLDWARP_OT_import_cameras,
     WORLDWARP_OT_import_splats,
     WORLDWARP_OT_export_splats,
+    WORLDWARP_OT_import_results,
 )

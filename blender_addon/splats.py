@@ -72,20 +72,28 @@ STORAGE = {
 SKY_SUFFIX = " Sky"
 
 
-def add_splat_objects(context: bpy.types.Context, name: str, cloud: SplatCloud) -> bpy.types.Object:
-    """Returns the new object `name` in the active collection, selected and active; its sky, if any, is its child.
+def add_splat_objects(
+    context: bpy.types.Context, name: str, cloud: SplatCloud, replacing: bpy.types.Object | None = None
+) -> bpy.types.Object:
+    """Returns the splat object `name`, selected and active; its sky, if any, is its child.
 
     Args:
         cloud: in Blender's world axes and scene units.
+        replacing: an earlier splat object to fill anew, which keeps its name and its place; None adds one to the
+            active collection.
     """
     # A cloud of nothing but sky is still a world: then it is the object itself.
     near = cloud if cloud.sky.all() else select(cloud, ~cloud.sky)
-    made = _add_object(context, name, near)
+    skies = sky_of(replacing) if replacing is not None else []
+    made = _filled(context, replacing, name, near)
     if len(near) < len(cloud):
-        _add_object(context, made.name + SKY_SUFFIX, select(cloud, cloud.sky)).parent = made
-    for thing in context.view_layer.objects.selected[:]:
-        thing.select_set(False)
-    made.select_set(True)
+        sky = _filled(context, skies.pop() if skies else None, made.name + SKY_SUFFIX, select(cloud, cloud.sky))
+        sky.parent = made
+    for sky in skies:
+        _remove_data(sky, then=lambda sky=sky: bpy.data.objects.remove(sky))
+    context.view_layer.update()
+    for thing in list(context.view_layer.objects):
+        thing.select_set(thing == made)
     context.view_layer.objects.active = made
     return made
 
@@ -159,16 +167,30 @@ def _skies(scene: bpy.types.Scene) -> set[bpy.types.Object]:
     return {sky for thing in scene.objects if is_splat_object(thing) for sky in sky_of(thing)}
 
 
-def _add_object(context: bpy.types.Context, name: str, cloud: SplatCloud) -> bpy.types.Object:
+def _filled(
+    context: bpy.types.Context, thing: bpy.types.Object | None, name: str, cloud: SplatCloud
+) -> bpy.types.Object:
+    """Returns `thing` with the Gaussians of `cloud` as its data, or a new object `name`."""
     data = _sized_data(name, len(cloud))
     for native in (*ALWAYS, *(_harmonic(i) for i in range(cloud.shN.shape[1]))):
         _write(data, native, native.values(cloud))
     data.update_tag()
     if hasattr(data, "update"):
         data.update()
+    if thing is not None:
+        _remove_data(thing, then=lambda: setattr(thing, "data", data))
+        return thing
     made = bpy.data.objects.new(name, data)
     context.collection.objects.link(made)
     return made
+
+
+def _remove_data(thing: bpy.types.Object, then: Callable[[], None]) -> None:
+    """Runs `then`, which takes the data off `thing`, and removes the data unless others use them."""
+    data = thing.data
+    then()
+    if data.users == 0:
+        (bpy.data.meshes if isinstance(data, bpy.types.Mesh) else bpy.data.pointclouds).remove(data)
 
 
 def _sized_data(name: str, count: int) -> bpy.types.PointCloud | bpy.types.Mesh:

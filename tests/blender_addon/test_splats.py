@@ -80,6 +80,15 @@ def test_the_sky_is_its_own_object_and_leaves_the_bounds_alone() -> None:
     assert len(back) == len(cloud)
 
 
+def test_filling_an_object_anew_keeps_it_and_follows_its_sky() -> None:
+    made = add_splat_objects(bpy.context, "World", random_cloud(sky=20))
+    assert add_splat_objects(bpy.context, "Other", random_cloud(count=90, sky=5), replacing=made) == made
+    assert (made.name, len(splat_cloud_of(made)), splat_cloud_of(made).sky.sum()) == ("World", 90, 5)
+    add_splat_objects(bpy.context, "Other", random_cloud(count=50), replacing=made)
+    assert (len(bpy.data.objects), len(splat_cloud_of(made))) == (1, 50)
+    assert len(bpy.data.meshes) + len(bpy.data.pointclouds) == 1
+
+
 def test_a_moved_turned_and_scaled_object_is_exported_where_it_stands() -> None:
     cloud = random_cloud()
     made = add_splat_objects(bpy.context, "World", cloud)
