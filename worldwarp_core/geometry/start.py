@@ -1,0 +1,104 @@
+"""Depth of the start frame: exact from the scene, or from a model with the scale that the user gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import WorldWarpError
+from ..spec import BACKGROUND_DEPTH
+from .monocular import MonocularDepth
+
+DEFAULT_SCENE_SCALE = 5.0
+"""Median depth, in scene units, of a start frame whose depth comes from a model (method section 9)."""
+SKY_RATIO = 50.0
+"""A model's depth beyond this many times its median is sky."""
+SURFACE_RATIO = 1.05
+"""Depths that differ by less than this between neighbours are one surface, and may be interpolated."""
+
+
+def start_depth(
+    exact: np.ndarray | None, rgb: Tensor, K: Tensor, monocular: MonocularDepth | None, scene_scale: float | None
+) -> tuple[Tensor, str]:
+    """(H, W) planar z of the start frame in scene units (inf is sky), and where it comes from, for the record.
+
+    Args:
+        exact: (h, w) planar z in scene units, at any size; it wins over a model.
+        rgb: (H, W, 3) in [0, 1].
+        K: (3, 3) in pixels, of `rgb`.
+        scene_scale: median depth of the frame in scene units, where a model estimates it.
+
+    Raises:
+        WorldWarpError: `no_depth` with neither depth nor model; `bad_depth` where the model's estimate is unusable.
+    """
+    if exact is not None:
+        return scene_geometry(exact, (rgb.shape[0], rgb.shape[1])).to(rgb.device), "exact (scene)"
+    if monocular is None:
+        raise WorldWarpError(
+            "no_depth",
+            "The start frame has no depth. Give --depth FILE (Blender's Z pass as EXR, NPY or 16-bit PNG), or "
+            "--depth-model NAME (a depth model of transformers, such as depth-anything/Depth-Anything-V2-Small-hf).",
+        )
+    scale = DEFAULT_SCENE_SCALE if scene_scale is None else scene_scale
+    return start_depth_from_model(rgb, monocular, scale), f"{monocular.name}, median depth set to {scale:g} scene units"
+
+
+def scene_geometry(depth: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """(height, width) float32 planar z at `size`; background becomes inf.
+
+    Disparity is interpolated on surfaces (a plane stays that plane); at a depth edge the nearest pixel is taken, so
+    that no depth appears between two surfaces where there is none.
+
+    Args:
+        depth: (h, w) planar z, `BACKGROUND_DEPTH` or inf where there is nothing.
+        size: (height, width).
+    """
+    values = torch.from_numpy(np.ascontiguousarray(depth, np.float32))
+    disparity = torch.where(values >= 0.99 * BACKGROUND_DEPTH, 0.0, 1 / values)
+    if disparity.shape != tuple(size):
+        disparity = _resize_disparity(disparity, *size)
+    return 1 / disparity
+
+
+def start_depth_from_model(rgb: Tensor, monocular: MonocularDepth, scene_scale: float) -> Tensor:
+    """(H, W) planar z from a model's estimate, scaled so that its median is `scene_scale`; inf is sky.
+
+    A relative model's disparity has an unknown offset. These models give the sky 0 and are not negative, so the offset
+    is taken as 0 (or as the smallest value, where one is negative).
+
+    Raises:
+        WorldWarpError: `bad_depth` where the model tells no surface from the sky.
+    """
+    disparity = monocular.disparity(rgb[None])[0]
+    if monocular.kind == "disparity":
+        disparity = disparity - disparity.min().clamp(max=0)
+    positive = disparity[disparity > 0]
+    if len(positive) < 0.01 * disparity.numel():
+        raise WorldWarpError(
+            "bad_depth",
+            f"{monocular.name} found no surface in the start frame. Give its depth with --depth FILE, or another "
+            "--depth-model.",
+        )
+    surface = positive[positive > positive.median() / SKY_RATIO]
+    disparity = torch.where(disparity > positive.median() / SKY_RATIO, disparity, 0)
+    return scene_scale * surface.median() / disparity
+
+
+def _resize_disparity(disparity: Tensor, height: int, width: int) -> Tensor:
+    (top, bottom, down), (left, right, across) = (
+        _taps(n, m) for n, m in zip(disparity.shape, (height, width), strict=True)
+    )
+    corners = [[disparity[r][:, c] for c in (left, right)] for r in (top, bottom)]
+    blend = [a + across * (b - a) for a, b in corners]
+    smooth = blend[0] + down[:, None] * (blend[1] - blend[0])
+    near = disparity[torch.where(down < 0.5, top, bottom)][:, torch.where(across < 0.5, left, right)]
+    every = torch.stack([c for pair in corners for c in pair])
+    return torch.where(every.amax(0) <= SURFACE_RATIO * every.amin(0), smooth, near)
+
+
+def _taps(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each target pixel's centre: the source pixels before and after it, and how far it is between them."""
+    at = ((torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5).clamp(0, source - 1)
+    before = at.floor().long()
+    return before, (before + 1).clamp(max=source - 1), (at - before).float()
