@@ -1,0 +1,284 @@
+"""Message <-> parts of bytes, and every size limit of the protocol (PROTOCOL.md, "On the wire").
+
+Part 0 is MessagePack: `[tag, fields, arrays]`. Each array is one raw trailing part, C order and little-endian; part 0
+only declares it: `[name, dtype, shape]`. Nothing that arrives is trusted: sizes are checked before anything is
+allocated, types by cattrs without coercion, ranges by the messages themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import struct
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, TypeVar
+
+import attrs
+import cattrs
+import msgpack
+import numpy as np
+
+from . import messages
+from .errors import ProtocolError
+
+ARRAY_DTYPES = {"uint8": "|u1", "int64": "<i8", "float32": "<f4", "float64": "<f8"}
+"""The only dtypes that cross the wire, little-endian."""
+
+Part = bytes | bytearray | memoryview
+M = TypeVar("M")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a receiver accepts."""
+
+    message_bytes: int = 512 * 2**20
+    """All parts together."""
+    header_bytes: int = 2**20
+    """Part 0."""
+    parts: int = 8
+    string_chars: int = messages.MAX_TEXT_CHARS
+    rank: int = 4
+    side: int = 2**28
+    """Of any array axis; a message's own fields are narrower."""
+
+
+LIMITS = Limits()
+
+
+def encode(message: Any) -> list[Part]:
+    """The parts of `message`: bytes, then one memoryview per array (not copied)."""
+    fields: dict[str, Any] = {}
+    arrays: list[tuple[str, str, list[int]]] = []
+    parts: list[Part] = [b""]
+    for attribute in attrs.fields(type(message)):
+        value = getattr(message, attribute.name)
+        if isinstance(value, np.ndarray):
+            dtype = value.dtype.name
+            assert dtype in ARRAY_DTYPES, dtype
+            raw = np.ascontiguousarray(value, ARRAY_DTYPES[dtype])
+            arrays.append((attribute.name, dtype, list(value.shape)))
+            parts.append(raw.reshape(-1).view(np.uint8).data)
+        else:
+            fields[attribute.name] = _CONVERTER.unstructure(value)
+    parts[0] = msgpack.packb([_TAG_OF[type(message)], fields, arrays], use_bin_type=True)
+    return parts
+
+
+def decode(parts: Sequence[Part], direction: UnionType, limits: Limits = LIMITS) -> Any:
+    """The message in `parts`, one of the classes of `direction`. Its arrays are read-only views of the parts.
+
+    Raises:
+        ProtocolError: `too_large`, `unknown_message`, `bad_message` or `wrong_protocol_version`.
+    """
+    _check_sizes(parts, limits)
+    tag, fields, declared = _open_header(parts[0], limits)
+    request_id = _request_id(fields)
+    if tag in ("hello", "welcome"):
+        _check_version(tag, fields, request_id)
+    kind = _kinds(direction).get(tag)
+    if kind is None:
+        known = f"protocol {messages.PROTOCOL_VERSION} has no message {tag[:80]!r} in this direction"
+        raise ProtocolError("unknown_message", f"A message cannot be read: {known}.", request_id)
+    try:
+        values = dict(fields)
+        if len(declared) != len(parts) - 1:
+            raise ValueError(f"{len(declared)} arrays are declared but {len(parts) - 1} parts follow the header")
+        for entry, part in zip(declared, parts[1:], strict=True):
+            name, array = _open_array(entry, part, limits)
+            if name in values:
+                raise ValueError(f"the field {name[:80]!r} comes twice")
+            values[name] = array
+        return _CONVERTER.structure(values, kind)
+    except ProtocolError:
+        raise
+    except cattrs.BaseValidationError as error:
+        faults = "; ".join(cattrs.transform_error(error, format_exception=_fault))
+        raise ProtocolError("bad_message", f"{tag}: {faults}"[:1000], request_id) from error
+    except (ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
+        raise ProtocolError("bad_message", f"{tag}: {error}"[:1000], request_id) from error
+
+
+def size_of(parts: Sequence[Part]) -> int:
+    """Bytes of all parts: what a message costs in credit."""
+    return sum(len(part) for part in parts)
+
+
+def join(parts: Sequence[Part]) -> bytes:
+    """One byte string that `split` opens again: for a pipe or a file, which know no parts."""
+    sizes = [len(part) for part in parts]
+    return b"".join([struct.pack(f"<I{len(parts)}Q", len(parts), *sizes), *parts])
+
+
+def split(joined: Part, limits: Limits = LIMITS) -> list[Part]:
+    """The parts in what `join` made, as views.
+
+    Raises:
+        ProtocolError: `bad_message` where it is cut short or no such thing, `too_large` over the limits.
+    """
+    view = memoryview(joined)
+    if len(view) < 4:
+        raise ProtocolError("bad_message", f"A record of {len(view)} bytes is cut short.")
+    (count,) = struct.unpack_from("<I", view)
+    if count > limits.parts:
+        raise ProtocolError("too_large", f"A record says it has {count} parts; at most {limits.parts} are allowed.")
+    start = 4 + 8 * count
+    if len(view) < start:
+        raise ProtocolError("bad_message", f"A record of {len(view)} bytes is cut short.")
+    sizes = struct.unpack_from(f"<{count}Q", view, 4)
+    if start + sum(sizes) != len(view):
+        raise ProtocolError("bad_message", f"A record is {len(view)} bytes long but says {start + sum(sizes)}.")
+    parts: list[Part] = []
+    for size in sizes:
+        parts.append(view[start : start + size])
+        start += size
+    return parts
+
+
+# ---------------------------------------------------------------- opening what arrived
+
+
+def _check_sizes(parts: Sequence[Part], limits: Limits) -> None:
+    if not parts:
+        raise ProtocolError("bad_message", "An empty message.")
+    for what, got, limit in (
+        ("parts", len(parts), limits.parts),
+        ("bytes in its header", len(parts[0]), limits.header_bytes),
+        ("bytes", size_of(parts), limits.message_bytes),
+    ):
+        if got > limit:
+            raise ProtocolError("too_large", f"The message has {got} {what}; at most {limit} are allowed.")
+
+
+def _open_header(part: Part, limits: Limits) -> tuple[str, dict[str, Any], list[Any]]:
+    try:
+        header = msgpack.unpackb(
+            part,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=4 * limits.string_chars,
+            max_bin_len=0,
+            max_ext_len=0,
+            max_array_len=10_000,
+            max_map_len=10_000,
+        )
+    # msgpack raises ValueError and its subclasses for anything it cannot read, RecursionError for deep nesting.
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        why = f"The message's header is not the MessagePack of this protocol: {error}"
+        raise ProtocolError("bad_message", why[:500]) from error
+    if not (isinstance(header, list) and len(header) == 3):
+        raise ProtocolError("bad_message", "The message's header is not [tag, fields, arrays].")
+    tag, fields, arrays = header
+    if not (isinstance(tag, str) and isinstance(fields, dict) and isinstance(arrays, list)):
+        raise ProtocolError("bad_message", "The message's header is not [text, map, list].")
+    return tag, fields, arrays
+
+
+def _request_id(fields: dict[str, Any]) -> int:
+    value = fields.get("request_id")
+    return value if type(value) is int and 0 <= value <= messages.MAX_INT else 0
+
+
+def _check_version(tag: str, fields: dict[str, Any], request_id: int) -> None:
+    """Looks at the version first, so that a message of another version is not called malformed for its other fields."""
+    version, ours = fields.get("protocol_version"), messages.PROTOCOL_VERSION
+    if type(version) is int and version != ours:
+        client, server = (version, ours) if tag == "hello" else (ours, version)
+        older = "client (in Blender: the WorldWarp extension)" if client < server else "server"
+        raise ProtocolError(
+            "wrong_protocol_version",
+            f"The client speaks protocol {client} and the server protocol {server}: update the {older}.",
+            request_id,
+        )
+
+
+def _open_array(entry: Any, part: Part, limits: Limits) -> tuple[str, np.ndarray]:
+    if not (isinstance(entry, list) and len(entry) == 3):
+        raise ValueError("an array is not declared as [name, dtype, shape]")
+    name, dtype, shape = entry
+    if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(shape, list)):
+        raise ValueError("an array is not declared as [text, text, list]")
+    if dtype not in ARRAY_DTYPES:
+        raise ValueError(f"{name[:80]}: dtype {dtype[:20]!r} is not one of {', '.join(ARRAY_DTYPES)}")
+    if len(shape) > limits.rank or not all(type(side) is int and 0 <= side <= limits.side for side in shape):
+        allowed = f"at most {limits.rank} sides up to {limits.side}"
+        raise ValueError(f"{name[:80]}: the shape {str(shape)[:80]} is not allowed ({allowed})")
+    wire = np.dtype(ARRAY_DTYPES[dtype])
+    wanted = math.prod(shape) * wire.itemsize
+    if wanted != len(part):
+        raise ValueError(f"{name[:80]}: {dtype} {shape} takes {wanted} bytes but its part has {len(part)}")
+    array = np.frombuffer(part, wire).reshape(shape).astype(dtype, copy=False)
+    array.flags.writeable = False
+    return name, array
+
+
+# ---------------------------------------------------------------- tags and strict types
+
+
+def _tag(kind: type) -> str:
+    """The class's name in snake case: FrameEvent -> frame_event."""
+    name = kind.__name__
+    return "".join(f"_{c.lower()}" if c.isupper() and i else c.lower() for i, c in enumerate(name))
+
+
+_DIRECTIONS = (messages.ClientMessage, messages.ServerMessage, messages.WorkerCommand, messages.WorkerReport)
+_TAG_OF: dict[type, str] = {kind: _tag(kind) for direction in _DIRECTIONS for kind in typing.get_args(direction)}
+_KINDS = {direction: {_TAG_OF[kind]: kind for kind in typing.get_args(direction)} for direction in _DIRECTIONS}
+_KINDS[messages.LoggedEvent] = {_TAG_OF[kind]: kind for kind in typing.get_args(messages.LoggedEvent)}
+
+
+def _kinds(direction: UnionType) -> dict[str, type]:
+    return _KINDS[direction]
+
+
+def _exactly(*kinds: type) -> Any:
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) not in kinds:
+            raise TypeError(f"expected {kinds[0].__name__}, got {type(value).__name__}")
+        return value
+
+    return structure
+
+
+def _finite(value: Any, _: Any) -> float:
+    if type(value) not in (float, int) or not math.isfinite(value):
+        raise TypeError(f"expected a finite number, got {str(value)[:40]} ({type(value).__name__})")
+    return float(value)
+
+
+def _optional(strict: Any) -> Any:
+    return lambda value, kind: None if value is None else strict(value, kind)
+
+
+def _array_value(value: Any, _: Any) -> np.ndarray:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"expected an array part, got {type(value).__name__}")
+    return value
+
+
+def _job_list(value: Any, _: Any) -> tuple[messages.JobInfo, ...]:
+    if type(value) is not list:
+        raise TypeError(f"expected a list, got {type(value).__name__}")
+    return tuple(_CONVERTER.structure(item, messages.JobInfo) for item in value)
+
+
+def _fault(error: BaseException, kind: type | None) -> str:
+    """What is wrong, in the words of our own checks where they raised it."""
+    return str(error) if isinstance(error, ValueError | TypeError) else str(cattrs.v.format_exception(error, kind))
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for kind, strict in ((int, _exactly(int)), (float, _finite), (str, _exactly(str)), (np.ndarray, _array_value)):
+        converter.register_structure_hook(kind, strict)
+        converter.register_structure_hook_func(functools.partial(operator.eq, kind | None), _optional(strict))
+    converter.register_structure_hook_func(lambda t: t == dict[str, Any], _exactly(dict))
+    converter.register_structure_hook_func(lambda t: t == tuple[messages.JobInfo, ...], _job_list)
+    return converter
+
+
+_CONVERTER = _make_converter()
