@@ -221,7 +221,7 @@ def _exp_of_minus_overload(sigma):  # type: ignore[no-untyped-def]
 def _composite(workers, splats, boxes, starts, members, min_alpha, min_transmittance, pixels):  # type: ignore[no-untyped-def]
     """Fills `pixels` (H, W, 5) with RGB, expected depth and remaining transmittance."""
     for worker in numba.prange(workers):
-        _composite_part(worker, workers, splats, boxes, starts, members, min_alpha, min_transmittance, pixels)
+        _composite_part(np.int64(worker), workers, splats, boxes, starts, members, min_alpha, min_transmittance, pixels)
 
 
 @numba.njit(**SERIAL, fastmath=True)
@@ -297,7 +297,7 @@ def _composite_vjp(  # type: ignore[no-untyped-def]
     """
     for worker in numba.prange(workers):
         _composite_vjp_part(
-            worker, workers, splats, boxes, starts, members, entries, min_alpha, min_transmittance, pixels,
+            np.int64(worker), workers, splats, boxes, starts, members, entries, min_alpha, min_transmittance, pixels,
             v_image, v_entries,
         )  # fmt: skip
 
@@ -394,10 +394,10 @@ def _composite_vjp_part(  # type: ignore[no-untyped-def]
             v_entry[COLOUR + 2] = v_blue
 
 
-@numba.njit(**PARALLEL)
+@numba.njit(**SERIAL)
 def _sum_entries(first_entry, v_entries, v_splats):  # type: ignore[no-untyped-def]
     """Sums each visible Gaussian's rows of `v_entries` into its row of `v_splats`."""
-    for n in numba.prange(len(v_splats)):
+    for n in range(len(v_splats)):
         for k in range(v_splats.shape[1]):
             total = 0.0
             for entry in range(first_entry[n, 0], first_entry[n, 1]):

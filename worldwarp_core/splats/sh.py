@@ -29,7 +29,7 @@ def evaluate(workers, means, camera_centre, sh0, shN, boxes, splats, colour):  #
     `means` (N, 3) and `camera_centre` (3,) share a frame; `sh0` (N, 1, 3); `shN` (N, 0 | 3 | 8 | 15, 3).
     """
     for worker in numba.prange(workers):
-        _evaluate_part(worker, workers, means, camera_centre, sh0, shN, boxes, splats, colour)
+        _evaluate_part(np.int64(worker), workers, means, camera_centre, sh0, shN, boxes, splats, colour)
 
 
 @numba.njit(**SERIAL)
@@ -59,7 +59,7 @@ def evaluate_vjp(  # type: ignore[no-untyped-def]
     """Adds to `v_means`, `v_sh0` and `v_shN` the gradient that `v_splats` holds for the colour columns."""
     for worker in numba.prange(workers):
         _evaluate_vjp_part(
-            worker, workers, means, camera_centre, shN, boxes, splats, v_splats, colour, v_means, v_sh0, v_shN
+            np.int64(worker), workers, means, camera_centre, shN, boxes, splats, v_splats, colour, v_means, v_sh0, v_shN
         )
 
 
