@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .align import TOLERANCE, align_disparity
-from .inpaint import inpaint_disparity, spread
+from .inpaint import hole_border, inpaint_disparity, spread
 from .monocular import MonocularDepth
 
 MONOCULAR_CONFIDENCE = 0.5
@@ -85,10 +85,12 @@ def _aligned(model: Tensor, disparity: Tensor, known: Tensor, *, with_shift: boo
     guess = (fit.scale * model + fit.shift).clamp_min(0).to(disparity.dtype)
     # What is left of the error at the border of what is known fades into the hole; where model and cache see different
     # surfaces there is no error to spread but an edge.
-    border = known & (F.max_pool2d((~known).to(disparity.dtype)[None, None], 3, stride=1, padding=1)[0, 0] > 0)
-    agree = border & ((guess - disparity).abs() < 2 * TOLERANCE * disparity[surface].median())
-    if bool(agree.any()):
-        guess = (guess + spread(disparity - guess, agree, ~known)).clamp_min(0)
+    error = (disparity - guess).cpu().numpy()
+    allowed = 2 * TOLERANCE * float(disparity[surface].median())
+    agree = hole_border(known.cpu().numpy()) & (np.abs(error) < allowed)
+    if agree.any():
+        fade = spread(error, agree, (~known).cpu().numpy())
+        guess = (guess + torch.from_numpy(fade).to(guess)).clamp_min(0)
     return _with_sky(torch.where(known, disparity, guess), disparity, known)
 
 

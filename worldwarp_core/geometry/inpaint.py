@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 FRONT_RATIO = 1.1
@@ -40,106 +39,114 @@ def inpaint_disparity(disparity: Tensor, known: Tensor) -> Tensor:
         known: (H, W) bool, at least one True.
     """
     assert disparity.shape == known.shape, (disparity.shape, known.shape)
-    assert bool(known.any()), "nothing is known"
-    hole = ~known
-    if not bool(hole.any()):
+    if bool(known.all()):
         return disparity
-    border = known & (F.max_pool2d(hole.to(disparity.dtype)[None, None], 3, stride=1, padding=1)[0, 0] > 0)
-    smooth = spread(disparity, border, hole)
-    front = _foreground_border(torch.where(known, disparity, smooth), known, border)
-    if bool(front.any()):
-        smooth = spread(disparity, border & ~front, hole)
-    return torch.where(known, disparity, smooth)
+    known_np = known.cpu().numpy()
+    values = np.where(known_np, disparity.detach().cpu().numpy().astype(np.float32), 0)
+    border = hole_border(known_np)
+    smooth = spread(values, border, ~known_np)
+    front = _foreground_border(np.where(known_np, values, smooth), known_np, border)
+    if front.any():
+        smooth = spread(values, border & ~front, ~known_np)
+    return torch.where(known, disparity, torch.from_numpy(smooth).to(disparity))
 
 
-def spread(values: Tensor, source: Tensor, hole: Tensor) -> Tensor:
-    """(H, W) solution of Laplace's equation in `hole`, fixed at `source`, with no flux through everything else.
+def hole_border(known: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the known pixels that touch an unknown one."""
+    return known & (cv2.dilate((~known).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+
+
+def spread(values: np.ndarray, source: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """(H, W) float32 solution of Laplace's equation in `hole`, fixed at `source`, with no flux through all else.
 
     Along rows it conducts `ALONG_ROWS` times as well as along columns. Coarse to fine: each level of a pyramid starts
     from the one above and is relaxed; the first levels halve the rows' length alone, until both directions are alike.
     """
-    assert bool(source.any()), "nothing to spread from"
-    value = torch.where(source, values, torch.zeros_like(values))[None, None]
-    levels = [_Level(value, source.to(values.dtype)[None, None], hole.to(values.dtype)[None, None], ALONG_ROWS, (1, 1))]
-    while max(levels[-1].value.shape[2:]) > 1:
+    assert source.any(), "nothing to spread from"
+    fixed = source.astype(np.float32)
+    levels = [_Level(np.where(source, values, 0).astype(np.float32), fixed, hole.astype(np.float32), ALONG_ROWS)]
+    while max(levels[-1].value.shape) > 1:
         levels.append(_coarser(levels[-1]))
     solution = levels[-1].value
-    for coarse, fine in zip(levels[:0:-1], levels[-2::-1], strict=True):
-        height, width = fine.value.shape[2:]
-        up = [float(f) for f in coarse.factor]
-        guess = F.interpolate(solution, scale_factor=up, mode="bilinear", align_corners=False)[:, :, :height, :width]
-        solution = _relax(torch.where(fine.source > 0, fine.value, guess), fine)
-    return solution[0, 0]
+    for level in levels[-2::-1]:
+        height, width = level.value.shape
+        # Shapes are halved rounding up, so the doubled picture is cut rather than squeezed.
+        doubled = (solution.shape[1] * 2, solution.shape[0] * (1 if solution.shape[0] == height else 2))
+        guess = cv2.resize(solution, doubled, interpolation=cv2.INTER_LINEAR).reshape(doubled[::-1])[:height, :width]
+        solution = _relax(np.where(level.source > 0, level.value, guess), level)
+    return solution
 
 
 @dataclass(frozen=True)
 class _Level:
-    value: Tensor  # (1, 1, h, w), where source
-    source: Tensor  # 1 or 0
-    hole: Tensor  # 1 or 0
+    """One level of the pyramid, (h, w) float32 each."""
+
+    value: np.ndarray  # where source
+    source: np.ndarray  # 1 or 0
+    hole: np.ndarray  # 1 or 0
     along_rows: float
-    factor: tuple[int, int]  # what the finer level was shrunk by
 
 
 def _coarser(fine: _Level) -> _Level:
-    factor = (1, 2) if fine.along_rows > 1 and fine.value.shape[3] > 1 else (2, 2)
-
-    def halve(x: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pad(x, (0, -x.shape[3] % factor[1], 0, -x.shape[2] % factor[0])), factor)
-
-    weight = halve(fine.source)
-    source = (weight > 0).to(weight.dtype)
-    along_rows = fine.along_rows / 4 if factor == (1, 2) else fine.along_rows
-    value = halve(fine.value * fine.source) / weight.clamp_min(1e-12)
-    return _Level(value, source, (halve(fine.hole) > 0).to(weight.dtype) * (1 - source), along_rows, factor)
+    rows_only = fine.along_rows > 1 and fine.value.shape[1] > 1
+    weight = _halve(fine.source, rows_only)
+    source = (weight > 0).astype(np.float32)
+    value = _halve(fine.value * fine.source, rows_only) / np.maximum(weight, 1e-12)
+    hole = (_halve(fine.hole, rows_only) > 0) * (1 - source)
+    return _Level(value, source, hole, fine.along_rows / 4 if rows_only else fine.along_rows)
 
 
-def _relax(solution: Tensor, level: _Level) -> Tensor:
+def _halve(x: np.ndarray, rows_only: bool) -> np.ndarray:
+    """Sums of pairs along each row, or of 2x2 blocks; what is missing at the far ends counts as 0."""
+    height, width = x.shape
+    odd_rows, odd_columns = 0 if rows_only else height % 2, width % 2
+    if odd_rows or odd_columns:
+        x = cv2.copyMakeBorder(x, 0, odd_rows, 0, odd_columns, cv2.BORDER_CONSTANT)
+    x = x[:, 0::2] + x[:, 1::2]
+    return x if rows_only else x[0::2] + x[1::2]
+
+
+def _relax(solution: np.ndarray, level: _Level) -> np.ndarray:
     r = level.along_rows
-    kernel = solution.new_tensor([[1, 4, 1], [4 * r, 0, 4 * r], [1, 4, 1]])[None, None] / (12 + 8 * r)
-    domain = torch.clamp(level.source + level.hole, max=1)
-    neighbours = F.conv2d(domain, kernel, padding=1)
+    kernel = np.array([[1, 4, 1], [4 * r, 0, 4 * r], [1, 4, 1]], np.float32) / (12 + 8 * r)
+    domain = np.minimum(level.source + level.hole, 1)
+    neighbours = cv2.filter2D(domain, -1, kernel, borderType=cv2.BORDER_CONSTANT)
     update = (level.hole > 0) & (neighbours > 0)
+    share = 1 / np.maximum(neighbours, 1e-12)
     for _ in range(RELAXATIONS):
-        relaxed = F.conv2d(solution * domain, kernel, padding=1) / neighbours.clamp_min(1e-12)
-        solution = torch.where(update, relaxed, solution)
+        around = cv2.filter2D(solution * domain, -1, kernel, borderType=cv2.BORDER_CONSTANT)
+        solution = np.where(update, around * share, solution)
     return solution
 
 
-def _foreground_border(disparity: Tensor, known: Tensor, border: Tensor) -> Tensor:
+def _foreground_border(disparity: np.ndarray, known: np.ndarray, border: np.ndarray) -> np.ndarray:
     """(H, W) bool: the border pixels that stand in front of what faces them across their hole.
 
     Each of a pair is extended as a plane to where the other is. A pixel is in front only if both planes say so: the
     ground before a wall is nearer than the wall, and still neither hides the other.
     """
-    d = cv2.medianBlur(np.ascontiguousarray(disparity.cpu().numpy(), np.float32), 5)
-    known_np = known.cpu().numpy()
-    hole = (~known_np).astype(np.uint8)
-    slope_v, slope_u = _slope(d.T, known_np.T).T, _slope(d, known_np)
+    d = cv2.medianBlur(disparity, 5)
+    slope = np.stack([_slope(d.T, known.T).T, _slope(d, known)])
+    hole = (~known).astype(np.uint8)
     opening = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), 2.0)
-    normal_v, normal_u = np.gradient(opening) if min(d.shape) > 1 else (opening, opening)
+    normal = np.stack([cv2.Sobel(opening, -1, 0, 1), cv2.Sobel(opening, -1, 1, 0)])
+    normal = normal / np.maximum(np.linalg.norm(normal, axis=0), 1e-6)
 
-    count, label, stats, _ = cv2.connectedComponentsWithStats(hole, connectivity=8)
     front = np.zeros(d.shape, bool)
-    border_np = border.cpu().numpy()
+    count, label, stats, _ = cv2.connectedComponentsWithStats(hole, connectivity=8)
     for component in range(1, count):
         x, y, w, h, area = stats[component]
         if area < MIN_HOLE_PX:
             continue
-        rows, cols = slice(max(y - 1, 0), y + h + 1), slice(max(x - 1, 0), x + w + 1)
-        around = cv2.dilate((label[rows, cols] == component).astype(np.uint8), np.ones((3, 3), np.uint8))
-        v, u = np.nonzero((around > 0) & border_np[rows, cols])
-        v, u = v + rows.start, u + cols.start
-        if len(v) == 0:
-            continue
-        normal = np.stack([normal_v[v, u], normal_u[v, u]])
-        normal /= np.maximum(np.linalg.norm(normal, axis=0), 1e-6)
-        is_front = _in_front(
-            np.stack([v, u]).astype(np.float32), normal, d[v, u], np.stack([slope_v[v, u], slope_u[v, u]])
-        )
+        top, left = max(y - 1, 0), max(x - 1, 0)
+        part = np.s_[top : y + h + 1, left : x + w + 1]
+        around = cv2.dilate((label[part] == component).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        v, u = np.nonzero(around & border[part])
+        v, u = v + top, u + left
+        is_front = _in_front(np.stack([v, u]).astype(np.float32), normal[:, v, u], d[v, u], slope[:, v, u])
         if not is_front.all():
             front[v[is_front], u[is_front]] = True
-    return torch.from_numpy(front).to(known.device)
+    return front
 
 
 def _in_front(at: np.ndarray, normal: np.ndarray, d: np.ndarray, slope: np.ndarray) -> np.ndarray:
