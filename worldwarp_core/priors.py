@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .splats.cache import SplatCache, nearest_views
 from .splats.rasterize import rasterize
 
 DEPTH_TOLERANCE = 0.1
-"""A point counts as seen by a source view when its depth there differs from the view's own by less than this share."""
+"""A point counts as seen by a source view when its depth there is within this share of the view's own.
+
+The view's own depth is the range over the pixel and its neighbours: on a silhouette both the cache's expected depth and the
+view's are mixtures of what lies in front and behind, and a steep floor changes by more than this from row to row.
+"""
 SOURCE_VIEWS = 8
 """Key views asked for each target camera, nearest first."""
 VALID = 0.5
@@ -67,10 +72,10 @@ def _seen_before(cache: SplatCache, depth: Tensor, w2c: Tensor, K: Tensor) -> Te
         source = world @ cache.views.w2c[v, :3, :3].T + cache.views.w2c[v, :3, 3]
         z = source[..., 2]
         uv = (source @ cache.views.K[v].T)[..., :2] / z.clamp_min(1e-6)[..., None]
-        source_depth = cache.views.depth[v]
-        inside = (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] < source_depth.shape[1]) & (uv[..., 1] < source_depth.shape[0])
-        col = uv[..., 0].clamp(0, source_depth.shape[1] - 1).long()
-        row = uv[..., 1].clamp(0, source_depth.shape[0] - 1).long()
-        expected = source_depth[row, col]
-        seen |= inside & ((z - expected).abs() < DEPTH_TOLERANCE * expected)
+        inside = (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] < width) & (uv[..., 1] < height)
+        col = uv[..., 0].clamp(0, width - 1).long()
+        row = uv[..., 1].clamp(0, height - 1).long()
+        nearest = -F.max_pool2d(-cache.views.depth[v, None, None], 3, stride=1, padding=1)[0, 0]
+        farthest = F.max_pool2d(cache.views.depth[v, None, None], 3, stride=1, padding=1)[0, 0]
+        seen |= inside & (z > (1 - DEPTH_TOLERANCE) * nearest[row, col]) & (z < (1 + DEPTH_TOLERANCE) * farthest[row, col])
     return seen & torch.isfinite(depth)

@@ -42,11 +42,11 @@ def test_every_frame_of_any_length_arrives_once_in_order(engine, frames):
 
 @pytest.fixture(scope="module")
 def events(engine):
-    return run(engine, spec(14, cache_steps=30))
+    return run(engine, spec(13, cache_steps=30))
 
 
 def test_the_start_frame_is_delivered_untouched(events):
-    assert (of(Frame, events)[0].rgb == room.render(room.truck(14, width=WIDTH, height=HEIGHT), 0)[0]).all()
+    assert (of(Frame, events)[0].rgb == room.render(room.truck(13, width=WIDTH, height=HEIGHT), 0)[0]).all()
 
 
 def test_frames_are_of_the_size_and_kind_promised(events):
@@ -60,7 +60,7 @@ def test_frames_are_of_the_size_and_kind_promised(events):
 
 
 def test_later_frames_show_the_scene_where_the_mask_is_white(events):
-    cameras = room.truck(14, width=WIDTH, height=HEIGHT)
+    cameras = room.truck(13, width=WIDTH, height=HEIGHT)
     for frame in of(Frame, events)[4:9]:
         truth, depth = room.render(cameras, frame.index)
         valid = frame.validity > 0
@@ -80,7 +80,7 @@ def test_the_world_is_given_after_every_fit_the_last_chunk_included(events):
     updates = of(CacheUpdate, events)
     assert [u.chunk for u in updates] == [0, 0, 1]
     assert len(updates[0].splats) < len(updates[1].splats)
-    assert {1, 9, 14} <= set(updates[-1].splats.source_frames.tolist())
+    assert {1, 9, 13} <= set(updates[-1].splats.source_frames.tolist())
 
 
 def test_progress_never_runs_backwards_and_frames_come_between(events):
@@ -93,7 +93,7 @@ def test_progress_never_runs_backwards_and_frames_come_between(events):
 
 def test_the_summary_says_what_was_done(events):
     summary = events[-1].summary
-    assert summary["frames"] == 14
+    assert summary["frames"] == 13
     assert summary["chunks"] == 2
     assert summary["fill"]["name"] == "cache"
     assert summary["cache_settings"]["first_steps"] == 30
@@ -103,7 +103,7 @@ def test_the_summary_says_what_was_done(events):
 
 
 def test_the_same_seed_gives_the_same_frames(engine, events):
-    again = run(engine, spec(14, cache_steps=30))
+    again = run(engine, spec(13, cache_steps=30))
     for a, b in zip(of(Frame, events), of(Frame, again), strict=True):
         assert (a.rgb == b.rgb).all()
 
