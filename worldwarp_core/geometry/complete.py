@@ -15,7 +15,7 @@ from .monocular import MonocularDepth
 MONOCULAR_CONFIDENCE = 0.5
 INPAINTED_CONFIDENCE = 0.1
 SKY_SHARE = 0.25
-"""What comes out with less than this share of the smallest known disparity of the view is sky."""
+"""What a model sees with less than this share of the smallest known disparity of the view is sky."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def complete_depth(
 def _inpainted(disparity: Tensor, known: Tensor) -> Tensor:
     if not bool(known.any()):
         return torch.ones_like(disparity)
-    return _with_sky(inpaint_disparity(disparity, known), disparity, known)
+    return inpaint_disparity(disparity, known)
 
 
 def _aligned(model: Tensor, disparity: Tensor, known: Tensor, *, with_shift: bool) -> Tensor | None:
@@ -91,12 +91,5 @@ def _aligned(model: Tensor, disparity: Tensor, known: Tensor, *, with_shift: boo
     if agree.any():
         fade = spread(error, agree, (~known).cpu().numpy())
         guess = (guess + torch.from_numpy(fade).to(guess)).clamp_min(0)
-    return _with_sky(torch.where(known, disparity, guess), disparity, known)
-
-
-def _with_sky(filled: Tensor, disparity: Tensor, known: Tensor) -> Tensor:
-    """`filled` with 0 where it came out farther than anything there is to see."""
-    surface = disparity[known & (disparity > 0)]
-    if len(surface) == 0:
-        return filled
-    return torch.where(~known & (filled < SKY_SHARE * surface.min()), 0, filled)
+    guess = torch.where(guess < SKY_SHARE * disparity[surface].min(), 0, guess)
+    return torch.where(known, disparity, guess)

@@ -44,11 +44,20 @@ def inpaint_disparity(disparity: Tensor, known: Tensor) -> Tensor:
     known_np = known.cpu().numpy()
     values = np.where(known_np, disparity.detach().cpu().numpy().astype(np.float32), 0)
     border = hole_border(known_np)
-    smooth = spread(values, border, ~known_np)
+    smooth = _spread_with_sky(values, border, ~known_np)
     front = _foreground_border(np.where(known_np, values, smooth), known_np, border)
     if front.any():
-        smooth = spread(values, border & ~front, ~known_np)
+        smooth = _spread_with_sky(values, border & ~front, ~known_np)
     return torch.where(known, disparity, torch.from_numpy(smooth).to(disparity))
+
+
+def _spread_with_sky(values: np.ndarray, source: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """`spread`, with a line between sky (0) and surfaces: between a roof and the sky there is no far-away ramp."""
+    sky = source & (values == 0)
+    surface = source & ~sky
+    if not sky.any() or not surface.any():
+        return spread(values, source, hole)
+    return np.where(spread(sky, source, hole) > 0.5, np.float32(0), spread(values, surface, hole))
 
 
 def hole_border(known: np.ndarray) -> np.ndarray:

@@ -80,9 +80,8 @@ def start_depth_from_model(rgb: Tensor, monocular: MonocularDepth, scene_scale: 
             f"{monocular.name} found no surface in the start frame. Give its depth with --depth FILE, or another "
             "--depth-model.",
         )
-    surface = positive[positive > positive.median() / SKY_RATIO]
-    disparity = torch.where(disparity > positive.median() / SKY_RATIO, disparity, 0)
-    return scene_scale * surface.median() / disparity
+    depth = torch.where(disparity > positive.median() / SKY_RATIO, 1 / disparity, torch.inf)
+    return depth * (scene_scale / depth[torch.isfinite(depth)].median())
 
 
 def _resize_disparity(disparity: Tensor, height: int, width: int) -> Tensor:
