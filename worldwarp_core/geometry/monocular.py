@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -52,12 +53,7 @@ class MonocularDepth:
                 name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
             )
         except OSError as error:  # what transformers raises for anything missing, offline or malformed
-            raise WorldWarpError(
-                "no_weights",
-                f"The depth model {name!r} is not on this machine and could not be fetched ({_first_line(error)}). "
-                f"With a connection, run: hf download {name}    Or give the folder of a model (config.json, "
-                "preprocessor_config.json, model.safetensors).",
-            ) from error
+            raise WorldWarpError("no_weights", f"{_what_to_do(name)} ({_first_line(error)})") from error
         except ValueError as error:
             raise WorldWarpError(
                 "bad_depth_model", f"{name!r} is not a depth model that transformers can load: {_first_line(error)}"
@@ -110,6 +106,20 @@ def output_kind(config: Any, name: str) -> Kind:
         "bad_depth_model",
         f"{name!r} is a model of type {config.model_type!r}, whose output we do not know; use one of "
         f"depth_anything, dpt, {', '.join(METRIC_TYPES)}.",
+    )
+
+
+def _what_to_do(name: str) -> str:
+    if Path(name).is_dir():
+        return (
+            f"The folder {name} holds no complete depth model: config.json, preprocessor_config.json and "
+            "model.safetensors are needed."
+        )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return f"There is no depth model at {name}: give its folder, or its name on the Hub (owner/name)."
+    return (
+        f"The depth model {name} is not on this machine and could not be fetched. "
+        f"With a connection, run: hf download {name}"
     )
 
 
