@@ -1,24 +1,54 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What Blender is told about: classes, and the properties on the scene. Both directions may be called twice."""
+"""What Blender is told about: classes, the properties on the scene, and who is called when a file is left.
+
+Both directions may be called twice, and survive a reset of Blender in between.
+"""
 
 from __future__ import annotations
 
 import bpy
 
-from . import operators
+from . import operators, panel, preferences, properties, session, shot_operators
 
-CLASSES = (*operators.CLASSES,)
+CLASSES = (
+    *properties.CLASSES,
+    *preferences.CLASSES,
+    *operators.CLASSES,
+    *shot_operators.CLASSES,
+    *panel.CLASSES,
+)
 
 
 def register() -> None:
-    """Registers every class that is not yet registered."""
+    """Registers all that is not yet registered."""
     for cls in CLASSES:
         if not cls.is_registered:
             bpy.utils.register_class(cls)
+    properties.add()
+    for handlers in leaving():
+        if close_session not in handlers:
+            handlers.append(close_session)
 
 
 def unregister() -> None:
-    """Unregisters every class that is registered, the last one first."""
+    """Stops what runs and takes back all that is registered, the last first."""
+    session.close()
+    for handlers in leaving():
+        if close_session in handlers:
+            handlers.remove(close_session)
+    properties.remove()
     for cls in reversed(CLASSES):
         if cls.is_registered:
             bpy.utils.unregister_class(cls)
+
+
+def leaving() -> list[list]:
+    """Returns the lists of functions that Blender calls before it leaves a file or ends."""
+    names = ("load_pre", "exit_pre")
+    return [getattr(bpy.app.handlers, name) for name in names if hasattr(bpy.app.handlers, name)]
+
+
+@bpy.app.handlers.persistent
+def close_session(*_: object) -> None:
+    """Lets no thread outlive the file that it works for."""
+    session.close()

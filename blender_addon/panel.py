@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The WorldWarp tab of the 3D viewport's sidebar, top to bottom in the order of the work.
+
+Drawing only reads: no file is touched, no camera evaluated, nothing sent.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import bpy
+
+from worldwarp_core.errors import WorldWarpError
+
+from . import session
+from .camera_export import render_size, scene_frames
+
+
+class WorldWarpPanel:
+    """What all panels of the tab share."""
+
+    bl_space_type = "VIEW_3D"
+    bl_region_type = "UI"
+    bl_category = "WorldWarp"
+
+
+class WORLDWARP_PT_shot(WorldWarpPanel, bpy.types.Panel):
+    """The shot, the Generate button, and how it is going"""
+
+    bl_idname = "WORLDWARP_PT_shot"
+    bl_label = "WorldWarp"
+
+    def draw(self, context: bpy.types.Context) -> None:
+        scene, layout = context.scene, self.layout
+        layout.use_property_split = True
+        layout.use_property_decorate = False
+        column = layout.column(align=True)
+        column.prop(scene, "camera", text="Camera")
+        column.prop(scene, "frame_start", text="Frames")
+        column.prop(scene, "frame_end", text="To")
+        column.label(text=shot_in_words(scene))
+        layout.prop(scene.worldwarp, "prompt")
+        layout.prop(scene.worldwarp, "directory")
+        draw_status(layout, session.status())
+
+
+def draw_status(layout: bpy.types.UILayout, status: session.Status) -> None:
+    """Draws the Generate or the Cancel button, the progress, and what went wrong until it is dismissed."""
+    if status.running:
+        layout.progress(factor=status.fraction, text=progress_in_words(status))
+        layout.operator("worldwarp.cancel", text="Cancelling..." if status.cancelling else "Cancel", icon="X")
+    else:
+        row = layout.row()
+        row.scale_y = 1.6
+        row.operator("worldwarp.generate", icon="RENDER_ANIMATION")
+        if status.outcome:
+            layout.label(text=status.outcome, icon="INFO")
+    for notice in status.notices[-3:]:
+        draw_text(layout.column(align=True), notice, "INFO")
+    if status.error:
+        box = layout.box()
+        draw_text(box.column(align=True), status.error, "ERROR")
+        row = box.row(align=True)
+        row.operator("worldwarp.copy_error", icon="COPYDOWN")
+        row.operator("worldwarp.dismiss_error", icon="X")
+
+
+class WORLDWARP_PT_look(WorldWarpPanel, bpy.types.Panel):
+    """What the world should look like"""
+
+    bl_idname = "WORLDWARP_PT_look"
+    bl_parent_id = "WORLDWARP_PT_shot"
+    bl_label = "Look"
+    bl_options: ClassVar = {"DEFAULT_CLOSED"}
+
+    def draw(self, context: bpy.types.Context) -> None:
+        draw_properties(self.layout, context, "negative_prompt", "strength", "seed")
+
+
+class WORLDWARP_PT_quality(WorldWarpPanel, bpy.types.Panel):
+    """How much work goes into it"""
+
+    bl_idname = "WORLDWARP_PT_quality"
+    bl_parent_id = "WORLDWARP_PT_shot"
+    bl_label = "Quality"
+    bl_options: ClassVar = {"DEFAULT_CLOSED"}
+
+    def draw(self, context: bpy.types.Context) -> None:
+        draw_properties(self.layout, context, "samples", "steps", "cache_steps", "chunk", "overlap")
+
+
+class WORLDWARP_PT_results(WorldWarpPanel, bpy.types.Panel):
+    """Shots and splats that exist already"""
+
+    bl_idname = "WORLDWARP_PT_results"
+    bl_parent_id = "WORLDWARP_PT_shot"
+    bl_label = "Results"
+
+    def draw(self, context: bpy.types.Context) -> None:
+        draw_properties(self.layout, context, "show_results")
+        self.layout.operator("worldwarp.import_results", icon="FILE_FOLDER")
+        view = context.scene.view_settings.view_transform
+        if view != "Standard":
+            self.layout.label(text=f"{view} changes the colours of generated frames", icon="INFO")
+            self.layout.operator("worldwarp.match_view", icon="COLOR")
+
+
+class WORLDWARP_PT_files(WorldWarpPanel, bpy.types.Panel):
+    """Cameras and splats, in and out, without a server"""
+
+    bl_idname = "WORLDWARP_PT_files"
+    bl_parent_id = "WORLDWARP_PT_shot"
+    bl_label = "Files"
+    bl_options: ClassVar = {"DEFAULT_CLOSED"}
+
+    def draw(self, context: bpy.types.Context) -> None:
+        column = self.layout.column(align=True)
+        column.operator("worldwarp.export_camera", icon="EXPORT")
+        column.operator("worldwarp.import_cameras", icon="IMPORT")
+        column = self.layout.column(align=True)
+        column.operator("worldwarp.export_splats", icon="EXPORT")
+        column.operator("worldwarp.import_splats", icon="IMPORT")
+
+
+CLASSES = (WORLDWARP_PT_shot, WORLDWARP_PT_look, WORLDWARP_PT_quality, WORLDWARP_PT_results, WORLDWARP_PT_files)
+
+
+def draw_properties(layout: bpy.types.UILayout, context: bpy.types.Context, *names: str) -> None:
+    """Draws settings of the shot, one below the other."""
+    layout.use_property_split = True
+    layout.use_property_decorate = False
+    for name in names:
+        layout.prop(context.scene.worldwarp, name)
+
+
+def shot_in_words(scene: bpy.types.Scene) -> str:
+    """Returns how long and how large the shot will be."""
+    frames = len(scene_frames(scene))
+    try:
+        width, height = render_size(scene)
+    except WorldWarpError as error:
+        return error.message
+    seconds = frames * scene.render.fps_base / scene.render.fps
+    return f"{frames} frames ({seconds:.1f} s) at {width} x {height}"
+
+
+def progress_in_words(status: session.Status) -> str:
+    """Returns the stage, the frames done and the time left."""
+    parts = [status.stage]
+    if status.frames:
+        parts.append(f"{status.frames_done} of {status.frames} frames")
+    if status.eta_s is not None:
+        parts.append(f"{duration_in_words(status.eta_s)} left")
+    return ", ".join(part for part in parts if part)
+
+
+def duration_in_words(seconds: float) -> str:
+    """Returns 40 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def draw_text(layout: bpy.types.UILayout, text: str, icon: str, width: int = 44) -> None:
+    """Draws a sentence over as many lines as it takes; Blender's labels do not wrap."""
+    line = ""
+    for word in text.split():
+        if line and len(line) + len(word) >= width:
+            layout.label(text=line, icon=icon)
+            line, icon = "", "BLANK1"
+        line = f"{line} {word}".strip()
+    layout.label(text=line, icon=icon)

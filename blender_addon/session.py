@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The shot that is being made while the artist goes on working.
+
+One worker thread owns the connection and the files, and never touches `bpy`; it leaves small events in a queue. A timer
+on Blender's main thread takes them out within a budget of milliseconds, so the window never waits. There is at most one
+shot at a time. In background mode, where timers do not fire, `shot.generate_shot` does the same work in one call.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import bpy
+
+from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
+from worldwarp_core.errors import WorldWarpError
+
+from .results import bring_in, find_sequence, show_behind_camera
+from .shot import PreparedShot, SplatsFetched, run_shot
+
+TICK_S = 0.1
+BUDGET_S = 0.005
+"""Of the main thread, for each tick."""
+SHOW_EVERY_S = 1.0
+"""Between two looks into the frames folder while frames arrive."""
+JOIN_S = 5.0
+
+
+@dataclass
+class Status:
+    """What the panel shows. Only the main thread reads and writes it."""
+
+    running: bool = False
+    cancelling: bool = False
+    stage: str = ""
+    fraction: float = 0.0
+    eta_s: float | None = None
+    frames: int = 0
+    frames_done: int = 0
+    notices: list[str] = field(default_factory=list)
+    outcome: str = ""
+    error: str = ""
+    """Stays until the next shot or until it is dismissed."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The worker thread's last word."""
+
+    error: WorldWarpError | None
+
+
+class Session:
+    """One running shot: its thread, its queue and its wish to stop."""
+
+    def __init__(self, shot: PreparedShot, address: str, out: Path, show: bool) -> None:
+        self.out = out
+        self.show = show
+        self.scene_name = bpy.context.scene.name
+        self.shown_s = 0.0
+        self.events: queue.SimpleQueue = queue.SimpleQueue()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._work, args=(shot, address), name="worldwarp", daemon=True)
+
+    def _work(self, shot: PreparedShot, address: str) -> None:
+        # Nothing in here may touch bpy.
+        try:
+            run_shot(shot, self.out, address, lambda event: self.events.put(lightened(event)), self.stop)
+        except WorldWarpError as error:
+            self.events.put(Ended(error))
+        except Exception as error:
+            # The last line of defence: a fault of ours ends the shot in words, never the thread in silence.
+            self.events.put(Ended(WorldWarpError("internal", f"WorldWarp failed: {type(error).__name__}: {error}")))
+        else:
+            self.events.put(Ended(None))
+
+
+_session: Session | None = None
+_status = Status()
+
+
+def status() -> Status:
+    """Returns what is known of the running or the last shot."""
+    return _status
+
+
+def start(shot: PreparedShot, address: str, out: Path, show: bool) -> None:
+    """Begins to make `shot` in its own thread, writing into the folder `out`.
+
+    Args:
+        show: bring frames in while they arrive, and everything at the end.
+
+    Raises:
+        WorldWarpError: `busy` while another shot is being made.
+    """
+    global _session, _status
+    if _status.running:
+        raise WorldWarpError("busy", "A shot is being made already. Cancel it first, or wait until it is done.")
+    _status = Status(running=True, stage="connecting", frames=len(shot.spec.cameras))
+    _session = Session(shot, address, out, show)
+    _session.thread.start()
+    bpy.app.timers.register(_tick, first_interval=TICK_S, persistent=True)
+
+
+def cancel() -> None:
+    """Asks the running shot to stop; what was delivered stays on disk."""
+    if _session is not None:
+        _status.cancelling = True
+        _session.stop.set()
+
+
+def dismiss_error() -> None:
+    """Forgets the last error."""
+    _status.error = ""
+
+
+def close() -> None:
+    """Stops the running shot and waits for its thread; for unregistering, another file and Blender's exit."""
+    global _session
+    if bpy.app.timers.is_registered(_tick):
+        bpy.app.timers.unregister(_tick)
+    if _session is not None:
+        _session.stop.set()
+        _session.thread.join(JOIN_S)
+        _session = None
+    _status.running = _status.cancelling = False
+
+
+def _tick() -> float | None:
+    """Takes events out of the queue within the budget; returns the seconds to the next tick, None after the last."""
+    drain(time.perf_counter() + BUDGET_S)
+    redraw()
+    return TICK_S if _status.running else None
+
+
+def drain(until_s: float) -> None:
+    """Brings the status up to date with the events in the queue, until the queue is empty or the time is up."""
+    while _session is not None and time.perf_counter() < until_s:
+        try:
+            event = _session.events.get_nowait()
+        except queue.Empty:
+            break
+        if isinstance(event, Ended):
+            _end(_session, event)
+            return
+        note(_status, event)
+    if _session is not None and _session.show and time.perf_counter() - _session.shown_s > SHOW_EVERY_S:
+        _session.shown_s = time.perf_counter()
+        _show_frames(_session)
+
+
+def note(status: Status, event: object) -> None:
+    """Brings `status` up to date with one event."""
+    if isinstance(event, Progress):
+        status.stage, status.fraction, status.eta_s = event.stage, event.fraction, event.eta_s
+    elif isinstance(event, FrameDone):
+        status.frames_done += 1
+    elif isinstance(event, NoticeEvent):
+        status.notices.append(event.message)
+    elif isinstance(event, SplatsFetched):
+        status.stage = "bringing the world in"
+
+
+@dataclass(frozen=True)
+class FrameDone:
+    """A frame that is on disk; what the queue carries instead of its pixels."""
+
+    number: int
+
+
+def lightened(event: object) -> object:
+    """Returns the event without pixels, so that a queue that is not drained holds no frames."""
+    return FrameDone(event.number) if isinstance(event, FrameEvent) else event
+
+
+def _scene(session: Session) -> bpy.types.Scene | None:
+    """Returns the scene that the shot is of, unless it was removed or is not in front."""
+    scene = bpy.context.scene
+    return scene if scene is not None and scene.name == session.scene_name else None
+
+
+def _show_frames(session: Session) -> None:
+    scene = _scene(session)
+    frames = find_sequence(session.out / "frames", ".png", "sRGB")
+    if scene is not None and scene.camera is not None and frames is not None:
+        show_behind_camera(scene.camera, frames)
+
+
+def _end(session: Session, ended: Ended) -> None:
+    global _session
+    _session = None
+    session.thread.join(JOIN_S)
+    _status.running = False
+    if ended.error is not None and ended.error.code != "cancelled":
+        _status.error = ended.error.message
+    done = f"{_status.frames_done} of {_status.frames} frames in {session.out}"
+    _status.outcome = f"Cancelled: {done}" if _status.cancelling else done
+    _status.cancelling = False
+    if session.show and _status.frames_done and _scene(session) is not None:
+        try:
+            bring_in(bpy.context, session.out)
+        except WorldWarpError as error:
+            _status.error = _status.error or error.message
+
+
+def redraw() -> None:
+    """Asks for the sidebars to be drawn again; only they show the status."""
+    for window in bpy.context.window_manager.windows:
+        for area in window.screen.areas:
+            if area.type == "VIEW_3D":
+                area.tag_redraw()

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One shot from the scene to the folder and back into the scene.
+
+    prepare_shot    Blender's main thread: the camera of every frame, the start frame and its depth
+    run_shot        any thread, never bpy: submit, write what arrives, fetch the splats
+    generate_shot   both, and the results brought in, in one call: for background mode and for scripts
+
+Whatever was delivered is on disk when a shot is cancelled, fails or loses its server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import bpy
+
+from engine_bridge.messages import CacheEvent, FrameEvent, NoticeEvent, Progress
+from worldwarp_core.spec import GenerateSpec
+
+from .camera_export import export_camera_path
+from .results import bring_in
+from .start_frame import DEFAULT_SAMPLES, render_start_frame
+
+
+@dataclass(frozen=True)
+class ShotSettings:
+    """What a shot is made with; `GenerateSpec` says what each means, None takes the engine's default."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    strength: float = 0.8
+    chunk: int = 49
+    overlap: int = 5
+    steps: int | None = None
+    cache_steps: int | None = None
+    seed: int = 0
+    engine: str = ""
+    """The engine the server must run; "" takes whatever it runs."""
+    samples: int = DEFAULT_SAMPLES
+    """Of the start frame's render."""
+    show_results: bool = True
+
+    @classmethod
+    def of(cls, scene: bpy.types.Scene) -> ShotSettings:
+        """Returns what the artist set on `scene`."""
+        group = scene.worldwarp
+        return cls(
+            prompt=group.prompt,
+            negative_prompt=group.negative_prompt,
+            strength=group.strength,
+            chunk=group.chunk,
+            overlap=group.overlap,
+            steps=group.steps or None,
+            cache_steps=group.cache_steps or None,
+            seed=group.seed,
+            samples=group.samples,
+            show_results=group.show_results,
+        )
+
+
+@dataclass(frozen=True)
+class PreparedShot:
+    """All that a server needs, and what the records should say beside it."""
+
+    spec: GenerateSpec
+    engine: str
+    records: dict[str, Any] = field(default_factory=dict)
+    """For job.json: the Blender that made it, the scene, the camera, and how colours were baked."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that is done on this side, before or after the server's work."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class SplatsFetched:
+    """The world is on disk."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a whole shot left behind."""
+
+    out: Path
+    frames: int
+    brought_in: list[str]
+
+
+OnEvent = Callable[[object], None]
+"""Takes a `Step`, a `SplatsFetched` or an event of engine_bridge.messages as it happens; called on the worker's "
+"thread."""
+
+
+def generate_shot(
+    context: bpy.types.Context,
+    out: Path,
+    address: str,
+    settings: ShotSettings,
+    on_event: OnEvent,
+    stop: threading.Event | None = None,
+) -> Outcome:
+    """Makes the shot of the scene, start to end, and brings it in; returns when all of it is done.
+
+    Args:
+        out: a new folder, or an empty one.
+        stop: set from another thread or from `on_event` to cancel.
+
+    Raises:
+        WorldWarpError: what was wrong, with what was delivered kept in `out` and brought in; `cancelled` after `stop`.
+    """
+    shot = prepare_shot(context, settings, on_event)
+    frames = 0
+
+    def counted(event: object) -> None:
+        nonlocal frames
+        frames += isinstance(event, FrameEvent)
+        on_event(event)
+
+    try:
+        run_shot(shot, out, address, counted, stop or threading.Event())
+    finally:
+        brought_in = bring_in(context, out) if settings.show_results and frames else []
+    return Outcome(out, frames, brought_in)
+
+
+def prepare_shot(context: bpy.types.Context, settings: ShotSettings, on_event: OnEvent) -> PreparedShot:
+    """Returns the cameras, the start frame and its depth; on Blender's main thread.
+
+    Raises:
+        WorldWarpError: what cannot be exported or rendered, by name.
+    """
+    # The cameras first: what is refused there is refused before anything is rendered.
+    on_event(Step("exporting the camera"))
+    cameras = export_camera_path(context)
+    on_event(Step("rendering the start frame"))
+    start = render_start_frame(context, int(cameras.frames[0]), settings.samples)
+    spec = GenerateSpec(
+        cameras=cameras,
+        start_frame=start.rgb,
+        depth=start.depth,
+        prompt=settings.prompt,
+        negative_prompt=settings.negative_prompt,
+        strength=settings.strength,
+        chunk=settings.chunk,
+        overlap=settings.overlap,
+        steps=settings.steps,
+        cache_steps=settings.cache_steps,
+        seed=settings.seed,
+    )
+    records = {
+        "blender": bpy.app.version_string,
+        "blend": bpy.data.filepath,
+        "scene": context.scene.name,
+        "camera": context.scene.camera.name,
+        "start_frame": {"frame": start.frame, "samples": settings.samples, **start.look},
+    }
+    return PreparedShot(spec, settings.engine, records)
+
+
+def run_shot(shot: PreparedShot, out: Path, address: str, on_event: OnEvent, stop: threading.Event) -> None:
+    """Has the server at `address` make `shot`, writing all that arrives into `out`; never touches Blender.
+
+    Raises:
+        WorldWarpError: what went wrong there or here; `cancelled` after `stop`. What arrived before is on disk.
+    """
+    raise NotImplementedError
+
+
+def printed(event: object) -> None:
+    """Prints an event as a line of text, for background mode."""
+    match event:
+        case Step():
+            print(f"WorldWarp: {event.what}", flush=True)
+        case Progress():
+            left = "" if event.eta_s is None else f", {event.eta_s:.0f} s left"
+            print(f"WorldWarp: {event.fraction:4.0%} {event.stage} {event.step}/{event.steps}{left}", flush=True)
+        case FrameEvent():
+            print(f"WorldWarp: frame {event.number}", flush=True)
+        case CacheEvent():
+            print(f"WorldWarp: the world has {event.splats} splats", flush=True)
+        case NoticeEvent():
+            print(f"WorldWarp: {event.message}", flush=True)
+        case SplatsFetched():
+            print(f"WorldWarp: splats in {event.path}", flush=True)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands around a shot: generate, cancel, and what is said of them.
+
+With a window, Generate renders the start frame and returns; the rest runs beside the artist. In background it does
+everything and returns when the shot is whole.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import bpy
+from bpy.props import StringProperty
+
+from worldwarp_core.errors import WorldWarpError
+
+from . import session
+from .operators import absolute, reported
+from .preferences import check_online, server_address
+from .shot import ShotSettings, generate_shot, prepare_shot, printed
+
+
+class WORLDWARP_OT_generate(bpy.types.Operator):
+    """Render the start frame, send the camera path to the server, and write the shot it makes"""
+
+    bl_idname = "worldwarp.generate"
+    bl_label = "Generate"
+    bl_options: ClassVar = {"REGISTER"}
+
+    directory: StringProperty(
+        name="Folder",
+        description="Where the shot goes; empty makes a new folder below the scene's output folder",
+        subtype="DIR_PATH",
+        options={"SKIP_SAVE"},
+    )
+    address: StringProperty(
+        name="Server", description="Empty takes the address of the preferences", options={"SKIP_SAVE"}
+    )
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        reason = why_not(context)
+        if reason:
+            cls.poll_message_set(reason)
+        return not reason
+
+    @reported
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        address = self.address or server_address(context)
+        check_online(address)
+        out = absolute(self.directory) if self.directory else new_folder(context.scene)
+        settings = ShotSettings.of(context.scene)
+        if bpy.app.background:
+            outcome = generate_shot(context, out, address, settings, on_event=printed)
+            self.report({"INFO"}, f"{outcome.frames} frames in {out}")
+        else:
+            session.start(prepare_shot(context, settings, on_event=lambda _: None), address, out, settings.show_results)
+        return {"FINISHED"}
+
+
+class WORLDWARP_OT_cancel(bpy.types.Operator):
+    """Stop making the shot; the frames that have arrived stay"""
+
+    bl_idname = "worldwarp.cancel"
+    bl_label = "Cancel"
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        status = session.status()
+        if not status.running:
+            cls.poll_message_set("No shot is being made")
+        elif status.cancelling:
+            cls.poll_message_set("The shot is being cancelled already")
+        return status.running and not status.cancelling
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        session.cancel()
+        return {"FINISHED"}
+
+
+class WORLDWARP_OT_copy_error(bpy.types.Operator):
+    """Copy the message to the clipboard"""
+
+    bl_idname = "worldwarp.copy_error"
+    bl_label = "Copy"
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        context.window_manager.clipboard = session.status().error
+        return {"FINISHED"}
+
+
+class WORLDWARP_OT_dismiss_error(bpy.types.Operator):
+    """Take the message away"""
+
+    bl_idname = "worldwarp.dismiss_error"
+    bl_label = "Dismiss"
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        session.dismiss_error()
+        return {"FINISHED"}
+
+
+class WORLDWARP_OT_match_view(bpy.types.Operator):
+    """Show pictures as they are: set the scene's view transform to Standard, without look, exposure or gamma"""
+
+    bl_idname = "worldwarp.match_view"
+    bl_label = "Match View"
+    bl_options: ClassVar = {"REGISTER", "UNDO"}
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        view = context.scene.view_settings
+        view.view_transform, view.look, view.exposure, view.gamma = "Standard", "None", 0.0, 1.0
+        return {"FINISHED"}
+
+
+CLASSES = (
+    WORLDWARP_OT_generate,
+    WORLDWARP_OT_cancel,
+    WORLDWARP_OT_copy_error,
+    WORLDWARP_OT_dismiss_error,
+    WORLDWARP_OT_match_view,
+)
+
+
+def why_not(context: bpy.types.Context) -> str:
+    """Returns why no shot can be generated now, or nothing; only what can be told without evaluating the scene."""
+    scene = context.scene
+    if session.status().running:
+        return "A shot is being made already: cancel it, or wait until it is done"
+    if scene.camera is None:
+        return "The scene has no camera: add one, or pick one above"
+    if scene.camera.type != "CAMERA" or scene.camera.data.type != "PERSP":
+        return f'"{scene.camera.name}" is no perspective camera: change its type in the camera properties'
+    if scene.frame_end < scene.frame_start:
+        return "The frame range is empty: set an end frame after the start frame"
+    return ""
+
+
+def new_folder(scene: bpy.types.Scene) -> Path:
+    """Returns a folder that does not exist yet, below the scene's output folder: shot_001, shot_002, ...
+
+    Raises:
+        WorldWarpError: `unsaved_file` when the output folder is relative to a file that was never saved.
+    """
+    directory = scene.worldwarp.directory
+    if directory.startswith("//") and not bpy.data.filepath:
+        raise WorldWarpError(
+            "unsaved_file",
+            f"The output folder {directory} lies beside this file, which was never saved. Save it, or pick "
+            "another folder.",
+        )
+    below = absolute(directory)
+    return next(folder for number in range(1, 1_000_000) if not (folder := below / f"shot_{number:03d}").exists())
