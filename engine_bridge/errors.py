@@ -6,6 +6,11 @@ Errors of the core (`WorldWarpError`) cross the wire with their own code and mes
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from worldwarp_core.errors import WorldWarpError
 
 CODES: dict[str, str] = {
@@ -37,6 +42,7 @@ CODES: dict[str, str] = {
     # the client's side
     "server_not_running": "Nothing answers at the address.",
     "server_gone": "The connection was lost and did not come back.",
+    "closed": "The client was closed.",
     "timed_out": "The server did not answer in time.",
     "not_loopback": "The address leaves this machine, which needs keys that this version does not have.",
     "bad_address": "The address is not of the form tcp://HOST:PORT.",
@@ -59,3 +65,21 @@ class ProtocolError(BridgeError):
         assert code in CODES, code
         super().__init__(code, message)
         self.request_id = request_id
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns what the disk says while `path` is written into `disk_full` or `cannot_write`."""
+    try:
+        yield
+    except (OSError, WorldWarpError) as error:
+        # The core's atomic writer has translated it already, but does not tell a full disk from a forbidden one.
+        cause = error.__cause__ if isinstance(error, WorldWarpError) else error
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BridgeError(
+                "disk_full",
+                f"No space is left on the disk for {path}. What was written is kept; free some and try again.",
+            ) from error
+        raise BridgeError("cannot_write", f"Cannot write {path}: {cause.strerror or cause}.") from error

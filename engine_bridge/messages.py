@@ -114,7 +114,7 @@ class Hello:
 
 @frozen(kw_only=True)
 class Submit:
-    """A shot to make. The client makes `job_id` (32 hex digits of a uuid4): a repeat is the same job, not a second one."""
+    """A shot to make. The client makes `job_id` (a uuid4 in 32 hex digits): a repeat is the same job, not another."""
 
     request_id: int = field(validator=_REQUEST)
     job_id: str = field(validator=_JOB_ID)

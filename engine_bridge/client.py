@@ -1,0 +1,747 @@
+"""The client: a thread that owns the sockets, and methods that any thread may call without waiting for the network.
+
+    client = Client("tcp://127.0.0.1:5577")
+    job_id = client.submit(spec)
+    for event in client.events(job_id): ...        # a program that may block
+    for event in client.poll(): ...                # a user interface, in a timer
+
+Events are plain typed objects: those of messages.py (FrameEvent, CacheEvent, NoticeEvent, StateEvent, Progress, ...)
+and the few below about the connection. Whoever takes an event from `poll` or `events` gives the server leave to send
+more; an unread client therefore holds at most `credit_bytes`, however long the shot.
+
+Frames and control (submit, cancel, list, ping) go over a connection each, so that a cancel never waits behind frames. A
+lost connection is made again, and every job continues after the last event that arrived.
+
+Needs NumPy, pyzmq, msgpack, attrs and cattrs; never torch, never bpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import zmq
+
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.spec import GenerateSpec
+
+from . import codec
+from .errors import BridgeError, ProtocolError, disk_errors
+from .messages import (
+    Accepted,
+    CacheEvent,
+    Cancel,
+    Cancelling,
+    Error,
+    FetchSplats,
+    FrameEvent,
+    JobInfo,
+    Jobs,
+    ListJobs,
+    NoticeEvent,
+    Ping,
+    Progress,
+    ServerMessage,
+    SplatsBlock,
+    StateEvent,
+    Submit,
+    Subscribed,
+    Welcome,
+)
+from .session import FINAL, ClientSession, Follower
+
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5577"
+CREDIT_BYTES = 64 * 2**20
+CONNECT_TIMEOUT_S = 5.0
+GONE_TIMEOUT_S = 120.0
+SILENCE_LIMIT_S = 20.0
+"""A server that answers no ping for this long has lost the connection, whatever the socket says."""
+TICK_MS = 250
+FETCH_RESTARTS = 5
+
+
+# ---------------------------------------------------------------- events about the connection
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The server answers; also after a lost connection was made again."""
+
+    welcome: Welcome
+
+
+@dataclass(frozen=True)
+class ConnectionLost:
+    """The connection broke; it is being made again. The job goes on at the server."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The client has given up, for the reason in `code`; no more events come. Make a new Client to go on."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class RequestFailed:
+    """The server refused a request, or a fetched file could not be written. `job_id` is "" where it is about no job."""
+
+    code: str
+    message: str
+    job_id: str
+
+
+@dataclass(frozen=True)
+class SplatsFetched:
+    """The job's newest splat file is whole at `path`."""
+
+    job_id: str
+    path: Path
+    revision: int
+
+
+ClientEvent = (
+    Connected | ConnectionLost | Disconnected | RequestFailed | SplatsFetched
+    | Accepted | Cancelling | Jobs | Progress | FrameEvent | CacheEvent | NoticeEvent | StateEvent
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------- the client
+
+
+class Client:
+    """A connection to a server, made in the background from the moment the client is; see the top of the module.
+
+    Args:
+        address: tcp://HOST:PORT.
+        program, version: who we are, for the server's log.
+        connect_timeout_s: how long to wait for a server that does not answer at first.
+        gone_timeout_s: how long to try again after a connection was lost.
+        credit_bytes: how far the server may send each job's events ahead of what was taken with `poll` or `events`.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        program: str = "worldwarp-client",
+        version: str = "0.1.0",
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        gone_timeout_s: float = GONE_TIMEOUT_S,
+        credit_bytes: int = CREDIT_BYTES,
+    ) -> None:
+        self.address = address
+        self._inbox = _Inbox()
+        self._context = zmq.Context()
+        self._wake = self._context.socket(zmq.PUSH)
+        self._wake.bind("inproc://wake")
+        self._waking = threading.Lock()
+        self._closed = False
+        self._todo: deque[Callable[[], None]] = deque()
+        self._request_ids = itertools.count(1)
+        self._credit_bytes = credit_bytes
+        self._wire = _Wire(self, program, version, connect_timeout_s, gone_timeout_s)
+        self._thread = threading.Thread(target=self._wire.run, name="worldwarp-client", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the thread and the connection; jobs go on at the server. Safe to call twice and at exit."""
+        with self._waking:
+            if self._closed:
+                return
+            self._closed = True
+            self._nudge()
+        self._thread.join()
+        self._wake.close(0)
+        self._context.destroy(0)
+
+    # ------------------------------------------------------------ requests, none of which waits
+
+    def submit(self, spec: GenerateSpec, *, engine: str = "", job_id: str | None = None) -> str:
+        """Sends a job and follows it; returns its id. Its events come by `poll` or `events`, a refusal too.
+
+        Args:
+            engine: the engine that the server must be running; "" takes any.
+            job_id: to send the same job again (a uuid4's hex); the server then does not make it twice.
+
+        Raises:
+            BridgeError: `bad_message`, for settings that the protocol cannot carry.
+        """
+        request_id = next(self._request_ids)
+        job_id = job_id or uuid.uuid4().hex
+        cameras = spec.cameras
+        try:
+            message = Submit(
+                request_id=request_id,
+                job_id=job_id,
+                engine=engine,
+                prompt=spec.prompt,
+                negative_prompt=spec.negative_prompt,
+                strength=float(spec.strength),
+                chunk=int(spec.chunk),
+                overlap=int(spec.overlap),
+                steps=spec.steps,
+                cache_steps=spec.cache_steps,
+                seed=int(spec.seed),
+                scene_scale=None if spec.scene_scale is None else float(spec.scene_scale),
+                fps=float(cameras.fps),
+                width=int(cameras.width),
+                height=int(cameras.height),
+                frames=np.asarray(cameras.frames, np.int64),
+                K=np.asarray(cameras.K, np.float64)[:, [0, 1, 0, 1], [0, 1, 2, 2]],
+                c2w=np.asarray(cameras.c2w, np.float64),
+                start_frame=spec.start_frame,
+                depth=None if spec.depth is None else np.asarray(spec.depth, np.float32),
+            )
+        except ValueError as error:
+            raise BridgeError("bad_message", f"These settings cannot be sent: {error}.") from error
+        self._do(lambda: self._wire.submit(message))
+        return job_id
+
+    def subscribe(self, job_id: str, after_seq: int = 0) -> None:
+        """Follows a job submitted before, perhaps by another client, from the event after `after_seq`."""
+        self._do(lambda: self._wire.follow(Follower(job_id, self._credit_bytes, last_seq=after_seq)))
+
+    def cancel(self, job_id: str) -> None:
+        """Asks for the job to stop at the engine's next step; its StateEvent says when it has."""
+        self._do(lambda: self._wire.request(Cancel(request_id=next(self._request_ids), job_id=job_id)))
+
+    def request_jobs(self) -> None:
+        """Asks for the list of jobs, which comes as a Jobs event."""
+        self._do(lambda: self._wire.request(ListJobs(request_id=next(self._request_ids))))
+
+    def fetch_splats(self, job_id: str, path: Path) -> None:
+        """Fetches the job's newest splat file to `path`, whole or not at all; SplatsFetched or RequestFailed tells."""
+        self._do(lambda: self._wire.fetch(_Fetch(job_id, Path(path), None)))
+
+    # ------------------------------------------------------------ answers
+
+    def poll(self, limit: int | None = None) -> list[ClientEvent]:
+        """The events that have arrived, oldest first, at most `limit`; never waits.
+
+        Taking few at a time keeps a user interface smooth: what is not taken stays within the credit.
+        """
+        events: list[ClientEvent] = []
+        while (limit is None or len(events) < limit) and (entry := self._inbox.take(0.0)) is not None:
+            events.append(self._consume(entry))
+        return events
+
+    def events(self, job_id: str) -> Iterator[ClientEvent]:
+        """The events of one job and of the connection as they come, up to and with the job's final StateEvent. Blocks.
+
+        Raises:
+            BridgeError: the server refused a request of this job, or the connection is gone for good.
+        """
+        while True:
+            # In short waits: a wait without end cannot be interrupted on Windows.
+            if (entry := self._inbox.take(0.2)) is None:
+                continue
+            event = self._consume(entry)
+            if isinstance(event, Disconnected):
+                raise BridgeError(event.code, event.message)
+            if isinstance(event, RequestFailed) and event.job_id == job_id:
+                raise BridgeError(event.code, event.message)
+            if getattr(event, "job_id", job_id) != job_id:
+                continue
+            yield event
+            if isinstance(event, StateEvent) and event.state in FINAL:
+                return
+
+    def connect(self) -> Welcome:
+        """Waits until the server answers; returns what it says of itself.
+
+        Raises:
+            BridgeError: `server_not_running`, `wrong_protocol_version`, ...
+        """
+        return self._wire.welcome.result()
+
+    def list_jobs(self, timeout_s: float = 10.0) -> tuple[JobInfo, ...]:
+        """The server's jobs, oldest first; waits for them.
+
+        Raises:
+            BridgeError: `timed_out`, or why there is no connection.
+        """
+        answer: Future[Jobs] = Future()
+        self._do(lambda: self._wire.request(ListJobs(request_id=next(self._request_ids)), answer))
+        return self._wait(answer, timeout_s).jobs
+
+    def fetch_splats_now(self, job_id: str, path: Path, timeout_s: float = 600.0) -> Path:
+        """Fetches the job's newest splat file to `path`; waits for it.
+
+        Raises:
+            BridgeError: `no_splats`, `unknown_job`, `disk_full`, `cannot_write`, `timed_out`, ...
+        """
+        answer: Future[Path] = Future()
+        self._do(lambda: self._wire.fetch(_Fetch(job_id, Path(path), answer)))
+        return self._wait(answer, timeout_s)
+
+    # ------------------------------------------------------------ helpers
+
+    def _wait(self, answer: Future[Any], timeout_s: float) -> Any:
+        try:
+            return answer.result(timeout_s)
+        except FutureTimeoutError:
+            raise BridgeError("timed_out", f"The server at {self.address} did not answer in {timeout_s:g} s.") from None
+
+    def _consume(self, entry: _Received) -> ClientEvent:
+        if entry.size_bytes:
+            # Without a connection there is nobody to give credit to.
+            with suppress(BridgeError):
+                self._do(lambda: self._wire.consumed(entry))
+        return entry.event
+
+    def _do(self, action: Callable[[], None]) -> None:
+        """Has the thread do it.
+
+        Raises:
+            BridgeError: the connection has been given up, or the client closed.
+        """
+        with self._waking:
+            end = self._wire.end
+            if self._closed or end is not None:
+                code, message = (end.code, end.message) if end else ("closed", "The client was closed.")
+                raise BridgeError(code, message)
+            self._todo.append(action)
+            self._nudge()
+
+    def _nudge(self) -> None:
+        """Wakes the thread; where no more wake-ups fit, enough of them wait already, and it looks up by itself too."""
+        with suppress(zmq.Again):
+            self._wake.send(b"", zmq.NOBLOCK)
+
+
+@dataclass(frozen=True)
+class _Received:
+    event: ClientEvent
+    job_id: str = ""
+    size_bytes: int = 0
+
+
+class _Inbox:
+    """Events between the thread and whoever takes them."""
+
+    def __init__(self) -> None:
+        self._entries: deque[_Received] = deque()
+        self._filled = threading.Condition()
+
+    def put(self, event: ClientEvent, job_id: str = "", size_bytes: int = 0) -> None:
+        with self._filled:
+            self._entries.append(_Received(event, job_id, size_bytes))
+            self._filled.notify()
+
+    def take(self, timeout_s: float) -> _Received | None:
+        with self._filled:
+            if not self._filled.wait_for(lambda: bool(self._entries), timeout_s):
+                return None
+            return self._entries.popleft()
+
+
+# ---------------------------------------------------------------- the thread
+
+
+@dataclass
+class _Pending:
+    """A request without an answer yet; sent again over a new connection (each is safe to repeat)."""
+
+    message: Any
+    answer: Future[Any] | None
+
+
+@dataclass
+class _Fetch:
+    """A splat file on its way: blocks go to a file beside `path`, which takes its place when it is whole."""
+
+    job_id: str
+    path: Path
+    answer: Future[Path] | None
+    revision: int = 0
+    offset: int = 0
+    restarts: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+    file: BinaryIO | None = None
+    partial: Path | None = None
+
+    def take(self, block: SplatsBlock) -> bool:
+        """Writes a block; returns whether the file is now whole and in place.
+
+        Raises:
+            WorldWarpError: `disk_full`, `cannot_write`, or `bad_message` for blocks that do not make the stated file.
+        """
+        with disk_errors(self.path):
+            if self.file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.partial = self.path.with_name(f".{self.path.name}-{uuid.uuid4().hex[:12]}.part")
+                self.file = self.partial.open("wb")
+            self.file.write(block.data.data)
+        self.digest.update(block.data.data)
+        self.revision, self.offset = block.revision, self.offset + len(block.data)
+        if self.offset < block.size_bytes and len(block.data):
+            return False
+        if self.offset != block.size_bytes or self.digest.hexdigest() != block.sha256:
+            raise ProtocolError(
+                "bad_message", "The splat file did not arrive as the server described it. Fetch it again."
+            )
+        assert self.partial is not None
+        with disk_errors(self.path):
+            self.file.close()
+            self.partial.replace(self.path)
+        return True
+
+    def start_over(self) -> None:
+        """Forgets what came of a file that has been replaced by a newer one."""
+        self.drop()
+        self.revision, self.offset, self.restarts = 0, 0, self.restarts + 1
+        self.digest = hashlib.sha256()
+
+    def drop(self) -> None:
+        """Leaves nothing half written."""
+        if self.file is not None:
+            self.file.close()
+        if self.partial is not None:
+            self.partial.unlink(missing_ok=True)
+        self.file = self.partial = None
+
+
+class _Lost(Exception):
+    """The connection is no more; the text says how we know."""
+
+
+class _Link:
+    """One connection: a DEALER, its end of the conversation, and a monitor that says when the peer is gone."""
+
+    def __init__(self, context: zmq.Context, address: str, session: ClientSession) -> None:
+        self.session = session
+        self.socket = context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            # What is sent is bounded by what the user asks for, what is received by the credit.
+            (zmq.SNDHWM, 0),
+            (zmq.RCVHWM, 0),
+            (zmq.MAXMSGSIZE, 2 * codec.LIMITS.message_bytes),
+            (zmq.RECONNECT_IVL, 100),
+            (zmq.RECONNECT_IVL_MAX, 2000),
+        ):
+            self.socket.setsockopt(option, value)
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.socket.connect(address)
+
+    def send(self, message: Any) -> None:
+        self.socket.send_multipart(codec.encode(message), copy=False)
+        self.session.said(time.monotonic())
+
+    def receive(self) -> Iterator[tuple[ServerMessage, int]]:
+        """What has arrived and is not the session's own business, with its size in bytes."""
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            parts = [frame.buffer for frame in frames]
+            message = self.session.receive(codec.decode(parts, ServerMessage), time.monotonic())
+            if message is not None:
+                yield message, codec.size_of(parts)
+
+    def check(self) -> None:
+        """Raises _Lost where the peer is gone; says that we are here where it is time to."""
+        if self.monitor.poll(0):
+            raise _Lost("the server closed the connection")
+        now_s = time.monotonic()
+        if self.session.is_open and self.session.is_silent(now_s, SILENCE_LIMIT_S):
+            raise _Lost(f"the server said nothing for {SILENCE_LIMIT_S:g} s")
+        if self.session.ping_due(now_s):
+            self.send(Ping(request_id=0))
+
+    def close(self) -> None:
+        self.socket.disable_monitor()
+        self.monitor.close(0)
+        self.socket.close(0)
+
+
+class _Wire:
+    """What the thread knows and does; nothing here is touched by another thread, `welcome` and the inbox excepted."""
+
+    def __init__(self, client: Client, program: str, version: str, connect_timeout_s: float, gone_timeout_s: float):
+        self.welcome: Future[Welcome] = Future()
+        self.end: WorldWarpError | None = None
+        """Why the connection was given up."""
+        self._client = client
+        self._program, self._version = program, version
+        self._connect_timeout_s, self._gone_timeout_s = connect_timeout_s, gone_timeout_s
+        self._control: _Link | None = None
+        self._data: _Link | None = None
+        self._pending: dict[int, _Pending] = {}
+        self._followers: dict[str, Follower] = {}
+        self._unread: dict[str, int] = {}
+        self._fetches: dict[int, _Fetch] = {}
+        self._open = False
+
+    # ------------------------------------------------------------ the life of the thread
+
+    def run(self) -> None:
+        wake = self._client._context.socket(zmq.PULL)
+        wake.connect("inproc://wake")
+        end: WorldWarpError = BridgeError("closed", "The client was closed.")
+        try:
+            lost_s: float | None = None
+            while not self._client._closed:
+                try:
+                    self._connect(wake, lost_s)
+                    lost_s = None
+                    self._converse(wake)
+                except _Lost as lost:
+                    self._hang_up()
+                    lost_s = time.monotonic()
+                    why = f"The connection to {self._client.address} was lost ({lost}). Trying again."
+                    self._client._inbox.put(ConnectionLost(why))
+        except WorldWarpError as error:
+            end = error
+        except zmq.ZMQError as error:
+            end = BridgeError("bad_address", f"{self._client.address} is not an address to connect to: {error}.")
+        finally:
+            self._hang_up()
+            wake.close(0)
+            self._give_up(end)
+
+    def _connect(self, wake: zmq.Socket, lost_s: float | None) -> None:
+        """Opens both connections.
+
+        Raises:
+            BridgeError: `server_not_running` at first, `server_gone` after a loss, or the server's refusal.
+        """
+        started_s = time.monotonic()
+        give_up_s = started_s + self._connect_timeout_s if lost_s is None else lost_s + self._gone_timeout_s
+        while not self._client._closed:
+            self._control, self._data = self._link(), self._link()
+            # A Hello may be lost with a server that dies as it starts: now and then begin anew.
+            anew_s = min(give_up_s, time.monotonic() + 5.0)
+            while not self._client._closed and time.monotonic() < anew_s:
+                self._wait(wake, self._control, self._data)
+                for link in (self._control, self._data):
+                    for message, _ in link.receive():
+                        raise ProtocolError("hello_first", f"{type(message).__name__} came before any request.")
+                if self._control.session.is_open and self._data.session.is_open:
+                    self._opened()
+                    return
+            self._hang_up()
+            if time.monotonic() >= give_up_s:
+                raise self._nobody_there(lost_s is not None)
+
+    def _link(self) -> _Link:
+        session = ClientSession(self._program, self._version, time.monotonic())
+        link = _Link(self._client._context, self._client.address, session)
+        link.send(session.hello())
+        return link
+
+    def _nobody_there(self, after_loss: bool) -> BridgeError:
+        address = self._client.address
+        if after_loss:
+            return BridgeError(
+                "server_gone",
+                f"The server at {address} has not come back for {self._gone_timeout_s:g} s. Start it again with "
+                "'worldwarp serve' and continue the job there: what it computed is kept.",
+            )
+        port = address.rpartition(":")[2]
+        return BridgeError(
+            "server_not_running",
+            f"No WorldWarp server answers at {address}. Start one with: worldwarp serve --port {port}",
+        )
+
+    def _opened(self) -> None:
+        assert self._control is not None
+        assert self._control.session.welcome is not None
+        self._open = True
+        if not self.welcome.done():
+            self.welcome.set_result(self._control.session.welcome)
+        self._client._inbox.put(Connected(self._control.session.welcome))
+        for pending in self._pending.values():
+            self._control.send(pending.message)
+        accepted_later = {p.message.job_id for p in self._pending.values() if isinstance(p.message, Submit)}
+        for follower in self._followers.values():
+            if not follower.ended and follower.job_id not in accepted_later:
+                self._subscribe(follower)
+        for request_id, fetch in self._fetches.items():
+            self._ask_block(request_id, fetch)
+
+    def _converse(self, wake: zmq.Socket) -> None:
+        assert self._control is not None
+        assert self._data is not None
+        while not self._client._closed:
+            for link in (self._control, self._data):
+                for message, size_bytes in link.receive():
+                    self._take(message, size_bytes)
+                link.check()
+            self._wait(wake, self._control, self._data)
+
+    def _wait(self, wake: zmq.Socket, *links: _Link) -> None:
+        """Sleeps until something arrives or is asked for, then does what was asked for."""
+        poller = zmq.Poller()
+        for socket in (wake, *(link.socket for link in links), *(link.monitor for link in links if self._open)):
+            poller.register(socket, zmq.POLLIN)
+        poller.poll(TICK_MS)
+        while wake.poll(0):
+            wake.recv()
+        while self._client._todo:
+            self._client._todo.popleft()()
+
+    def _hang_up(self) -> None:
+        self._open = False
+        for link in (self._control, self._data):
+            if link is not None:
+                link.close()
+        self._control = self._data = None
+
+    def _give_up(self, error: WorldWarpError) -> None:
+        """Tells everyone who waits that nothing more will come."""
+        with self._client._waking:
+            self.end = error
+        while self._client._todo:
+            self._client._todo.popleft()()
+        if not self.welcome.done():
+            self.welcome.set_exception(error)
+        for pending in self._pending.values():
+            if pending.answer is not None:
+                pending.answer.set_exception(error)
+        for fetch in self._fetches.values():
+            fetch.drop()
+            if fetch.answer is not None:
+                fetch.answer.set_exception(error)
+        self._client._inbox.put(Disconnected(error.code, error.message))
+
+    # ------------------------------------------------------------ what the user asks for
+
+    def submit(self, message: Submit) -> None:
+        self._followers[message.job_id] = Follower(message.job_id, self._client._credit_bytes)
+        self.request(message)
+
+    def request(self, message: Any, answer: Future[Any] | None = None) -> None:
+        self._pending[message.request_id] = _Pending(message, answer)
+        if self._open and self._control is not None:
+            self._control.send(message)
+
+    def follow(self, follower: Follower) -> None:
+        self._followers[follower.job_id] = follower
+        if self._open:
+            self._subscribe(follower)
+
+    def fetch(self, fetch: _Fetch) -> None:
+        request_id = next(self._client._request_ids)
+        self._fetches[request_id] = fetch
+        if self._open:
+            self._ask_block(request_id, fetch)
+
+    def consumed(self, entry: _Received) -> None:
+        self._unread[entry.job_id] = self._unread.get(entry.job_id, 0) - entry.size_bytes
+        follower = self._followers.get(entry.job_id)
+        if follower is None:
+            return
+        credit = follower.consumed(entry.size_bytes)
+        if credit is not None and self._open and self._data is not None:
+            self._data.send(credit)
+
+    def _subscribe(self, follower: Follower) -> None:
+        assert self._data is not None
+        unread = self._unread.get(follower.job_id, 0)
+        self._data.send(follower.subscribe(next(self._client._request_ids), unread))
+
+    def _ask_block(self, request_id: int, fetch: _Fetch) -> None:
+        assert self._data is not None
+        self._data.send(
+            FetchSplats(request_id=request_id, job_id=fetch.job_id, revision=fetch.revision, offset=fetch.offset)
+        )
+
+    # ------------------------------------------------------------ what the server says
+
+    def _take(self, message: ServerMessage, size_bytes: int) -> None:
+        if isinstance(message, Progress):
+            self._put(message, size_bytes)
+        elif isinstance(message, FrameEvent | CacheEvent | NoticeEvent | StateEvent):
+            follower = self._followers.get(message.job_id)
+            if follower is not None and follower.accept(message):
+                self._put(message, size_bytes)
+        elif isinstance(message, Error):
+            self._refused(message)
+        elif isinstance(message, SplatsBlock):
+            self._take_block(message)
+        elif not isinstance(message, Subscribed):
+            self._answered(message)
+
+    def _put(self, event: Any, size_bytes: int) -> None:
+        self._unread[event.job_id] = self._unread.get(event.job_id, 0) + size_bytes
+        self._client._inbox.put(event, event.job_id, size_bytes)
+
+    def _answered(self, message: Any) -> None:
+        pending = self._pending.pop(message.request_id, None)
+        if pending is None:
+            return
+        if isinstance(message, Accepted) and message.job_id in self._followers:
+            self._subscribe(self._followers[message.job_id])
+        if pending.answer is not None:
+            pending.answer.set_result(message)
+        else:
+            self._client._inbox.put(message)
+
+    def _refused(self, error: Error) -> None:
+        fetch = self._fetches.get(error.request_id)
+        if fetch is not None:
+            if error.code == "splats_replaced" and fetch.restarts < FETCH_RESTARTS:
+                fetch.start_over()
+                self._ask_block(error.request_id, fetch)
+            else:
+                self._fetch_failed(error.request_id, fetch, error.code, error.message)
+            return
+        pending = self._pending.pop(error.request_id, None)
+        job_id = getattr(pending.message, "job_id", "") if pending else error.job_id
+        if error.code == "unknown_job" or (pending is not None and isinstance(pending.message, Submit)):
+            self._followers.pop(job_id, None)
+        if pending is not None and pending.answer is not None:
+            pending.answer.set_exception(BridgeError(error.code, error.message))
+        else:
+            self._client._inbox.put(RequestFailed(error.code, error.message, job_id))
+
+    def _take_block(self, block: SplatsBlock) -> None:
+        fetch = self._fetches.get(block.request_id)
+        # A block asked for over a connection since lost may have been asked for again.
+        if fetch is None or block.offset != fetch.offset:
+            return
+        try:
+            whole = fetch.take(block)
+        except WorldWarpError as error:
+            self._fetch_failed(block.request_id, fetch, error.code, error.message)
+            return
+        if not whole:
+            self._ask_block(block.request_id, fetch)
+            return
+        del self._fetches[block.request_id]
+        if fetch.answer is not None:
+            fetch.answer.set_result(fetch.path)
+        else:
+            self._client._inbox.put(SplatsFetched(fetch.job_id, fetch.path, fetch.revision))
+
+    def _fetch_failed(self, request_id: int, fetch: _Fetch, code: str, message: str) -> None:
+        del self._fetches[request_id]
+        fetch.drop()
+        if fetch.answer is not None:
+            fetch.answer.set_exception(BridgeError(code, message))
+        else:
+            self._client._inbox.put(RequestFailed(code, message, fetch.job_id))
