@@ -133,7 +133,7 @@ def test_a_model_that_is_not_there_names_the_command_that_fetches_it(
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     folder = save_depth_anything(tmp_path, safetensors=False)
-    with pytest.raises(WorldWarpError, match="no complete depth model.*safetensors") as caught:
+    with pytest.raises(WorldWarpError, match=r"no complete depth model.*safetensors") as caught:
         MonocularDepth.load(str(folder))
     assert caught.value.code == "no_weights"
 
