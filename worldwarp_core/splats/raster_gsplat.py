@@ -25,8 +25,8 @@ def rasterize_gsplat(
     rasterization = load_gsplat()
     device = gaussians.means.device
     if len(gaussians) == 0:
-        # The kernels cannot be launched over nothing.
-        empty = torch.zeros(len(w2c), height, width, 5, device=device)
+        # The kernels cannot be launched over nothing. The sum is 0 and keeps the images differentiable.
+        empty = torch.zeros(len(w2c), height, width, 5, device=device) + gaussians.means.sum()
         return empty[..., :3], empty[..., 3], empty[..., 4]
     image, alpha, _ = rasterization(
         gaussians.means,
@@ -42,8 +42,7 @@ def rasterize_gsplat(
         far_plane=FAR,
         eps2d=BLUR_PX2,
         sh_degree=gaussians.sh_degree,
-        # One view: every Gaussian has a slot, which is faster. Many: only those seen take memory.
-        packed=len(w2c) > 1,
+        packed=False,  # faster than packed, and no larger, from 1 view of 20,000 Gaussians to 49 of 500,000
         render_mode="RGB+ED",
         rasterize_mode="classic",
     )

@@ -1,17 +1,13 @@
 """Projection to the splat table against gsplat's own torch implementation, forward and backward."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from dense_reference import project_with_gsplat
-from scenes import HEIGHT, WIDTH, arrays, random_gaussians, two_cameras
-
+from tests.worldwarp_core.splats.dense_reference import project_with_gsplat
+from tests.worldwarp_core.splats.scenes import HEIGHT, WIDTH, arrays, random_gaussians, two_cameras
 from worldwarp_core.splats import projection
 from worldwarp_core.splats.gaussians import Gaussians
 

@@ -12,10 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent))
-from dense_reference import rasterize_densely
-from scenes import HEIGHT, WIDTH, random_gaussians, two_cameras
-
+from tests.worldwarp_core.splats.dense_reference import rasterize_densely
+from tests.worldwarp_core.splats.scenes import HEIGHT, WIDTH, random_gaussians, two_cameras
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splats.gaussians import Gaussians
 from worldwarp_core.splats.raster_cpu import rasterize_cpu
@@ -72,7 +70,7 @@ def test_float32_follows_the_dense_reference_in_a_crowded_scene() -> None:
     w2c, K = two_cameras()
     got = rasterize_cpu(gaussians, w2c, K, WIDTH, HEIGHT)
     want = rasterize_densely(gaussians, w2c, K, WIDTH, HEIGHT)
-    assert want[1].min() > 0.999, "pixels should reach the transmittance stop"
+    assert (want[1] > 0.9995).double().mean() > 0.5, "most pixels should come near the transmittance stop"
     for g, e in zip(got, want, strict=True):
         torch.testing.assert_close(g.double(), e, rtol=1e-4, atol=2e-4)
     expected = gradients(random_loss(want), gaussians)

@@ -1,16 +1,11 @@
 """Spherical-harmonic colour against gsplat's own torch implementation, forward and backward."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from gsplat.cuda._torch_impl import _spherical_harmonics
 
-sys.path.insert(0, str(Path(__file__).parent))
-from scenes import arrays, random_gaussians
-
+from tests.worldwarp_core.splats.scenes import arrays, random_gaussians
 from worldwarp_core.splats import sh
 from worldwarp_core.splats.gaussians import Gaussians
 
