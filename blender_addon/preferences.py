@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 import bpy
 from bpy.props import StringProperty
 
+from engine_bridge.client import DEFAULT_ADDRESS
 from worldwarp_core.errors import WorldWarpError
 
-DEFAULT_ADDRESS = "tcp://127.0.0.1:5570"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 

@@ -1,0 +1,155 @@
+"""A shot that runs beside the artist: events come in without blocking, and nothing outlives its file."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import bpy
+import numpy as np
+import pytest
+
+from blender_addon import session
+from blender_addon.shot import PreparedShot
+from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
+from worldwarp_core.cameras import CameraPath
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.spec import GenerateSpec
+
+pytestmark = pytest.mark.usefixtures("addon")
+JOB = "0" * 32
+Work = Callable[[PreparedShot, Path, str, Callable[[object], None], threading.Event], None]
+
+
+@pytest.fixture
+def shot() -> PreparedShot:
+    K = np.array([[[60.0, 0, 32], [0, 60.0, 18], [0, 0, 1]]] * 2)
+    cameras = CameraPath(np.arange(2), 24.0, 64, 36, K, np.tile(np.eye(4), (2, 1, 1)))
+    return PreparedShot(GenerateSpec(cameras, np.zeros((36, 64, 3), np.uint8)), engine="")
+
+
+def begin(monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, out: Path, work: Work, show: bool = False) -> None:
+    """Starts a session whose work is `work` in place of a server's."""
+    monkeypatch.setattr(session, "run_shot", work)
+    session.start(shot, "tcp://127.0.0.1:1", out, show)
+
+
+def drain_until(done: Callable[[], bool]) -> None:
+    """Does what Blender's timer does with a window, until `done`."""
+    deadline = time.perf_counter() + 10
+    while not done():
+        assert time.perf_counter() < deadline
+        session.drain(time.perf_counter() + session.BUDGET_S)
+        time.sleep(0.01)
+
+
+def frame(number: int) -> FrameEvent:
+    return FrameEvent(
+        job_id=JOB,
+        seq=number + 1,
+        index=number,
+        number=number,
+        chunk=0,
+        rgb=np.zeros((36, 64, 3), np.uint8),
+        depth=np.ones((36, 64), np.float32),
+        validity=np.zeros((36, 64), np.uint8),
+    )
+
+
+def test_progress_frames_and_notices_reach_the_panel(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path
+) -> None:
+    def work(_shot: object, _out: Path, _address: str, on_event: Callable, _stop: threading.Event) -> None:
+        on_event(Progress(job_id=JOB, stage="cache", step=3, steps=9, chunk=0, chunks=1, fraction=0.25, eta_s=40.0))
+        on_event(frame(0))
+        on_event(NoticeEvent(job_id=JOB, seq=2, code="jump", message="The camera jumps at frame 7."))
+        on_event(frame(1))
+
+    begin(monkeypatch, shot, tmp_path, work)
+    drain_until(lambda: not session.status().running)
+    status = session.status()
+    assert (status.stage, status.fraction, status.eta_s) == ("cache", 0.25, 40.0)
+    assert (status.frames_done, status.frames) == (2, 2)
+    assert status.notices == ["The camera jumps at frame 7."]
+    assert status.error == ""
+    assert "2 of 2 frames" in status.outcome
+
+
+def test_the_queue_holds_no_pixels(monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path) -> None:
+    assert session.lightened(frame(5)) == session.FrameDone(5)
+
+
+def test_an_error_stays_until_it_is_dismissed(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path
+) -> None:
+    def work(*_: object) -> None:
+        raise WorldWarpError("server_not_running", "No server answers. Start one.")
+
+    begin(monkeypatch, shot, tmp_path, work)
+    drain_until(lambda: not session.status().running)
+    assert session.status().error == "No server answers. Start one."
+    bpy.ops.worldwarp.dismiss_error()
+    assert session.status().error == ""
+
+
+def test_a_fault_of_ours_is_told_in_words(monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path) -> None:
+    def work(*_: object) -> None:
+        raise KeyError("frames")
+
+    begin(monkeypatch, shot, tmp_path, work)
+    drain_until(lambda: not session.status().running)
+    assert "KeyError" in session.status().error
+
+
+def wait_for_stop(_shot: object, _out: Path, _address: str, on_event: Callable, stop: threading.Event) -> None:
+    on_event(frame(0))
+    assert stop.wait(10)
+    raise WorldWarpError("cancelled", "The job was cancelled.")
+
+
+def test_cancel_stops_the_work_and_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path
+) -> None:
+    assert not bpy.ops.worldwarp.cancel.poll()
+    begin(monkeypatch, shot, tmp_path, wait_for_stop)
+    drain_until(lambda: session.status().frames_done == 1)
+    assert bpy.ops.worldwarp.cancel() == {"FINISHED"}
+    assert session.status().cancelling
+    drain_until(lambda: not session.status().running)
+    assert session.status().error == ""
+    assert session.status().outcome.startswith("Cancelled: 1 of 2 frames")
+
+
+def test_there_is_one_shot_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    begin(monkeypatch, shot, tmp_path, wait_for_stop)
+    with pytest.raises(WorldWarpError, match="already"):
+        session.start(shot, "tcp://127.0.0.1:1", tmp_path, show=False)
+    with pytest.raises(RuntimeError, match="already"):
+        bpy.ops.worldwarp.generate()
+    session.close()
+
+
+def test_opening_another_file_ends_the_work(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path
+) -> None:
+    begin(monkeypatch, shot, tmp_path, wait_for_stop)
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    assert not session.status().running
+    assert not [thread for thread in threading.enumerate() if thread.name == "worldwarp"]
+    assert not bpy.app.timers.is_registered(session._tick)
+
+
+def test_frames_appear_behind_the_camera_while_they_arrive(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    (tmp_path / "frames").mkdir()
+    image = bpy.data.images.new("tmp", 8, 8)
+    image.file_format, image.filepath_raw = "PNG", str(tmp_path / "frames/frame_0001.png")
+    image.save()
+    begin(monkeypatch, shot, tmp_path, wait_for_stop, show=True)
+    drain_until(lambda: len(camera.data.background_images) == 1)
+    session.close()
