@@ -1,0 +1,266 @@
+"""What a job leaves with the user: a folder that is right at every moment, however the job ends.
+
+    OUT/frames/frame_0001.png   8-bit sRGB, numbered by the path's own frame numbers
+        depth/frame_0001.exr    planar z in scene units, float32, background 1e10
+        mask/frame_0001.png     8-bit, white where the prior was valid
+        splats.ply              the world, 3DGS PLY in Blender's axes (fetched by the client, not an event)
+        job.json                settings, versions, seconds by stage, state, notices, and which frames are here
+
+Every file is written beside its place and moved into it, so none is ever half there. `job.json` says with `last_seq` up
+to which event the folder is complete: a client that is started again continues after it.
+
+Needs NumPy and OpenEXR; runs inside Blender.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from worldwarp_core.atomic_write import atomic_write
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.exr import write_depth_exr
+
+from .errors import BridgeError, disk_errors
+from .messages import CacheEvent, FrameEvent, NoticeEvent, StateEvent, Welcome
+from .png_writer import encode_png, is_whole_png
+from .session import FINAL
+
+FORMAT_VERSION = 1
+SAVE_EVERY_S = 1.0
+"""`job.json` is rewritten at most this often for frames alone; repeating a second of frames after a crash is cheap."""
+
+_KINDS = (("frames", ".png"), ("depth", ".exr"), ("mask", ".png"))
+
+
+class JobFolder:
+    """Writes one job's events into `out` as they come; see the top of the module.
+
+    Args:
+        out: made where it is missing.
+        job_id: of the job; a folder that holds this very job is continued.
+        frames: the path's frame numbers, all that are to come.
+        settings: what was asked for, in JSON's types.
+        records: more for job.json, each under its own name (the .blend, how the start frame was rendered, ...).
+        overwrite: whether the frames of an earlier job in `out` may be removed.
+
+    Raises:
+        BridgeError: `folder_in_use`, `cannot_write`, `disk_full`.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        job_id: str,
+        frames: Iterable[int],
+        settings: Mapping[str, Any],
+        records: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.out = Path(out)
+        self.job_id = job_id
+        self.frames = [int(number) for number in frames]
+        self._written: set[int] = set()
+        self._saved_s = float("-inf")
+        self._job: dict[str, Any] = {
+            "version": FORMAT_VERSION,
+            "job_id": job_id,
+            "state": "queued",
+            "code": "",
+            "message": "",
+            "log_id": "",
+            "started": _timestamp(),
+            "ended": None,
+            "settings": dict(settings),
+            "frames": {},
+            "splats": None,
+            "last_seq": 0,
+            "notices": [],
+            **(records or {}),
+        }
+        with disk_errors(self.out):
+            if not self._continue() and (files := self._earlier_files()):
+                if not overwrite:
+                    raise BridgeError(
+                        "folder_in_use",
+                        f"{self.out} holds another job's files ({len(files)}, such as {files[0].name}). "
+                        "Choose another folder, or allow overwriting (--overwrite on the command line).",
+                    )
+                for file in files:
+                    file.unlink()
+            for kind, _ in _KINDS:
+                (self.out / kind).mkdir(parents=True, exist_ok=True)
+        self.save()
+
+    @property
+    def splats_path(self) -> Path:
+        """Where the splat file belongs."""
+        return self.out / "splats.ply"
+
+    @property
+    def last_seq(self) -> int:
+        """The last event that is on disk here: what to subscribe after."""
+        return int(self._job["last_seq"])
+
+    def paths(self, number: int) -> tuple[Path, Path, Path]:
+        """Picture, depth and mask of a frame number."""
+        picture, depth, mask = (self.out / kind / f"frame_{number:04d}{suffix}" for kind, suffix in _KINDS)
+        return picture, depth, mask
+
+    def write(self, event: object) -> None:
+        """Writes what an event brings; those that bring nothing for the folder are passed over.
+
+        Raises:
+            WorldWarpError: `disk_full` or `cannot_write`; what came before stays, and the event can be written again.
+        """
+        if not isinstance(event, FrameEvent | CacheEvent | NoticeEvent | StateEvent):
+            return
+        if isinstance(event, FrameEvent):
+            self._write_frame(event)
+        elif isinstance(event, CacheEvent):
+            self._job["splats"] = {"count": event.splats, "chunk": event.chunk, "size_bytes": event.size_bytes}
+        elif isinstance(event, NoticeEvent):
+            self._job["notices"].append({"code": event.code, "message": event.message})
+        else:
+            self._take_state(event)
+        self._job["last_seq"] = event.seq
+        if not isinstance(event, FrameEvent) or time.monotonic() - self._saved_s > SAVE_EVERY_S:
+            self.save()
+
+    def note(self, **records: Any) -> None:
+        """Adds records to job.json, each under its own name, in JSON's types."""
+        self._job.update(records)
+        self.save()
+
+    def note_server(self, welcome: Welcome) -> None:
+        """Records which server and engine make the job."""
+        self.note(
+            server={
+                "name": welcome.server,
+                "version": welcome.version,
+                "protocol_version": welcome.protocol_version,
+                "engine": welcome.engine,
+            }
+        )
+
+    def fail(self, code: str, message: str) -> None:
+        """Records that the job ended here without the server's last word: the server is gone, or the disk is full."""
+        self._job.update(state="failed", code=code, message=message, ended=_timestamp())
+        self.save()
+
+    def missing(self) -> list[str]:
+        """What a whole job should have left and is not here or not whole, in words; empty when all is well.
+
+        Reads every file: call it once, at the end.
+        """
+        faults = []
+        for number in self.frames:
+            for path in self.paths(number):
+                if not path.is_file():
+                    faults.append(f"{path.relative_to(self.out)} is missing")
+                elif path.suffix == ".png" and not is_whole_png(path.read_bytes()):
+                    faults.append(f"{path.relative_to(self.out)} is damaged")
+                elif path.stat().st_size == 0:
+                    faults.append(f"{path.relative_to(self.out)} is empty")
+        if not self.splats_path.is_file():
+            faults.append("splats.ply is missing")
+        elif (size := (self._job["splats"] or {}).get("size_bytes")) != self.splats_path.stat().st_size:
+            faults.append(f"splats.ply is not the {size} bytes that it should be")
+        return faults
+
+    def save(self) -> None:
+        """Writes job.json as things stand."""
+        self._job["frames"] = {
+            "asked": len(self.frames),
+            "written": len(self._written),
+            "first": self.frames[0],
+            "last": self.frames[-1],
+            "written_ranges": _ranges(self._written),
+        }
+        path = self.out / "job.json"
+        with disk_errors(path), atomic_write(path) as partial:
+            partial.write_text(json.dumps(self._job, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        self._saved_s = time.monotonic()
+
+    # ------------------------------------------------------------ helpers
+
+    def _write_frame(self, event: FrameEvent) -> None:
+        picture, depth, mask = self.paths(event.number)
+        text = {"Software": "WorldWarp", "worldwarp:job": self.job_id, "worldwarp:frame": str(event.number)}
+        for path, content in ((picture, encode_png(event.rgb, text)), (mask, encode_png(event.validity))):
+            with disk_errors(path), atomic_write(path) as partial:
+                partial.write_bytes(content)
+        with disk_errors(depth):
+            write_depth_exr(depth, event.depth)
+        self._written.add(event.number)
+
+    def _take_state(self, event: StateEvent) -> None:
+        self._job.update(state=event.state, code=event.code, message=event.message, log_id=event.log_id)
+        if event.state in FINAL:
+            self._job["ended"] = _timestamp()
+        summary = dict(event.summary)
+        # The engine's account of the settings has the defaults that it filled in; ours says what was asked for.
+        self._job["settings"] = {**summary.pop("settings", {}), **_given(self._job["settings"])}
+        engine = summary.get("engine")
+        if isinstance(engine, dict) and "versions" in engine:
+            self._job["versions"] = engine["versions"]
+        for name, value in summary.items():
+            self._job.setdefault(name, value)
+
+    def _continue(self) -> bool:
+        """Takes up the job.json of this very job, where there is one."""
+        try:
+            earlier = json.loads((self.out / "job.json").read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return False
+        if not isinstance(earlier, dict) or earlier.get("job_id") != self.job_id:
+            return False
+        self._job.update(earlier)
+        self._written = {number for number in self.frames if all(path.is_file() for path in self.paths(number))}
+        return True
+
+    def _earlier_files(self) -> list[Path]:
+        files = [path for kind, suffix in _KINDS for path in sorted((self.out / kind).glob(f"frame_*{suffix}"))]
+        names = ("job.json", "splats.ply", "preview.mp4", "contact_sheet.png")
+        return files + [self.out / name for name in names if (self.out / name).is_file()]
+
+
+def read_job(out: Path) -> dict[str, Any]:
+    """What job.json in `out` says.
+
+    Raises:
+        WorldWarpError: `no_job`, where there is none that can be read.
+    """
+    path = Path(out) / "job.json"
+    try:
+        job = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorldWarpError(
+            "no_job", f"There is no WorldWarp job in {out}: {path} cannot be read ({error})."
+        ) from error
+    if not isinstance(job, dict) or "job_id" not in job:
+        raise WorldWarpError("no_job", f"{path} was not written by WorldWarp.")
+    return job
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """[[first, last], ...] of the runs in `numbers`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return runs
+
+
+def _timestamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
