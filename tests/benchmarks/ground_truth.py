@@ -21,6 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
+from worldwarp_core.camera_files import write_cameras
+from worldwarp_core.exr import read_depth_exr, write_depth_exr
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENE = ROOT / "blender_addon" / "demo_scene.py"
@@ -48,27 +52,20 @@ def ground_truth(frames: Sequence[int], width: int = 256, height: int = 144, pat
 
 def read_rgb(folder: Path, frame: int) -> np.ndarray:
     """(H, W, 3) uint8 sRGB."""
-    from PIL import Image
-
     return np.asarray(Image.open(folder / f"rgb_{frame:04d}.png").convert("RGB"))
 
 
 def read_depth(folder: Path, frame: int) -> np.ndarray:
     """(H, W) float32 planar z in metres, 1e10 where there is only sky."""
-    import OpenEXR
-
-    with OpenEXR.File(str(folder / f"depth_{frame:04d}.exr"), separate_channels=True) as file:
-        return np.asarray(file.channels()["Z"].pixels, np.float32)
+    return read_depth_exr(folder / f"depth_{frame:04d}.exr")
 
 
 def render(folder: Path, frames: Sequence[int], width: int, height: int, path_frames: int) -> None:
     """Renders into `folder`; runs where `bpy` is."""
-    sys.path.insert(0, str(ROOT))
     import bpy
 
     from blender_addon.camera_export import export_camera_path
     from blender_addon.demo_scene import build_demo_scene
-    from worldwarp_core.camera_files import write_cameras
 
     folder.mkdir(parents=True, exist_ok=True)
     bpy.ops.wm.read_factory_settings(use_empty=True)
@@ -85,7 +82,8 @@ def render(folder: Path, frames: Sequence[int], width: int, height: int, path_fr
         scene.frame_set(frame)
         passes = folder / f"passes_{frame:04d}.exr"
         render_still(scene, passes, "OPEN_EXR_MULTILAYER")
-        keep_depth(passes, folder / f"depth_{frame:04d}.exr")
+        write_depth_exr(folder / f"depth_{frame:04d}.exr", read_depth_exr(passes))
+        passes.unlink()
     (folder / WHOLE).touch()
 
 
@@ -99,18 +97,6 @@ def render_still(scene, path: Path, file_format: str) -> None:  # type: ignore[n
     settings.color_depth = "8" if file_format == "PNG" else "32"
     scene.render.filepath = str(path)
     bpy.ops.render.render(write_still=True)
-
-
-def keep_depth(passes: Path, path: Path) -> None:
-    """Moves the one depth channel of a multilayer EXR into an EXR of its own."""
-    import OpenEXR
-
-    with OpenEXR.File(str(passes), separate_channels=True) as file:
-        found = [np.array(c.pixels, np.float32) for name, c in file.channels().items() if ".Depth." in name]
-    assert len(found) == 1, f"{passes} holds {len(found)} depth channels"
-    with OpenEXR.File({"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}, {"Z": found[0]}) as file:
-        file.write(str(path))
-    passes.unlink()
 
 
 def main() -> None:

@@ -1,0 +1,240 @@
+"""The main job's figures: from the demo's wall time to the memory of a thousand frames.
+
+    python tests/benchmarks/bench_main_job.py                    everything, into results/main_job.json
+    python tests/benchmarks/bench_main_job.py --only quality     one part, printed only
+
+demo_s                 wall time of `worldwarp demo`, a process of its own, Blender and all.
+camera_worst_px        worst error of the exported cameras against Blender's own projection (bench_cameras.py).
+psnr_start_db          the cache rendered back at the start camera against the start frame, over all pixels; the worst
+                       of the worlds that the shot's fits left, so that a later fit cannot undo an earlier one unseen.
+psnr_20_frames_db      the frame delivered 20 frames later against Blender's own render, over the pixels marked valid.
+mask_precision, mask_recall
+                       that frame's validity against what the start view really saw (visibility.py).
+uncovered_percent      of that frame's pixels, those the start view did not see.
+splat_alignment_percent
+                       the imported splats in the demo's .blend against the geometry in Blender's depth passes: the
+                       worst difference of centroid, plain box and 1-99 percentile box, of the scene's diagonal.
+peak_rss_mib_93_frames, peak_rss_mib_1000_frames
+                       largest resident memory of a worker over an orbit at 64x36 that keeps coming back.
+
+The scene is the demo's at 256x144: diffuse, denoised Cycles, Standard view, exact start depth, 93 frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+from ground_truth import ground_truth, read_depth, read_rgb
+from provenance import provenance
+from visibility import seen_from, unproject
+
+from worldwarp_core.api import load_engine, render_splats
+from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.spec import CacheUpdate, Frame, GenerateSpec
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "main_job.json"
+WIDTH, HEIGHT, FRAMES = 256, 144, 93
+LATER = 20
+WITNESSES = tuple(range(1, FRAMES + 1, 4))
+"""Frames whose depth passes say where the scene's geometry is."""
+
+Figures = dict[str, float]
+
+
+def measure_demo() -> Figures:
+    """How long the demo takes, and where its splats landed."""
+    with tempfile.TemporaryDirectory(prefix="worldwarp_demo_") as folder:
+        start = time.perf_counter()
+        run_python("from engine_bridge.cli import main; main()", "demo", "--out", folder)
+        seconds = time.perf_counter() - start
+        places = Path(folder) / "places.npz"
+        run_python("import bench_main_job as b; b.save_splat_places()", str(Path(folder) / "scene.blend"), str(places))
+        with np.load(places) as found:
+            alignment = alignment_percent(found["centres"], found["sources"])
+    return {"demo_s": seconds, "splat_alignment_percent": alignment}
+
+
+def measure_cameras() -> Figures:
+    """In a process of its own: Blender and the engine's libraries share one badly."""
+    said = run_python("import bench_cameras as b; print('\\nworst', b.worst_camera_error_px())")
+    return {"camera_worst_px": float(said.rsplit("worst", 1)[1])}
+
+
+def measure_quality() -> Figures:
+    """One shot through the engine's door, against Blender's own pictures and depths."""
+    truth = ground_truth((1, 1 + LATER), WIDTH, HEIGHT, FRAMES)
+    cameras = read_cameras(truth / "cameras.json")
+    start_frame, start_depth = read_rgb(truth, 1), read_depth(truth, 1)
+    psnr_start, later = [], None
+    for event in load_engine("cache").generate(GenerateSpec(cameras, start_frame, start_depth)):
+        if isinstance(event, CacheUpdate):
+            rgb, _, _ = render_splats(event.splats, cameras[:1])
+            psnr_start.append(psnr(rgb[0], start_frame / 255))
+        elif isinstance(event, Frame) and event.index == LATER:
+            later = event
+    assert later is not None
+    seen = seen_from(
+        start_depth, cameras.K[0], cameras.c2w[0], read_depth(truth, 1 + LATER), cameras.K[LATER], cameras.c2w[LATER]
+    )
+    valid = later.validity == 255
+    return {
+        "psnr_start_db": min(psnr_start),
+        "psnr_20_frames_db": psnr(later.rgb[valid] / 255, read_rgb(truth, 1 + LATER)[valid] / 255),
+        "mask_precision": float((valid & seen).sum() / valid.sum()),
+        "mask_recall": float((valid & seen).sum() / seen.sum()),
+        "uncovered_percent": float(100 * (1 - seen.mean())),
+    }
+
+
+def measure_memory() -> Figures:
+    """Two workers, one path each, watched from outside."""
+    return {f"peak_rss_mib_{frames}_frames": peak_rss_mib(frames) for frames in (FRAMES, 1000)}
+
+
+PARTS: dict[str, Callable[[], Figures]] = {
+    "quality": measure_quality,
+    "cameras": measure_cameras,
+    "memory": measure_memory,
+    "demo": measure_demo,
+}
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Of values in [0, 1], in dB."""
+    return float(-10 * np.log10(np.mean((image.astype(np.float64) - reference) ** 2)))
+
+
+def alignment_percent(centres: np.ndarray, sources: np.ndarray) -> float:
+    """Worst difference between splats and scene, in percent of the scene's diagonal."""
+    truth = ground_truth(WITNESSES, WIDTH, HEIGHT, FRAMES)
+    points, frames = first_sights(truth)
+    worst = 0.0
+    for a, b in ((centres, points), (centres[sources == 1], points[frames == 1])):
+        boxes = [
+            (a.min(0), a.max(0), b.min(0), b.max(0)),
+            (*np.percentile(a, (1, 99), 0), *np.percentile(b, (1, 99), 0)),
+        ]
+        diagonal = np.linalg.norm(np.ptp(b, 0))
+        print(
+            {
+                "centroid": 100 * np.linalg.norm(a.mean(0) - b.mean(0)) / diagonal,
+                "boxes": [
+                    [100 * np.linalg.norm(x[0] - x[2]) / diagonal, 100 * np.linalg.norm(x[1] - x[3]) / diagonal]
+                    for x in boxes
+                ],
+            }
+        )
+        worst = max(worst, 100 * np.linalg.norm(a.mean(0) - b.mean(0)) / diagonal)
+    return worst
+
+
+def first_sights(truth: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) points of the scene that the flight sees, each where it was seen first, and (N,) that frame's number."""
+    cameras = read_cameras(truth / "cameras.json")
+    depths = {frame: read_depth(truth, frame) for frame in WITNESSES}
+    points, frames = [], []
+    for frame in WITNESSES:
+        K, c2w = cameras.K[frame - 1], cameras.c2w[frame - 1]
+        new = np.ones(depths[frame].shape, bool)
+        for past in (past for past in WITNESSES if past < frame):
+            new &= ~seen_from(depths[past], cameras.K[past - 1], cameras.c2w[past - 1], depths[frame], K, c2w)
+        points.append(unproject(np.where(new, depths[frame], np.inf), K, c2w))
+        frames.append(np.full(len(points[-1]), frame))
+    return np.concatenate(points), np.concatenate(frames)
+
+
+def save_splat_places() -> None:
+    """Saves world positions and source frames of a .blend's splats without the sky; runs where `bpy` is."""
+    import bpy
+
+    blend, out = sys.argv[1:]
+    bpy.ops.wm.open_mainfile(filepath=blend)
+    centres, sources = [], []
+    for thing in bpy.context.scene.objects:
+        attributes = getattr(thing.data, "attributes", {})
+        if "radiance:base" not in attributes:
+            continue
+
+        def values(name: str, field: str, width: int, attributes=attributes) -> np.ndarray:  # type: ignore[no-untyped-def]
+            data = np.empty(len(attributes[name].data) * width, np.float32)
+            attributes[name].data.foreach_get(field, data)
+            return data.reshape(-1, width)
+
+        near = values("sky", "value", 1)[:, 0] == 0
+        matrix = np.array(thing.matrix_world)
+        centres.append((values("position", "vector", 3) @ matrix[:3, :3].T + matrix[:3, 3])[near])
+        sources.append(values("source_frame", "value", 1)[near, 0].astype(int))
+    np.savez(out, centres=np.concatenate(centres), sources=np.concatenate(sources))
+
+
+def peak_rss_mib(frames: int) -> float:
+    """Largest resident memory, in MiB, of a process that makes one shot of `frames` and keeps nothing of it."""
+    command = [sys.executable, "-c", "import bench_main_job as b; b.fly_orbit()", str(frames)]
+    process = subprocess.Popen(command, cwd=HERE)
+    watched, peak = psutil.Process(process.pid), 0
+    while process.poll() is None:
+        try:
+            peak = max(peak, watched.memory_info().rss)
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.02)
+    if process.wait() != 0:
+        raise RuntimeError(f"the worker over {frames} frames failed with exit code {process.returncode}")
+    return peak / 2**20
+
+
+def fly_orbit() -> None:
+    """One shot round the ball, its frames dropped as they come."""
+    from ball_room import orbit, see
+
+    cameras = orbit(int(sys.argv[1]), 64, 36)
+    rgb, depth = see(cameras.K[0], cameras.c2w[0], 64, 36)
+    made = sum(
+        isinstance(e, Frame) for e in load_engine("cache").generate(GenerateSpec(cameras, rgb, depth, cache_steps=10))
+    )
+    assert made == len(cameras), made
+
+
+def run_python(code: str, *arguments: str) -> str:
+    """What another Python prints, run beside this file.
+
+    Raises:
+        RuntimeError: it failed; the message holds the end of what it said.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"{code} {' '.join(arguments)} failed with exit code {done.returncode}:\n{done.stdout[-3000:]}"
+        )
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures the main job.")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="measure these parts and print them")
+    only = parser.parse_args().only
+    figures: Figures = {}
+    for name in only or PARTS:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        figures |= {key: round(value, 4) for key, value in PARTS[name]().items()}
+    print(json.dumps(figures, indent=2))
+    if not only:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text(json.dumps({**figures, "provenance": provenance()}, indent=2) + "\n")
+        print(f"written to {RESULT}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
