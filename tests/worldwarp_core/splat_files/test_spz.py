@@ -1,0 +1,236 @@
+"""SPZ files against a decoder of our own from the public description of the format."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.splat_files.axes import to_axes
+from worldwarp_core.splat_files.cloud import SplatCloud
+from worldwarp_core.splat_files.files import read_splats, write_splats
+from worldwarp_core.splat_files.spz import read_spz, write_spz
+
+pytest.importorskip("gsply", reason="gsply comes with the engine extra")
+
+
+def random_cloud(n: int, degree: int = 3, seed: int = 0) -> SplatCloud:
+    rng = np.random.default_rng(seed)
+
+    def draw(low: float, high: float, *shape: int) -> np.ndarray:
+        return rng.uniform(low, high, shape).astype(np.float32)
+
+    quats = rng.normal(size=(n, 4)).astype(np.float32)
+    return SplatCloud(
+        means=draw(-20, 20, n, 3),
+        quats=quats / np.linalg.norm(quats, axis=1, keepdims=True),
+        scales=draw(-8, 2, n, 3),
+        opacities=draw(-5, 5, n),
+        sh0=draw(-2, 2, n, 1, 3),
+        shN=draw(-0.35, 0.35, n, (degree + 1) ** 2 - 1, 3),
+    )
+
+
+@dataclass
+class Decoded:
+    """An SPZ file in its own RUB axes and our encodings."""
+
+    header: tuple[int, ...]
+    means: np.ndarray
+    alpha: np.ndarray
+    sh0: np.ndarray
+    scales: np.ndarray
+    rotations: np.ndarray  # (N, 3, 3)
+    shN: np.ndarray
+
+
+def decode(path: Path) -> Decoded:
+    """The public description of version 3, one Gaussian at a time."""
+    data = gzip.decompress(path.read_bytes())
+    header = struct.unpack_from("<IIIBBBB", data)
+    n, degree, fraction = header[2], header[3], header[4]
+    k = (degree + 1) ** 2 - 1
+    sizes = [9 * n, n, 3 * n, 3 * n, 4 * n, 3 * k * n]
+    ends = 16 + np.cumsum(sizes)
+    assert len(data) == ends[-1]
+    position, alpha, colour, scale, rotation, sh = (
+        data[end - size : end] for end, size in zip(ends, sizes, strict=True)
+    )
+    fixed = [int.from_bytes(position[i : i + 3], "little", signed=True) for i in range(0, 9 * n, 3)]
+
+    def byte(raw: bytes, *shape: int) -> np.ndarray:
+        return np.frombuffer(raw, np.uint8).astype(np.float64).reshape(shape)
+
+    quats = np.empty((n, 4))  # xyzw
+    for i, (packed,) in enumerate(struct.iter_unpack("<I", rotation)):
+        largest = packed >> 30
+        for axis in (a for a in (3, 2, 1, 0) if a != largest):
+            magnitude = (packed & 511) / 511 / np.sqrt(2)
+            quats[i, axis] = -magnitude if packed & 512 else magnitude
+            packed >>= 10
+        quats[i, largest] = 0
+        quats[i, largest] = np.sqrt(max(1 - (quats[i] ** 2).sum(), 0))
+    return Decoded(
+        header=header,
+        means=np.array(fixed).reshape(n, 3) / 2.0**fraction,
+        alpha=byte(alpha, n) / 255,
+        sh0=(byte(colour, n, 3) / 255 - 0.5) / 0.15,
+        scales=byte(scale, n, 3) / 16 - 10,
+        rotations=rotation_matrices(np.roll(quats, 1, axis=1)),
+        shN=(byte(sh, n, k, 3) - 128) / 128,
+    )
+
+
+def rotation_matrices(wxyz: np.ndarray) -> np.ndarray:
+    w, x, y, z = wxyz.T.astype(np.float64)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.array(rows).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_an_independent_decoder_finds_the_cloud_in_rub_axes(tmp_path: Path, degree: int) -> None:
+    cloud = random_cloud(500, degree)
+    write_spz(tmp_path / "a.spz", cloud)
+    got, expected = decode(tmp_path / "a.spz"), to_axes(cloud, "blender", "rub")
+    magic, version, count, sh_degree, fraction, flags, reserved = got.header
+    assert (magic, version, count, sh_degree, flags, reserved) == (0x5053474E, 3, 500, degree, 0, 0)
+    assert np.abs(got.means - expected.means).max() <= 0.5 / 2**fraction + 2e-6
+    assert np.abs(got.alpha - 1 / (1 + np.exp(-expected.opacities))).max() <= 0.5 / 255 + 1e-6
+    assert np.abs(got.sh0 - expected.sh0[:, 0]).max() <= 0.5 / 255 / 0.15 + 1e-5
+    assert np.abs(got.scales - expected.scales).max() <= 0.5 / 16 + 1e-5
+    assert np.abs(got.rotations - rotation_matrices(expected.quats)).max() < 0.01
+    if degree:
+        assert np.abs(got.shN - expected.shN).max() <= 0.5 / 128 + 1e-5
+
+
+@pytest.mark.parametrize("degree", [0, 3])
+def test_a_cloud_comes_back_within_what_the_format_rounds(tmp_path: Path, degree: int) -> None:
+    cloud = random_cloud(500, degree)
+    write_spz(tmp_path / "a.spz", cloud)
+    back = read_spz(tmp_path / "a.spz")
+    assert back.sh_degree == degree
+    assert np.abs(back.means - cloud.means).max() < 1e-5
+    assert np.abs(back.scales - cloud.scales).max() < 0.0313
+    assert np.abs(1 / (1 + np.exp(-back.opacities)) - 1 / (1 + np.exp(-cloud.opacities))).max() < 0.002
+    assert np.abs(rotation_matrices(back.quats) - rotation_matrices(cloud.quats)).max() < 0.01
+    if degree:
+        assert np.abs(back.shN - cloud.shN).max() < 0.02  # rotated there and back, rounded once
+
+
+def test_an_upward_vector_in_blender_is_y_in_the_file(tmp_path: Path) -> None:
+    cloud = replace(random_cloud(1), means=np.array([[1, 2, 3]], np.float32))
+    write_spz(tmp_path / "a.spz", cloud)
+    np.testing.assert_allclose(decode(tmp_path / "a.spz").means, [[1, 3, -2]])
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e5])
+def test_the_precision_of_positions_follows_the_size_of_the_scene(tmp_path: Path, size: float) -> None:
+    cloud = random_cloud(200, 0)
+    cloud = replace(cloud, means=cloud.means * np.float32(size))
+    write_spz(tmp_path / "a.spz", cloud)
+    worst = np.abs(read_spz(tmp_path / "a.spz").means - cloud.means).max()
+    assert worst < max(20 * size * 2**-22, 2**-25 * 1.01)
+
+
+def test_what_the_format_cannot_hold_is_refused_with_a_count(tmp_path: Path) -> None:
+    cloud = random_cloud(10, 0)
+    cloud.scales[:3] = 7
+    with pytest.raises(WorldWarpError, match=r"3 of 10 .*Write a PLY"):
+        write_spz(tmp_path / "a.spz", cloud)
+    cloud = random_cloud(10, 0)
+    cloud.means[4, 0] = 1e7
+    with pytest.raises(WorldWarpError, match="1 Gaussians are farther"):
+        write_spz(tmp_path / "a.spz", cloud)
+    with pytest.raises(WorldWarpError, match="no Gaussians"):
+        write_spz(tmp_path / "a.spz", random_cloud(0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_version_2_of_other_programs_is_read(tmp_path: Path) -> None:
+    # One Gaussian by hand: at (1, 2, 3) in RUB, half a turn about x, everything else in the middle of its range.
+    fixed = b"".join(int(v * 4096).to_bytes(3, "little", signed=True) for v in (1, 2, 3))
+    data = struct.pack("<IIIBBBB", 0x5053474E, 2, 1, 0, 12, 0, 0) + fixed + bytes([128, 128, 128, 128, 160, 160, 160])
+    data += bytes([255, 128, 127])
+    (tmp_path / "a.spz").write_bytes(gzip.compress(data))
+    cloud = read_spz(tmp_path / "a.spz")
+    np.testing.assert_allclose(cloud.means, [[1, -3, 2]], atol=1e-6)
+    np.testing.assert_allclose(cloud.scales, 0)
+    np.testing.assert_allclose(np.exp(cloud.opacities), 1, atol=0.02)
+
+
+def test_a_file_that_ignores_the_formats_axes_can_be_read(tmp_path: Path) -> None:
+    cloud = random_cloud(5)
+    write_spz(tmp_path / "a.spz", to_axes(cloud, "rub", "blender"))
+    np.testing.assert_allclose(read_spz(tmp_path / "a.spz", axes="blender").means, cloud.means, atol=1e-4)
+
+
+def message(path: Path) -> str:
+    with pytest.raises(WorldWarpError) as caught:
+        read_spz(path)
+    assert caught.value.code == "bad_splats"
+    assert str(path) in caught.value.message
+    return caught.value.message
+
+
+def header(version: int = 3, count: int = 1, degree: int = 0) -> bytes:
+    return struct.pack("<IIIBBBB", 0x5053474E, version, count, degree, 12, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "too short"),
+        (b"ply\nformat binary_little_endian 1.0\n", "no SPZ"),
+        (gzip.compress(b"x" * 40), "no SPZ"),
+        (gzip.compress(b"x"), "cut off"),
+        (gzip.compress(header(version=1)), "version 1"),
+        (gzip.compress(header(version=9)), "version 9"),
+        (header(version=3), "version 3"),
+        (gzip.compress(header(degree=4)), "degree 4"),
+        (gzip.compress(header(count=4_000_000_000)), "4000000000"),
+        (gzip.compress(header(count=100) + bytes(50)), "cut off: 2016 bytes are announced and 66"),
+        (gzip.compress(header() + bytes(30_000_000)), "more than the 36 bytes"),
+        (gzip.compress(header() + bytes(20))[:-12], "cut off"),
+        (b"\x1f\x8b\x08\x00" + b"\xff" * 50, "damaged"),
+        (header(version=4) + bytes(16), "damaged"),
+    ],
+)
+def test_damaged_and_hostile_files_are_refused_by_a_sentence(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "a.spz").write_bytes(content)
+    assert expected in message(tmp_path / "a.spz")
+
+
+def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+    assert "cannot be read" in message(tmp_path / "none.spz")
+
+
+def test_without_gsply_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gsply", None)
+    with pytest.raises(WorldWarpError, match="pip install gsply") as caught:
+        write_spz(tmp_path / "a.spz", random_cloud(1))
+    assert caught.value.code == "missing_package"
+
+
+@pytest.mark.parametrize("name", ["a.ply", "B.SPZ"])
+def test_the_extension_chooses_the_format(tmp_path: Path, name: str) -> None:
+    cloud = random_cloud(20, 1)
+    write_splats(tmp_path / name, cloud)
+    np.testing.assert_allclose(read_splats(tmp_path / name).means, cloud.means, atol=1e-5)
+
+
+def test_other_extensions_and_other_axes_of_spz_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorldWarpError, match=r"\.ply or \.spz"):
+        write_splats(tmp_path / "a.splat", random_cloud(1))
+    with pytest.raises(WorldWarpError, match="by definition"):
+        write_splats(tmp_path / "a.spz", random_cloud(1), "colmap")
+    write_splats(tmp_path / "a.spz", random_cloud(1), "rub")
