@@ -15,11 +15,11 @@ from typing import Any, ClassVar
 import bpy
 from bpy.props import BoolProperty, EnumProperty, StringProperty
 from bpy_extras.io_utils import ExportHelper, ImportHelper
-from worldwarp_core.splat_files.files import read_splats, write_splats
 
 from worldwarp_core.camera_files import read_cameras, write_cameras
 from worldwarp_core.cameras import jump_warning
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.splat_files.files import read_splats, write_splats
 
 from .camera_export import export_camera_path
 from .camera_import import add_camera
@@ -54,6 +54,11 @@ def absolute(filepath: str) -> Path:
     if not filepath:
         raise WorldWarpError("missing_file", "No file was given: set the file path.")
     return Path(bpy.path.abspath(filepath))
+
+
+def chosen_axes(axes: str) -> str | None:
+    """Returns what `read_splats` and `write_splats` take: None leaves the choice to the file or its format."""
+    return None if axes == "auto" else axes
 
 
 class WORLDWARP_OT_export_camera(bpy.types.Operator, ExportHelper):
@@ -128,7 +133,7 @@ class WORLDWARP_OT_import_splats(bpy.types.Operator, ImportHelper):
     @reported
     def execute(self, context: bpy.types.Context) -> set[str]:
         source = absolute(self.filepath)
-        cloud = read_splats(source, axes=None if self.axes == "auto" else self.axes)
+        cloud = read_splats(source, axes=chosen_axes(self.axes))
         made = add_splat_objects(context, source.stem, cloud)
         self.report({"INFO"}, f'{len(cloud)} splats read into "{made.name}"')
         return {"FINISHED"}
@@ -144,7 +149,12 @@ class WORLDWARP_OT_export_splats(bpy.types.Operator, ExportHelper):
     filename_ext = ".ply"
     check_extension = None
     filter_glob: StringProperty(default="*.ply;*.spz", options={"HIDDEN"})
-    axes: EnumProperty(name="Axes", description="The world axes to write", items=AXES, default="blender")
+    axes: EnumProperty(
+        name="Axes",
+        description="The world axes to write",
+        items=(("auto", "Of the Format", "Blender's for PLY, y up for SPZ, which knows no other"), *AXES),
+        default="auto",
+    )
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
@@ -159,7 +169,7 @@ class WORLDWARP_OT_export_splats(bpy.types.Operator, ExportHelper):
         context.view_layer.update()
         thing = splat_object_to_export(context)
         cloud = splat_cloud_of(thing)
-        write_splats(target, cloud, axes=self.axes)
+        write_splats(target, cloud, axes=chosen_axes(self.axes))
         self.report({"INFO"}, f'{len(cloud)} splats of "{thing.name}" written to {target}')
         return {"FINISHED"}
 

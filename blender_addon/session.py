@@ -16,11 +16,12 @@ from pathlib import Path
 
 import bpy
 
+from engine_bridge.client import ConnectionLost
 from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
 from worldwarp_core.errors import WorldWarpError
 
 from .results import bring_in, find_sequence, show_behind_camera
-from .shot import PreparedShot, SplatsFetched, run_shot
+from .shot import PreparedShot, SplatsOnDisk, run_shot
 
 TICK_S = 0.1
 BUDGET_S = 0.005
@@ -161,8 +162,10 @@ def note(status: Status, event: object) -> None:
         status.frames_done += 1
     elif isinstance(event, NoticeEvent):
         status.notices.append(event.message)
-    elif isinstance(event, SplatsFetched):
+    elif isinstance(event, SplatsOnDisk):
         status.stage = "bringing the world in"
+    elif isinstance(event, ConnectionLost):
+        status.stage, status.eta_s = "connection lost, trying again", None
 
 
 @dataclass(frozen=True)

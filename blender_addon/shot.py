@@ -11,19 +11,32 @@ Whatever was delivered is on disk when a shot is cancelled, fails or loses its s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import bpy
 
+from engine_bridge.client import Client, ConnectionLost
+from engine_bridge.deliver import deliver
+from engine_bridge.errors import BridgeError, disk_errors
+from engine_bridge.job_folder import JobFolder
 from engine_bridge.messages import CacheEvent, FrameEvent, NoticeEvent, Progress
+from engine_bridge.png_writer import encode_png
+from worldwarp_core import __version__
+from worldwarp_core.camera_files import write_cameras
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.exr import write_depth_exr
 from worldwarp_core.spec import GenerateSpec
 
 from .camera_export import export_camera_path
 from .results import bring_in
 from .start_frame import DEFAULT_SAMPLES, render_start_frame
+
+PROGRAM = "worldwarp-blender"
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class SplatsFetched:
+class SplatsOnDisk:
     """The world is on disk."""
 
     path: Path
@@ -96,7 +109,7 @@ class Outcome:
 
 
 OnEvent = Callable[[object], None]
-"""Takes a `Step`, a `SplatsFetched` or an event of engine_bridge.messages as it happens; called on the worker's "
+"""Takes a `Step`, a `SplatsOnDisk` or an event of engine_bridge.messages as it happens; called on the worker's "
 "thread."""
 
 
@@ -117,6 +130,7 @@ def generate_shot(
     Raises:
         WorldWarpError: what was wrong, with what was delivered kept in `out` and brought in; `cancelled` after `stop`.
     """
+    check_server(address)
     shot = prepare_shot(context, settings, on_event)
     frames = 0
 
@@ -172,7 +186,63 @@ def run_shot(shot: PreparedShot, out: Path, address: str, on_event: OnEvent, sto
     Raises:
         WorldWarpError: what went wrong there or here; `cancelled` after `stop`. What arrived before is on disk.
     """
-    raise NotImplementedError
+    job_id = uuid.uuid4().hex
+    numbers = shot.spec.cameras.frames.tolist()
+    with Client(address, program=PROGRAM, version=__version__) as client:
+        client.connect()
+        folder = JobFolder(out, job_id=job_id, frames=numbers, settings=settings_of(shot), records=shot.records)
+        with told_in(folder):
+            write_inputs(folder.out, shot.spec)
+            client.submit(shot.spec, engine=shot.engine, job_id=job_id)
+        end = deliver(client, job_id, folder, on_event=on_event, stop=stop.is_set)
+    if folder.splats_path.is_file():
+        on_event(SplatsOnDisk(folder.splats_path))
+    if end.state == "cancelled":
+        raise BridgeError("cancelled", "The shot was cancelled; the frames that had arrived are kept.")
+    if end.state != "done":
+        raise BridgeError(end.code, end.message)
+    with told_in(folder):
+        if faults := folder.missing():
+            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+            raise BridgeError("incomplete", f"The shot ended but is not whole: {', '.join(faults[:3])}{more}.")
+
+
+@contextmanager
+def told_in(folder: JobFolder) -> Iterator[None]:
+    """Records a fault in the folder's job.json on its way to the user."""
+    try:
+        yield
+    except WorldWarpError as error:
+        # A full disk may have no room for the record either; the first fault is the one to tell.
+        with suppress(WorldWarpError):
+            folder.fail(error.code, error.message)
+        raise
+
+
+def check_server(address: str) -> None:
+    """Raises `server_not_running` and the like unless a server answers at `address`; before anything is rendered."""
+    with Client(address, program=PROGRAM, version=__version__) as client:
+        client.connect()
+
+
+def settings_of(shot: PreparedShot) -> dict[str, Any]:
+    """Returns what was asked for, for job.json."""
+    spec = shot.spec
+    names = ("prompt", "negative_prompt", "strength", "chunk", "overlap", "steps", "cache_steps", "seed", "scene_scale")
+    return {name: getattr(spec, name) for name in names} | {"engine": shot.engine or None}
+
+
+def write_inputs(out: Path, spec: GenerateSpec) -> None:
+    """Writes what was sent beside what comes back: `worldwarp generate` makes the same shot from these files.
+
+    Raises:
+        WorldWarpError: `disk_full` or `cannot_write`.
+    """
+    write_cameras(out / "cameras.json", spec.cameras)
+    with disk_errors(out):
+        (out / "start_frame.png").write_bytes(encode_png(spec.start_frame))
+        if spec.depth is not None:
+            write_depth_exr(out / "start_depth.exr", spec.depth)
 
 
 def printed(event: object) -> None:
@@ -189,5 +259,7 @@ def printed(event: object) -> None:
             print(f"WorldWarp: the world has {event.splats} splats", flush=True)
         case NoticeEvent():
             print(f"WorldWarp: {event.message}", flush=True)
-        case SplatsFetched():
+        case ConnectionLost():
+            print(f"WorldWarp: {event.message}", flush=True)
+        case SplatsOnDisk():
             print(f"WorldWarp: splats in {event.path}", flush=True)

@@ -18,7 +18,7 @@ from worldwarp_core.errors import WorldWarpError
 from . import session
 from .operators import absolute, reported
 from .preferences import check_online, server_address
-from .shot import ShotSettings, generate_shot, prepare_shot, printed
+from .shot import ShotSettings, check_server, generate_shot, prepare_shot, printed
 
 
 class WORLDWARP_OT_generate(bpy.types.Operator):
@@ -55,6 +55,7 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
             outcome = generate_shot(context, out, address, settings, on_event=printed)
             self.report({"INFO"}, f"{outcome.frames} frames in {out}")
         else:
+            check_server(address)
             session.start(prepare_shot(context, settings, on_event=lambda _: None), address, out, settings.show_results)
         return {"FINISHED"}
 

@@ -7,7 +7,6 @@ the pixel centres. Every setting that the render needs is put back, whatever hap
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,9 +16,9 @@ from typing import Any
 
 import bpy
 import numpy as np
-import OpenEXR
 
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.exr import read_depth_exr
 
 from .camera_export import check_single_view, filming_camera, frame_kept, render_size
 
@@ -69,7 +68,7 @@ def render_start_frame(context: bpy.types.Context, frame: int, samples: int = DE
         # through each pixel's centre.
         with centre_rays(scene):
             render(scene, view_layer)
-            depth = read_depth(save_render_result(scene, folder / "depth.exr", "OPEN_EXR_MULTILAYER"))
+            depth = read_depth_exr(save_render_result(scene, folder / "depth.exr", "OPEN_EXR_MULTILAYER"))
     width, height = render_size(scene)
     assert rgb.shape == (height, width, 3), (rgb.shape, width, height)
     assert depth.shape == (height, width), (depth.shape, width, height)
@@ -204,16 +203,3 @@ def read_picture(path: Path) -> np.ndarray:
     finally:
         bpy.data.images.remove(image)
     return np.rint(rgba[..., :3] * 255).astype(np.uint8)
-
-
-def read_depth(path: Path) -> np.ndarray:
-    """Returns (H, W) float32: the Depth pass of a multi-layer EXR, whether it has one part (to 4.5) or many "
-    "(from 5.0)."""
-    with OpenEXR.File(str(path), separate_channels=True) as file:
-        for part in file.parts:
-            for name, channel in part.channels.items():
-                if re.search(r"(^|\.)Depth\.[A-Z]$", f"{part.name()}.{name}"):
-                    return np.array(channel.pixels, np.float32)
-    raise WorldWarpError(
-        "render_failed", "Blender rendered no depth pass. Switch on Data > Z in the View Layer properties."
-    )

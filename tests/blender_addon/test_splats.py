@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import bpy
 import numpy as np
 import pytest
 from mathutils import Matrix
-from worldwarp_core.splat_files.files import read_splats, write_splats
 
 from blender_addon.splats import add_splat_objects, is_splat_object, select, sky_of, splat_cloud_of
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.axes import to_axes, transform
 from worldwarp_core.splat_files.cloud import SplatCloud
+from worldwarp_core.splat_files.files import read_splats, write_splats
 
 
 def random_cloud(count: int = 200, bands: int = 15, sky: int = 0, seed: int = 0) -> SplatCloud:
@@ -137,6 +138,16 @@ def test_axes_turn_the_cloud(tmp_path: Path) -> None:
     bpy.ops.worldwarp.import_splats(filepath=str(tmp_path / "in.ply"))
     # Without a word from the user the file's own comment decides.
     assert_same(splat_cloud_of(bpy.context.view_layer.objects.active), cloud)
+
+
+@pytest.mark.usefixtures("addon")
+def test_spz_without_its_library_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in Blender, whose extension does not carry it.
+    monkeypatch.setitem(sys.modules, "gsply", None)
+    add_splat_objects(bpy.context, "World", random_cloud(count=50))
+    with pytest.raises(RuntimeError, match="PLY"):
+        bpy.ops.worldwarp.export_splats(filepath=str(tmp_path / "out.spz"))
+    assert not (tmp_path / "out.spz").exists()
 
 
 @pytest.mark.usefixtures("addon")

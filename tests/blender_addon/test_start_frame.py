@@ -123,7 +123,7 @@ def test_every_setting_is_put_back_also_after_a_failure(
     def fails(*_: object) -> None:
         raise WorldWarpError("render_failed", "out of memory")
 
-    monkeypatch.setattr("blender_addon.start_frame.read_depth", fails)
+    monkeypatch.setattr("blender_addon.start_frame.read_depth_exr", fails)
     with pytest.raises(WorldWarpError, match="out of memory"):
         render_start_frame(bpy.context, frame=3, samples=2)
     assert snapshot(small_render) == before

@@ -1,0 +1,203 @@
+"""A whole shot from the scene through a real server process and back, and what is left when it ends early."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import bpy
+import numpy as np
+import pytest
+
+from blender_addon import session
+from blender_addon.camera_export import export_camera_path
+from blender_addon.shot import ShotSettings, generate_shot, prepare_shot
+from engine_bridge.messages import FrameEvent, Progress
+from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.exr import read_depth_exr
+
+pytestmark = pytest.mark.usefixtures("addon")
+ROOT = Path(__file__).resolve().parents[2]
+
+SERVE = """
+import sys
+from pathlib import Path
+from engine_bridge.server import Server, ServerConfig
+if __name__ == "__main__":
+    factory = "tests.engine_bridge.fake_engine:load"
+    server = Server(ServerConfig(address="tcp://127.0.0.1:*", data_dir=Path(sys.argv[1]), factory=factory))
+    print(server.address, flush=True)
+    server.serve(handle_signals=True)
+"""
+"""A real server with its worker process; only the engine in it is a fake that does what the prompt says."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    script = folder / "serve.py"
+    script.write_text(SERVE)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder / "jobs")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    yield process.stdout.readline().strip()
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture
+def scene(camera: bpy.types.Object) -> bpy.types.Scene:
+    """Returns a scene of eight small frames that look down on a plane."""
+    scene = bpy.context.scene
+    scene.render.resolution_x, scene.render.resolution_y = 48, 32
+    scene.frame_start, scene.frame_end = 11, 18
+    camera.location.z = 6.0
+    bpy.ops.mesh.primitive_plane_add(size=100)
+    scene.worldwarp.samples = 1
+    return scene
+
+
+def generate(out: Path, server: str, prompt: str = "", **hooks: object) -> object:
+    """Runs the shot as a script would."""
+    settings = ShotSettings(prompt=prompt, samples=1)
+    return generate_shot(bpy.context, out, server, settings, hooks.pop("on_event", lambda _: None), **hooks)
+
+
+def frames_in(out: Path) -> list[int]:
+    numbers = [int(file.stem.removeprefix("frame_")) for file in sorted((out / "frames").glob("*.png"))]
+    for kind in ("depth", "mask"):
+        assert len(list((out / kind).iterdir())) == len(numbers)
+    return numbers
+
+
+def test_generate_in_background_leaves_everything_and_brings_it_in(
+    scene: bpy.types.Scene, server: str, tmp_path: Path
+) -> None:
+    scene.worldwarp.directory = str(tmp_path)
+    scene.worldwarp.seed = 7
+    assert bpy.ops.worldwarp.generate(address=server) == {"FINISHED"}
+    out = tmp_path / "shot_001"
+    assert frames_in(out) == list(range(11, 19))
+    job = json.loads((out / "job.json").read_text())
+    assert job["state"] == "done"
+    assert job["settings"]["seed"] == 7
+    assert job["start_frame"]["view_transform"] == scene.view_settings.view_transform
+    assert job["camera"] == "Hero Camera"
+    assert job["server"]["engine"] == "cache"
+    # In the scene: behind the camera, in the sequencer, in the compositor, as splats.
+    (background,) = scene.camera.data.background_images
+    assert Path(background.image.filepath).parent == out / "frames"
+    assert scene.sequence_editor is not None
+    assert bpy.context.view_layer.objects.active.name == "shot_001"
+
+
+def test_what_was_sent_is_kept_beside_what_came_back(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    generate(tmp_path / "shot", server)
+    sent, exported = read_cameras(tmp_path / "shot/cameras.json"), export_camera_path(bpy.context)
+    np.testing.assert_array_equal(sent.c2w, exported.c2w)
+    np.testing.assert_allclose(read_depth_exr(tmp_path / "shot/start_depth.exr"), 6.0, rtol=1e-5)
+    assert (tmp_path / "shot/start_frame.png").is_file()
+
+
+def test_a_cancelled_shot_keeps_and_shows_its_frames(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stopped_s: list[float] = []
+
+    def stop_at_third_frame(event: object) -> None:
+        if isinstance(event, FrameEvent) and event.number == 13:
+            stop.set()
+            stopped_s.append(time.monotonic())
+
+    with pytest.raises(WorldWarpError) as caught:
+        generate(tmp_path / "shot", server, "slow=0.3", stop=stop, on_event=stop_at_third_frame)
+    assert time.monotonic() - stopped_s[0] < 1.5
+    assert caught.value.code == "cancelled"
+    kept = frames_in(tmp_path / "shot")
+    assert kept[:3] == [11, 12, 13]
+    assert len(kept) < 8
+    assert json.loads((tmp_path / "shot/job.json").read_text())["state"] == "cancelled"
+    assert len(scene.camera.data.background_images) == 1
+
+
+def test_a_crash_of_the_engine_keeps_what_was_delivered(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    with pytest.raises(WorldWarpError) as caught:
+        generate(tmp_path / "shot", server, "crash=3")
+    assert caught.value.code == "worker_died"
+    assert frames_in(tmp_path / "shot") == [11, 12, 13, 14]
+    assert json.loads((tmp_path / "shot/job.json").read_text())["state"] == "failed"
+
+
+def test_a_refusal_of_the_engine_reaches_the_artist(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    scene.worldwarp.prompt = "refuse"
+    with pytest.raises(RuntimeError, match="Error: The start frame has no depth"):
+        bpy.ops.worldwarp.generate(address=server, directory=str(tmp_path / "shot"))
+
+
+def test_a_folder_with_another_shot_is_not_touched(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    generate(tmp_path / "shot", server)
+    before = (tmp_path / "shot/job.json").read_text()
+    with pytest.raises(WorldWarpError) as caught:
+        generate(tmp_path / "shot", server)
+    assert caught.value.code == "folder_in_use"
+    assert (tmp_path / "shot/job.json").read_text() == before
+
+
+def test_a_server_that_is_not_there_is_said_before_anything_is_rendered(
+    scene: bpy.types.Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blender_addon.shot.render_start_frame", pytest.fail)
+    with pytest.raises(RuntimeError, match=r"Error: .*worldwarp serve"):
+        bpy.ops.worldwarp.generate(address="tcp://127.0.0.1:9", directory=str(tmp_path / "shot"))
+    assert not (tmp_path / "shot").exists()
+
+
+def test_the_session_beside_a_window_does_the_same(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    shot = prepare_shot(bpy.context, ShotSettings(prompt="slow=0.02 progress=3", samples=1), lambda _: None)
+    session.start(shot, server, tmp_path / "shot", show=True)
+    stages: set[str] = set()
+
+    def done() -> bool:
+        stages.add(session.status().stage)
+        return not session.status().running
+
+    longest_s = drained(done)
+    assert session.status().error == ""
+    assert session.status().frames_done == 8
+    assert "fill" in stages
+    assert frames_in(tmp_path / "shot") == list(range(11, 19))
+    assert bpy.context.view_layer.objects.active.name == "shot"
+    # The last tick brings everything in; none of those before may hold the window up.
+    assert longest_s < 0.05
+
+
+def drained(done: Callable[[], bool]) -> float:
+    """Ticks as Blender's timer does until `done`; returns the longest tick but the last, in seconds."""
+    ticks = [0.0]
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        began = time.perf_counter()
+        session.drain(began + session.BUDGET_S)
+        ticks.append(time.perf_counter() - began)
+        time.sleep(0.01)
+    return max(ticks[:-1])
+
+
+def test_progress_is_heard_while_it_runs(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    heard: list[object] = []
+    generate(tmp_path / "shot", server, "progress=2 slow=0.05", on_event=heard.append)
+    assert any(isinstance(event, Progress) for event in heard)
+    assert sum(isinstance(event, FrameEvent) for event in heard) == 8
