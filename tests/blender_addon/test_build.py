@@ -8,16 +8,15 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from blender_addon import build
 
 INSTALLED = """
 import os, sys
-repo, archive, cameras, splats = sys.argv[1:]
-# Nothing of the checkout may help: neither its folder nor an editable install of it.
-sys.path[:] = [path for path in sys.path if path and os.path.realpath(path) != repo]
-sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+bare, archive, cameras, splats = sys.argv[1:]
+sys.path.append(bare)
 import bpy
 bpy.ops.extensions.package_install_files(filepath=archive, repo="user_default", enable_on_install=True)
 name = "bl_ext.user_default.worldwarp"
@@ -79,9 +78,14 @@ def test_the_zip_has_a_wheel_of_every_library_for_both_pythons(archive: Path) ->
 def test_the_zip_installs_and_exports_a_camera_without_the_checkout(archive: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["BLENDER_USER_RESOURCES"] = str(tmp_path / "user")
-    arguments = [str(build.ROOT), str(archive), str(tmp_path / "cameras.json"), str(tmp_path / "splats.ply")]
+    arguments = [
+        str(bare_packages(tmp_path / "bare")),
+        str(archive),
+        str(tmp_path / "cameras.json"),
+        str(tmp_path / "splats.ply"),
+    ]
     done = subprocess.run(
-        [sys.executable, "-c", INSTALLED, *arguments],
+        [sys.executable, "-S", "-P", "-c", INSTALLED, *arguments],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -90,6 +94,16 @@ def test_the_zip_installs_and_exports_a_camera_without_the_checkout(archive: Pat
     )
     assert "INSTALLED AND WORKING" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "cameras.json").stat().st_size > 1000
+
+
+def bare_packages(folder: Path) -> Path:
+    """Returns a folder with Blender and NumPy alone: what a Blender has before the extension is installed."""
+    folder.mkdir()
+    site_packages = Path(np.__file__).parents[1]
+    for name in ("bpy", "numpy", "numpy.libs", "requests", "urllib3", "idna", "certifi", "charset_normalizer"):
+        if (site_packages / name).exists():
+            (folder / name).symlink_to(site_packages / name)
+    return folder
 
 
 def test_an_import_that_is_not_bundled_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
