@@ -19,8 +19,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import bmesh
 import bpy
+
+# isort: split
+# The bpy module brings these; there is no importing them before it.
+import bmesh
 from mathutils import Matrix, Vector, noise
 
 Colour = tuple[float, float, float]

@@ -1,0 +1,181 @@
+"""`worldwarp demo` once through its real parts, small; and the ways in which it does not start."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from engine_bridge import demo
+from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.splat_files.ply import read_ply
+
+HAS_BPY = importlib.util.find_spec("bpy") is not None
+HAS_ENGINE = all(importlib.util.find_spec(name) is not None for name in ("torch", "numba", "cv2"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A small demo's folder, and what was printed."""
+    if not HAS_BPY or not HAS_ENGINE:
+        pytest.skip("needs Blender as a Python module and the engine (the `blender` and `engine` extras)")
+    out, said = tmp_path_factory.mktemp("demo") / "out", io.StringIO()
+    settings = demo.DemoSettings(width=96, height=54, frames=7, cache_steps=10)
+    demo.run(out, settings=settings, console=Console(file=said, width=200))
+    return out, said.getvalue()
+
+
+def test_the_demo_leaves_everything_whole(made):
+    out, _ = made
+    for i in range(1, 8):
+        with Image.open(out / "frames" / f"frame_{i:04d}.png") as frame:
+            assert (frame.size, frame.mode) == ((96, 54), "RGB")
+        with Image.open(out / "mask" / f"frame_{i:04d}.png") as mask:
+            assert (mask.size, mask.mode) == ((96, 54), "L")
+        assert (out / "depth" / f"frame_{i:04d}.exr").stat().st_size > 0
+    with av.open(str(out / "preview.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 7
+    assert Image.open(out / "contact_sheet.png").size[0] > 96
+    job = json.loads((out / "job.json").read_text("utf-8"))
+    assert (job["state"], job["settings"]["cache_steps"]) == ("done", 10)
+
+
+def test_the_world_stands_where_the_camera_looks(made):
+    out, _ = made
+    cloud, cameras = read_ply(out / "splats.ply"), read_cameras(out / "cameras.json")
+    w2c = np.linalg.inv(cameras.c2w[0])
+    near = cloud.means[~cloud.sky & (cloud.source_frames == 1)] @ w2c[:3, :3].T + w2c[:3, 3]
+    pixels = near @ cameras.K[0].T
+    u, v = pixels[:, 0] / pixels[:, 2], pixels[:, 1] / pixels[:, 2]
+    assert ((near[:, 2] > 0) & (u > -5) & (u < 101) & (v > -5) & (v < 59)).mean() > 0.95
+
+
+def test_it_prints_what_it_made_and_where(made):
+    out, said = made
+    assert str(out) in said
+    for name in ("frames", "splats.ply", "preview.mp4", "contact_sheet.png", "scene.blend", "job.json"):
+        assert name in said
+    assert "rendering the start frame" in said
+
+
+def test_an_earlier_demo_is_replaced_and_nothing_else_is(made, tmp_path):
+    out, _ = made
+    kept = out / "notes.txt"
+    kept.write_text("mine")
+    demo.make_room(out)
+    assert kept.read_text() == "mine"
+    assert not list((out / "frames").glob("*.png"))
+    assert not (out / "scene.blend").exists()
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(WorldWarpError, match=r"not empty.*choose another --out") as refused:
+        demo.run(tmp_path, blender=sys.executable)
+    assert refused.value.code == "folder_in_use"
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_without_blender_the_message_is_the_command_that_gets_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(WorldWarpError) as refused:
+        demo.run(tmp_path / "out")
+    assert refused.value.code == "no_blender"
+    assert "pip install 'worldwarp[blender]' -c constraints.txt" in refused.value.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_blender_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(WorldWarpError, match=r"There is no Blender at .*nowhere"):
+        demo.run(tmp_path / "out", blender=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("settings", [{"frames": 0}, {"width": 8}])
+def test_a_size_that_cannot_be_is_refused(settings):
+    with pytest.raises(WorldWarpError, match="at least one frame of 16x16"):
+        demo.DemoSettings(**settings)
+
+
+def blender_that(code: str) -> list[str]:
+    """A stand-in for Blender: a Python that runs `code` with the report's path in `report`."""
+    return [sys.executable, "-c", f"import sys, json; report = sys.argv[1]; {code}"]
+
+
+@pytest.fixture
+def flown(tmp_path):
+    """Runs `fly` with a stand-in; returns what the bar printed."""
+
+    def fly(code: str) -> str:
+        said, report = io.StringIO(), tmp_path / "report.jsonl"
+        with demo.Bar(Console(file=said, width=200)) as bar:
+            demo.fly([*blender_that(code), str(report)], {}, report, tmp_path, bar)
+        return said.getvalue()
+
+    return fly
+
+
+def test_what_blender_reports_is_shown(flown):
+    lines = [{"kind": "step", "what": "painting"}, {"kind": "notice", "message": "it rains"}, {"kind": "done"}]
+    said = flown(f"open(report, 'w').write({chr(10).join(map(json.dumps, lines)) + chr(10)!r})")
+    assert "painting" in said
+    assert "it rains" in said
+
+
+def test_a_blender_that_fails_says_why(flown, tmp_path):
+    line = json.dumps({"kind": "error", "code": "no_camera", "message": "The scene has no camera."}) + "\n"
+    with pytest.raises(WorldWarpError, match="no camera") as failed:
+        flown(f"open(report, 'w').write({line!r}); sys.exit(1)")
+    assert failed.value.code == "no_camera"
+    assert str(tmp_path) in failed.value.message
+
+
+def test_a_blender_that_dies_without_a_word_leaves_its_last_lines(flown):
+    with pytest.raises(WorldWarpError, match=r"exit code 7[^$]*Segmentation fault") as failed:
+        flown("print('Segmentation fault', flush=True); sys.exit(7)")
+    assert failed.value.code == "demo_failed"
+
+
+def test_a_line_that_is_half_written_waits_for_its_end(tmp_path):
+    file = tmp_path / "report.jsonl"
+    report = demo.Report(file)
+    assert report.new() == []
+    file.write_bytes(b'{"kind": "a"}\n{"kin')
+    assert report.new() == [{"kind": "a"}]
+    assert report.new() == []
+    with file.open("ab") as more:
+        more.write(b'd": "b"}\n')
+    assert report.new() == [{"kind": "b"}]
+
+
+@pytest.mark.parametrize("lost", ["frames/frame_0003.png", "splats.ply", "scene.blend"])
+def test_a_demo_that_lacks_something_is_not_whole(tmp_path, lost):
+    for kind, suffix in demo.KINDS.items():
+        (tmp_path / kind).mkdir()
+        for i in range(1, 4):
+            (tmp_path / kind / f"frame_{i:04d}{suffix}").write_text("x")
+    for name in demo.FILES:
+        (tmp_path / name).write_text('{"job_id": "1", "state": "done"}')
+    assert "scene.blend" in demo.check_whole(tmp_path, 3)
+    (tmp_path / lost).write_text("")
+    with pytest.raises(WorldWarpError, match=lost):
+        demo.check_whole(tmp_path, 3)
+
+
+def test_a_server_that_cannot_start_says_why(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with (
+        pytest.raises(WorldWarpError, match=r"(?s)did not start.*file"),
+        demo.server(blocked / "jobs", tmp_path / "server.log"),
+    ):
+        raise AssertionError("a server came up on a file")
