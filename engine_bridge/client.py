@@ -247,6 +247,11 @@ class Client:
             events.append(self._consume(entry))
         return events
 
+    def wait(self, timeout_s: float) -> ClientEvent | None:
+        """The next event, waiting for it at most so long; None where none came."""
+        entry = self._inbox.take(timeout_s)
+        return None if entry is None else self._consume(entry)
+
     def events(self, job_id: str) -> Iterator[ClientEvent]:
         """The events of one job and of the connection as they come, up to and with the job's final StateEvent. Blocks.
 
@@ -255,15 +260,11 @@ class Client:
         """
         while True:
             # In short waits: a wait without end cannot be interrupted on Windows.
-            if (entry := self._inbox.take(0.2)) is None:
+            event = self.wait(0.2)
+            if event is None or getattr(event, "job_id", job_id) != job_id:
                 continue
-            event = self._consume(entry)
-            if isinstance(event, Disconnected):
+            if isinstance(event, Disconnected | RequestFailed):
                 raise BridgeError(event.code, event.message)
-            if isinstance(event, RequestFailed) and event.job_id == job_id:
-                raise BridgeError(event.code, event.message)
-            if getattr(event, "job_id", job_id) != job_id:
-                continue
             yield event
             if isinstance(event, StateEvent) and event.state in FINAL:
                 return

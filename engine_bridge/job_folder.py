@@ -102,6 +102,11 @@ class JobFolder:
         return self.out / "splats.ply"
 
     @property
+    def expects_splats(self) -> bool:
+        """Whether the job has made a splat file."""
+        return self._job["splats"] is not None
+
+    @property
     def last_seq(self) -> int:
         """The last event that is on disk here: what to subscribe after."""
         return int(self._job["last_seq"])
@@ -204,7 +209,8 @@ class JobFolder:
             self._job["ended"] = _timestamp()
         summary = dict(event.summary)
         # The engine's account of the settings has the defaults that it filled in; ours says what was asked for.
-        self._job["settings"] = {**summary.pop("settings", {}), **_given(self._job["settings"])}
+        asked = {name: value for name, value in self._job["settings"].items() if value is not None}
+        self._job["settings"] = self._job["settings"] | summary.pop("settings", {}) | asked
         engine = summary.get("engine")
         if isinstance(engine, dict) and "versions" in engine:
             self._job["versions"] = engine["versions"]
@@ -245,10 +251,6 @@ def read_job(out: Path) -> dict[str, Any]:
     if not isinstance(job, dict) or "job_id" not in job:
         raise WorldWarpError("no_job", f"{path} was not written by WorldWarp.")
     return job
-
-
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _ranges(numbers: Iterable[int]) -> list[list[int]]:

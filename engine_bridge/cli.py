@@ -1,0 +1,426 @@
+"""The command line: `worldwarp serve | generate | demo | cameras | jobs | doctor`.
+
+A user's mistake is one sentence and exit code 1, never a traceback; Ctrl-C is exit code 130, with what was delivered
+kept. What a command needs is imported when it runs, so that each works with no more installed than it needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from worldwarp_core.errors import WorldWarpError
+
+from .client import DEFAULT_ADDRESS, Client, ClientEvent, ConnectionLost
+from .errors import BridgeError
+from .messages import NoticeEvent, StateEvent
+from .messages import Progress as ProgressEvent
+
+app = typer.Typer(
+    help="Fly an animated camera through a world that does not exist yet.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out_console = Console()
+console = Console(stderr=True)
+_verbose = False
+
+
+def _set_verbose(value: bool) -> bool:
+    global _verbose
+    _verbose = _verbose or value
+    return value
+
+
+Verbose = Annotated[bool, typer.Option("--verbose", callback=_set_verbose, help="Say more, tracebacks included.")]
+Server = Annotated[str, typer.Option("--server", help="Address of the server.")]
+EngineName = Annotated[str, typer.Option("--engine", help="What fills in what has not been seen.")]
+DepthModel = Annotated[
+    str | None,
+    typer.Option("--depth-model", help="Depth model (name or folder, transformers) for pictures without depth."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Factory = Annotated[str, typer.Option("--engine-factory", hidden=True, help="module:function that makes the engine.")]
+
+DEFAULT_FACTORY = "worldwarp_core.api:load_engine"
+
+
+def main() -> None:
+    """The `worldwarp` program."""
+    try:
+        code = app(standalone_mode=False)
+    except WorldWarpError as error:
+        _say_error(error.message)
+        code = 130 if error.code == "cancelled" else 1
+    except (KeyboardInterrupt, typer.Abort):
+        _say_error("Stopped.")
+        code = 130
+    except Exception as error:
+        # Wrong usage is the parser's to explain; it comes with a code of its own.
+        if hasattr(error, "exit_code") and hasattr(error, "show"):
+            error.show()
+            code = error.exit_code
+        else:
+            if _verbose:
+                console.print_exception()
+            _say_error(f"Something unexpected went wrong ({type(error).__name__}: {error}). --verbose shows where.")
+            code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+# ---------------------------------------------------------------- serve
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 5577,
+    host: Annotated[str, typer.Option(help="This machine only; for others use an SSH tunnel.")] = "127.0.0.1",
+    engine: EngineName = "cache",
+    device: Device = "auto",
+    depth_model: DepthModel = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where jobs are kept.")] = None,
+    engine_factory: Factory = DEFAULT_FACTORY,
+    ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run the engine for clients on this machine, until Ctrl-C."""
+    from worldwarp_core.atomic_write import atomic_write
+
+    from .server import Server as JobServer
+    from .server import ServerConfig
+    from .store import default_data_dir
+
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    config = ServerConfig(
+        address=f"tcp://{f'[{host}]' if ':' in host else host}:{port or '*'}",
+        data_dir=data_dir or default_data_dir(),
+        engine=engine,
+        factory=engine_factory,
+        options={"device": device, "depth_model": depth_model},
+    )
+    server = JobServer(config)
+    if ready_file is not None:
+        with atomic_write(ready_file) as partial:
+            partial.write_text(server.address, "utf-8")
+    else:
+        out_console.print(f"WorldWarp server on {server.address}, jobs in {config.data_dir}. Ctrl-C stops it.")
+    if until_stdin_closes:
+
+        def wait_for_end() -> None:
+            sys.stdin.buffer.read()
+            server.stop()
+
+        threading.Thread(target=wait_for_end, daemon=True).start()
+    server.serve(handle_signals=True)
+
+
+# ---------------------------------------------------------------- generate
+
+
+@app.command()
+def generate(
+    start_frame: Annotated[Path, typer.Option(help="Picture seen from the path's first camera.")],
+    cameras: Annotated[Path, typer.Option(help="cameras.json, a transforms.json, or an .npz with c2w and K.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")],
+    depth: Annotated[Path | None, typer.Option(help="Depth of the start frame: EXR, NPY or 16-bit PNG.")] = None,
+    depth_scale: Annotated[float | None, typer.Option(help="Scene units of one step of a 16-bit PNG.")] = None,
+    engine: EngineName = "cache",
+    prompt: Annotated[str, typer.Option(help="What the world is like.")] = "",
+    negative_prompt: Annotated[str, typer.Option(help="What it is not.")] = "",
+    strength: Annotated[float, typer.Option(help="How much is made anew where the world is known, in (0, 1].")] = 0.8,
+    chunk: Annotated[int, typer.Option(help="Frames made together, 4k + 1.")] = 49,
+    overlap: Annotated[int, typer.Option(help="Frames shared by neighbouring chunks, 4k + 1.")] = 5,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    cache_steps: Annotated[int | None, typer.Option(help="Optimisation steps of the first fit of the world.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    scene_scale: Annotated[
+        float | None, typer.Option(help="Distance of the middle of the picture, in scene units, without exact depth.")
+    ] = None,
+    depth_model: DepthModel = None,
+    device: Device = "auto",
+    server: Annotated[str | None, typer.Option(help=f"A running server, such as {DEFAULT_ADDRESS}.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job's files in --out.")] = False,
+    engine_factory: Factory = DEFAULT_FACTORY,
+    verbose: Verbose = False,
+) -> None:
+    """Make the frames that the camera path sees, and the world they show."""
+    import numpy as np
+
+    from worldwarp_core.camera_files import read_cameras
+    from worldwarp_core.images import read_depth, read_start_frame
+    from worldwarp_core.spec import GenerateSpec
+
+    if server is not None and (depth_model is not None or device != "auto"):
+        raise BridgeError(
+            "bad_settings", "--depth-model and --device are the server's to choose: give them to `worldwarp serve`."
+        )
+    picture = read_start_frame(start_frame)
+    # A file that does not say its size is of the start frame's.
+    path = read_cameras(cameras, width=picture.shape[1], height=picture.shape[0])
+    spec = GenerateSpec(
+        cameras=path,
+        start_frame=picture,
+        depth=None if depth is None else np.asarray(read_depth(depth, scale=depth_scale), np.float32),
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        strength=strength,
+        chunk=chunk,
+        overlap=overlap,
+        steps=steps,
+        cache_steps=cache_steps,
+        seed=seed,
+        scene_scale=scene_scale,
+    )
+    inputs = {"start_frame": str(start_frame), "depth": depth and str(depth), "cameras": str(cameras)}
+    options = ["--engine", engine, "--device", device, "--engine-factory", engine_factory]
+    options += ["--depth-model", depth_model] if depth_model else []
+    make_shot(spec, out, engine=engine, server=server, server_options=options, inputs=inputs, overwrite=overwrite)
+
+
+def make_shot(
+    spec: Any,
+    out: Path,
+    *,
+    engine: str,
+    server: str | None,
+    server_options: list[str],
+    inputs: dict[str, Any],
+    overwrite: bool,
+) -> None:
+    """Has a job made into `out` with a progress bar; returns only when all of it is there and whole.
+
+    Raises:
+        WorldWarpError: why it is not; `cancelled` after Ctrl-C.
+    """
+    import uuid
+
+    from .deliver import deliver
+    from .job_folder import JobFolder
+    from .preview import sequence, write_video
+    from .private_server import private_server
+
+    job_id = uuid.uuid4().hex
+    settings = {
+        "engine": engine,
+        "prompt": spec.prompt,
+        "negative_prompt": spec.negative_prompt,
+        "strength": spec.strength,
+        "chunk": spec.chunk,
+        "overlap": spec.overlap,
+        "steps": spec.steps,
+        "cache_steps": spec.cache_steps,
+        "seed": spec.seed,
+        "scene_scale": spec.scene_scale,
+        "width": spec.cameras.width,
+        "height": spec.cameras.height,
+        "fps": spec.cameras.fps,
+    }
+    folder = JobFolder(
+        out,
+        job_id=job_id,
+        frames=spec.cameras.frames,
+        settings=settings,
+        records={"inputs": inputs},
+        overwrite=overwrite,
+    )
+    started_s = time.monotonic()
+    own = out / ".server"
+    running = nullcontext(server) if server is not None else private_server(own, server_options)
+    try:
+        with running as address, Client(address, program="worldwarp-cli") as client, _stop_on_signal() as stopped:
+            client.connect()
+            client.submit(spec, engine=engine, job_id=job_id)
+            with _Bar(len(spec.cameras)) as bar:
+                end = deliver(client, job_id, folder, on_event=bar.show, stop=stopped.is_set)
+    except (WorldWarpError, KeyboardInterrupt) as error:
+        with suppress(WorldWarpError):
+            folder.fail(getattr(error, "code", "cancelled"), str(error) or "Stopped before the job had ended.")
+        raise
+    finally:
+        _put_away(own, out)
+    folder.note(seconds_total=round(time.monotonic() - started_s, 3))
+    if pictures := sequence(out / "frames"):
+        write_video(pictures, out / "preview.mp4", spec.cameras.fps)
+    if end.state == "cancelled":
+        raise BridgeError("cancelled", f"Cancelled. {len(pictures)} of {len(spec.cameras)} frames are in {out}.")
+    if end.state == "failed":
+        raise WorldWarpError(end.code, f"{end.message} {len(pictures)} of {len(spec.cameras)} frames are in {out}.")
+    if faults := folder.missing():
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise BridgeError("incomplete", f"Not all of the job is in {out}: {'; '.join(faults[:3])}{more}.")
+    out_console.print(
+        f"{len(pictures)} frames, depth, masks, splats.ply, preview.mp4 and job.json in {out} "
+        f"({time.monotonic() - started_s:.0f} s)",
+        soft_wrap=True,
+    )
+
+
+def _put_away(own: Path, out: Path) -> None:
+    """Removes the private server's jobs; its log stays beside the results where something in it may be asked for."""
+    log = own / "server.log"
+    if log.is_file() and b" ERROR " in log.read_bytes():
+        log.replace(out / "server.log")
+    shutil.rmtree(own, ignore_errors=True)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """Yields an event that the first Ctrl-C (or SIGTERM) sets; a second one ends the program at once."""
+    stopped = threading.Event()
+
+    def stop(*_: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Bar:
+    """The progress bar of one job."""
+
+    STAGES = {  # noqa: RUF012
+        "load": "starting the engine",
+        "geometry": "estimating depth",
+        "cache": "fitting the world",
+        "priors": "looking ahead",
+        "fill": "filling in",
+        "finish": "finishing",
+    }
+
+    def __init__(self, frames: int) -> None:
+        self._frames, self._done = frames, 0
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"),
+            console=console, transient=True,
+        )  # fmt: skip
+        self._task = self._progress.add_task("starting the engine", total=1.0, left="")
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, event: ClientEvent) -> None:
+        """Shows what an event says."""
+        if isinstance(event, ProgressEvent):
+            stage = self.STAGES.get(event.stage, event.stage)
+            chunk = f" (chunk {event.chunk + 1} of {event.chunks})" if event.chunks > 1 else ""
+            left = "" if event.eta_s is None else f"{_duration(event.eta_s)} left"
+            self._progress.update(self._task, completed=event.fraction, description=f"{stage}{chunk}", left=left)
+        elif isinstance(event, NoticeEvent):
+            self._progress.console.print(f"Note: {event.message}", soft_wrap=True, highlight=False, markup=False)
+        elif isinstance(event, ConnectionLost):
+            self._progress.console.print(event.message, soft_wrap=True, highlight=False, markup=False)
+        elif isinstance(event, StateEvent) and event.state == "queued":
+            self._progress.update(self._task, description="waiting for the engine")
+
+
+# ---------------------------------------------------------------- the other commands
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("worldwarp_demo"),
+    blender: Annotated[Path | None, typer.Option(help="Blender's executable, where `bpy` is not installed.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Build a small scene in a headless Blender, fly through it, and leave everything in a folder."""
+    from . import demo as demonstration
+
+    demonstration.run(out, blender=blender)
+
+
+@app.command()
+def cameras(
+    video: Annotated[Path, typer.Argument(help="A video of a still scene, filmed by a moving camera.")],
+    out: Annotated[Path, typer.Option(help="The camera path to write.")] = Path("cameras.json"),
+    frames: Annotated[int | None, typer.Option(help="How many frames to look at.")] = None,
+    estimator: Annotated[str, typer.Option(help="pycolmap or ttt3r.")] = "pycolmap",
+    fov: Annotated[float | None, typer.Option(help="Horizontal field of view in degrees, where known.")] = None,
+    scene_scale: Annotated[float, typer.Option(help="Median distance of what is seen first, in scene units.")] = 5.0,
+    verbose: Verbose = False,
+) -> None:
+    """Estimate the camera path of a video."""
+    from worldwarp_core.camera_files import write_cameras
+    from worldwarp_core.video_cameras import cameras_from_video
+
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("reading the video", total=1.0)
+        found = cameras_from_video(
+            video,
+            frames=frames,
+            estimator=estimator,
+            fov_deg=fov,
+            scene_scale=scene_scale,
+            progress=lambda what, share: progress.update(task, description=what, completed=share),
+        )
+    write_cameras(out, found.cameras)
+    for notice in found.notices:
+        console.print(f"Note: {notice.message}", soft_wrap=True, highlight=False, markup=False)
+    out_console.print(f"{len(found.cameras)} cameras in {out} ({found.registered} of {found.sampled} frames placed)")
+
+
+@app.command()
+def jobs(server: Server = DEFAULT_ADDRESS, verbose: Verbose = False) -> None:
+    """List the jobs of a running server."""
+    with Client(server, program="worldwarp-cli") as client:
+        client.connect()
+        listed = client.list_jobs()
+    table = Table("job", "state", "frames", "submitted", "why")
+    for job in listed:
+        submitted = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created_s))
+        table.add_row(job.job_id, job.state, f"{job.frames_done}/{job.frames}", submitted, job.message)
+    out_console.print(table if listed else f"No jobs at {server}.")
+
+
+@app.command()
+def doctor(verbose: Verbose = False) -> None:
+    """Say what is installed, what is missing, and the command that brings it."""
+    from .doctor import examine, report
+
+    found = examine()
+    out_console.print(report(found), soft_wrap=True)
+    if any(check.state == "missing" for check in found):
+        raise typer.Exit(1)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _say_error(message: str) -> None:
+    console.print(f"Error: {message}", soft_wrap=True, highlight=False, markup=False, style="red")
+
+
+if __name__ == "__main__":
+    main()

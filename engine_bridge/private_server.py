@@ -1,0 +1,58 @@
+"""A server of one's own for one command: started on a free port of this machine, gone when the command is.
+
+The server stops when its standard input closes, so it goes even when the command that started it is killed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import BridgeError
+
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 20.0
+
+
+@contextmanager
+def private_server(folder: Path, options: Sequence[str] = ()) -> Iterator[str]:
+    """Yields the address of a server that keeps its jobs in `folder` and its log in `folder/server.log`.
+
+    Args:
+        options: for `worldwarp serve`, such as ["--engine", "cache"].
+
+    Raises:
+        BridgeError: `server_not_running`, with the last line of its log, when it does not start.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ready, log_path = folder / "address", folder / "server.log"
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "engine_bridge.cli", "serve", "--port", "0", "--data-dir", str(folder / "jobs")]
+    command += ["--ready-file", str(ready), "--until-stdin-closes", *options]
+    # Ctrl-C in the terminal is for the command, which then cancels its job; the server must live to hear of it.
+    own_group: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    with log_path.open("ab") as log:
+        server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, **own_group)
+    assert server.stdin is not None
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not ready.is_file():
+            if server.poll() is not None or time.monotonic() > deadline:
+                lines = log_path.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+                raise BridgeError("server_not_running", f"The server did not start: {lines[-1]}")
+            time.sleep(0.02)
+        yield ready.read_text("utf-8").strip()
+    finally:
+        server.stdin.close()
+        try:
+            server.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
