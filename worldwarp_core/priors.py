@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .splats.cache import SplatCache, nearest_views
-from .splats.rasterize import rasterize
+from .splats.look import look
 
 DEPTH_TOLERANCE = 0.1
 """A point counts as seen by a source view when its depth there is within this share of the view's own.
@@ -30,7 +30,7 @@ class Priors:
     Attributes:
         rgb: (T, H, W, 3) in [0, 1], straight colour where there is any, else black.
         alpha: (T, H, W) in [0, 1].
-        depth: (T, H, W) expected planar z in cache units; inf where the sky or nothing is seen.
+        depth: (T, H, W) expected planar z of the surfaces in cache units; inf where the sky or nothing is seen.
         validity: (T, H, W) in [0, 1]: alpha where a source view agrees with the depth, else 0.
     """
 
@@ -43,27 +43,24 @@ class Priors:
 @torch.no_grad()
 def render_priors(cache: SplatCache, w2c: Tensor, K: Tensor, width: int, height: int) -> Priors:
     """Renders the cache at (T, 4, 4) cameras, in cache units, as one batch."""
-    render = rasterize(cache.gaussians, w2c, K, width, height)
-    depth = torch.where(render.alpha > 0, render.depth, torch.full_like(render.depth, torch.inf))
-    agreed = torch.stack([_seen_before(cache, depth[t], w2c[t], K[t]) for t in range(len(w2c))])
-    validity = render.alpha * agreed
-    background = (depth > 0.5 * cache.sky_depth) | (render.alpha < VALID)
+    view = look(cache.gaussians, cache.sky, w2c, K, width, height)
+    somewhere = view.depth.clamp(max=cache.sky_depth)
+    agreed = torch.stack([_seen_before(cache, somewhere[t], w2c[t], K[t]) for t in range(len(w2c))])
     return Priors(
-        rgb=(render.rgb / render.alpha.clamp_min(1e-3)[..., None]).clamp(0, 1),
-        alpha=render.alpha,
-        depth=torch.where(background, torch.inf, depth),
-        validity=validity,
+        rgb=(view.rgb / view.alpha.clamp_min(1e-3)[..., None]).clamp(0, 1),
+        alpha=view.alpha,
+        depth=view.depth,
+        validity=view.alpha * agreed,
     )
 
 
 def _seen_before(cache: SplatCache, depth: Tensor, w2c: Tensor, K: Tensor) -> Tensor:
-    """(H, W) bool: the surface at `depth` was seen, at that depth, from at least one of the nearest key views."""
+    """(H, W) bool: what is at `depth` (the sky at its own) was seen there from at least one of the nearest key views."""
     height, width = depth.shape
     chosen = nearest_views(cache.views, w2c, SOURCE_VIEWS)
     ys, xs = torch.meshgrid(torch.arange(height, device=depth.device), torch.arange(width, device=depth.device), indexing="ij")
     pixels = torch.stack([xs + 0.5, ys + 0.5, torch.ones_like(xs)], -1).to(depth.dtype)
-    filled = torch.where(torch.isfinite(depth), depth, torch.zeros_like(depth))
-    camera = (pixels @ torch.linalg.inv(K).T) * filled[..., None]
+    camera = (pixels @ torch.linalg.inv(K).T) * depth[..., None]
     c2w = torch.linalg.inv(w2c)
     world = camera @ c2w[:3, :3].T + c2w[:3, 3]
 
@@ -78,4 +75,4 @@ def _seen_before(cache: SplatCache, depth: Tensor, w2c: Tensor, K: Tensor) -> Te
         nearest = -F.max_pool2d(-cache.views.depth[v, None, None], 3, stride=1, padding=1)[0, 0]
         farthest = F.max_pool2d(cache.views.depth[v, None, None], 3, stride=1, padding=1)[0, 0]
         seen |= inside & (z > (1 - DEPTH_TOLERANCE) * nearest[row, col]) & (z < (1 + DEPTH_TOLERANCE) * farthest[row, col])
-    return seen & torch.isfinite(depth)
+    return seen

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..history import History
 from .fit import FitSettings, FitViews, fit
 from .gaussians import Gaussians, concatenate
-from .rasterize import rasterize
+from .look import look
 from .seed import SeedView, seed_gaussians
 from .space import CacheSpace
 
@@ -137,12 +137,10 @@ def update_cache(
     touched = torch.zeros(before, dtype=torch.bool, device=sky.device)
     depths, confidences, seeded = [], [], []
     for v in reversed(range(len(history))):
-        with torch.no_grad():
-            render = rasterize(gaussians, history.w2c[v, None], history.K[v, None], width, height)
-        seen = render.alpha[0] >= SEEN_ALPHA
+        so_far = look(gaussians, sky, history.w2c[v, None], history.K[v, None], width, height)
+        seen = so_far.alpha[0] >= SEEN_ALPHA
         wanted = ~seen
-        known = torch.where(render.depth[0] > 0.5 * cache.sky_depth, torch.inf, render.depth[0])
-        depth, confidence = estimate_depth(history.rgb[v], known, seen, history.K[v])
+        depth, confidence = estimate_depth(history.rgb[v], so_far.depth[0], seen, history.K[v])
         room = settings.max_gaussians - len(gaussians)
         share = float(wanted.float().mean())
         if share >= MIN_NEW_PIXELS and room > 0:
@@ -169,9 +167,9 @@ def update_cache(
         trainable = _in_view(gaussians, history, width, height)
     gaussians = yield from _run(gaussians, trainable, views, settings.update_steps, settings, generator)
 
-    with torch.no_grad():
-        fitted = rasterize(gaussians, history.w2c, history.K, width, height)
-    remembered = torch.where(fitted.alpha >= SEEN_ALPHA, fitted.depth, depth)
+    fitted = look(gaussians, sky, history.w2c, history.K, width, height)
+    surface = torch.where(torch.isfinite(fitted.depth), fitted.depth, torch.full_like(depth, cache.sky_depth))
+    remembered = torch.where(fitted.alpha >= SEEN_ALPHA, surface, depth)
     views_now = KeyViews(
         cache.views.numbers + history.numbers,
         torch.cat([cache.views.rgb, _to_bytes(history.rgb)]),

@@ -18,12 +18,13 @@ import numba
 SERIAL: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 PARALLEL: dict[str, Any] = {**SERIAL, "parallel": True}
 NUMBA_LOCK = threading.Lock()
+_CONFIG: Any = numba.config  # whose attributes are made at import, out of a type checker's sight
 
 
 def _choose_thread_layer() -> str:
     """The first of omp, tbb and workqueue that loads, unless the user named one with NUMBA_THREADING_LAYER."""
-    if numba.config.THREADING_LAYER != "default":
-        return str(numba.config.THREADING_LAYER)
+    if _CONFIG.THREADING_LAYER != "default":
+        return str(_CONFIG.THREADING_LAYER)
     for name in ("omp", "tbb"):
         try:
             importlib.import_module(f"numba.np.ufunc.{name}pool")
@@ -34,7 +35,7 @@ def _choose_thread_layer() -> str:
 
 
 # Before the first parallel kernel runs: numba keeps the layer it starts with.
-numba.config.THREADING_LAYER = _choose_thread_layer()
+_CONFIG.THREADING_LAYER = _choose_thread_layer()
 
 
 def thread_layer() -> str:
@@ -42,4 +43,4 @@ def thread_layer() -> str:
     try:
         return str(numba.threading_layer())
     except ValueError:
-        return str(numba.config.THREADING_LAYER)
+        return str(_CONFIG.THREADING_LAYER)
