@@ -102,11 +102,13 @@ def bring_in_splats(context: bpy.types.Context, file: Path) -> bpy.types.Object:
 
 
 def find_sequence(folder: Path, suffix: str, colorspace: str) -> Sequence | None:
-    """Returns the numbered files of a folder, or None where there is none."""
+    """Returns the numbered files of a folder, or None where there is none.
+
+    Frames below 0 (frame_-003.png) are left out: Blender's image sequences do not count below it.
+    """
     files = {}
-    for file in sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else ():
-        # A dash is a sign only after the separator: frame_-003.png is frame -3.
-        if (match := re.fullmatch(r".*?_?(-?\d+)", file.stem)) is not None:
+    for file in folder.glob(f"*{suffix}") if folder.is_dir() else ():
+        if (match := re.fullmatch(r"(?:.*[^-\d])?(\d+)", file.stem)) is not None:
             files[int(match[1])] = file
     return Sequence(dict(sorted(files.items())), colorspace) if files else None
 

@@ -206,6 +206,9 @@ def _end(session: Session, ended: Ended) -> None:
     if session.show and _status.frames_done and _scene(session) is not None:
         try:
             bring_in(bpy.context, session.out)
+            # No operator is running, so nobody else makes this a step that can be undone.
+            if not bpy.app.background:
+                bpy.ops.ed.undo_push(message="WorldWarp Results")
         except WorldWarpError as error:
             _status.error = _status.error or error.message
 

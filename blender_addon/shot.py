@@ -174,7 +174,7 @@ def prepare_shot(context: bpy.types.Context, settings: ShotSettings, on_event: O
         "blender": bpy.app.version_string,
         "blend": bpy.data.filepath,
         "scene": context.scene.name,
-        "camera": context.scene.camera.name,
+        "camera": context.scene.camera.name if context.scene.camera else None,
         "start_frame": {"frame": start.frame, "samples": settings.samples, **start.look},
     }
     return PreparedShot(spec, settings.engine, records)

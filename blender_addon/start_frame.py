@@ -84,10 +84,11 @@ def look_of(scene: bpy.types.Scene, camera: bpy.types.Object) -> dict[str, Any]:
         "exposure": view.exposure,
         "gamma": view.gamma,
         "display_device": scene.display_settings.display_device,
+        "film_transparent": bool(scene.render.film_transparent),
         "left_out": {
             "depth_of_field": bool(camera.data.dof.use_dof),
             "motion_blur": bool(scene.render.use_motion_blur),
-            "film_transparent": bool(scene.render.film_transparent),
+            "compositing": bool(scene.render.use_compositing),
         },
     }
 

@@ -163,6 +163,15 @@ def test_a_saved_and_moved_file_finds_its_sequence(camera: bpy.types.Object, sho
     assert Path(bpy.path.abspath(strip.directory), strip.elements[0].filename).is_file()
 
 
+def test_files_are_numbered_by_the_digits_at_the_end_of_their_names(tmp_path: Path) -> None:
+    for name in ("frame_0003.png", "frame_-002.png", "take2_0012.png", "7.png", "contact_sheet.png"):
+        (tmp_path / name).touch()
+    found = results.find_sequence(tmp_path, ".png", "sRGB")
+    # Frames below 0 are on disk, but no image sequence of Blender's can play them.
+    assert found is not None
+    assert list(found.files) == [3, 7, 12]
+
+
 @pytest.mark.parametrize("name", ["missing", "empty"])
 def test_a_folder_without_results_is_a_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
