@@ -26,6 +26,12 @@ DEFAULT_SAMPLES = 120
 MIN_SAMPLES = 3
 MAX_FEATURE_SIDE_PX = 960
 """Longest side of the images that features are looked for in: more costs time and gains little."""
+TURN_THAT_TELLS_THE_LENS_DEG = 5.0
+MIN_TRAVEL = 0.03
+"""How far a camera must go, over the median depth of its view, for depth to be known at all: turning
+on the spot looks like 0.02, from noise alone."""
+FOCAL_RATIOS = (0.25, 5.0)
+"""Focal lengths looked for, over the image's longer side: fields of view from 11 to 127 degrees."""
 OVERLAP_FRAMES = 10
 """Each sampled frame is matched with that many before it, and with frames 2, 4, 8, ... apart."""
 EXHAUSTIVE_UP_TO = 40
@@ -126,6 +132,7 @@ class _Solved:
     c2w: np.ndarray  # (M, 4, 4)
     focal_px: float  # at the film's own width
     median_depth: float  # of the points that the first of these cameras sees
+    focal_estimated: bool  # else given or assumed
 
 
 def _load_pycolmap() -> Any:
@@ -224,13 +231,19 @@ def _solve(pycolmap: Any, work: Path, film: _Film, fov_deg: float | None, report
         else:
             pairing = pycolmap.SequentialPairingOptions(overlap=OVERLAP_FRAMES, quadratic_overlap=True)
             pycolmap.match_sequential(database, pairing_options=pairing)
-        model = _mapped(pycolmap, work, film, fov_deg is None, report)
+        model, estimated = _mapped(pycolmap, work, film, fov_deg is not None, report)
     finally:
         pycolmap.logging.minloglevel = loudness
-    return _from_model(model, film)
+    return _from_model(model, film, estimated)
 
 
-def _mapped(pycolmap: Any, work: Path, film: _Film, refine_focal: bool, report: OnProgress) -> Any:
+def _mapped(pycolmap: Any, work: Path, film: _Film, fov_known: bool, report: OnProgress) -> tuple[Any, bool]:
+    """COLMAP's model of the scene, and whether its focal length was estimated (or else given or assumed).
+
+    A camera that hardly turns does not tell its focal length, and looking for it while the model grows then wrecks the
+    model. So the model is grown with the focal length that COLMAP assumes, and that is adjusted at the end where the
+    camera turned; only where too few cameras found a place with it, it is looked for from the start.
+    """
     placed = 0
 
     def another() -> None:
@@ -238,39 +251,62 @@ def _mapped(pycolmap: Any, work: Path, film: _Film, refine_focal: bool, report: 
         placed += 1
         report("placing cameras", 0.7 + 0.3 * min(1.0, placed / len(film.sampled)))
 
-    # COLMAP starts from two views that are not one behind the other, which a dolly shot does not have: then without.
-    for trial, forward_motion in enumerate((0.95, 1.0)):
+    best: Any = None
+    estimated = False
+    for refine_focal in (False,) if fov_known else (False, True):
         options = pycolmap.IncrementalPipelineOptions(
             multiple_models=False, min_model_size=MIN_SAMPLES, ba_refine_focal_length=refine_focal, random_seed=0
         )
-        options.mapper.init_max_forward_motion = forward_motion
+        options.min_focal_length_ratio, options.max_focal_length_ratio = FOCAL_RATIOS
         options.mapper.abs_pose_refine_focal_length = refine_focal
-        output = work / f"model_{trial}"
+        # Neighbouring frames of a film: small angles, and in a dolly shot one camera straight behind the other.
+        options.mapper.init_min_tri_angle = 4.0
+        options.mapper.init_max_forward_motion = 1.0
+        options.init_num_trials = 20
+        output = work / f"model_{refine_focal}"
         output.mkdir()
         models = pycolmap.incremental_mapping(
             work / "database.db", work / "images", output, options=options, next_image_callback=another
         )
-        best = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
-        if best is not None and best.num_reg_images() >= max(MIN_SAMPLES, len(film.sampled) / 2):
-            return best
+        for model in models.values():
+            if best is None or model.compute_num_observations() > best.compute_num_observations():
+                best, estimated = model, refine_focal
+        if best is not None and best.num_reg_images() >= 0.9 * len(film.sampled):
+            break
     found = 0 if best is None else best.num_reg_images()
-    raise WorldWarpError(
-        "no_cameras",
-        f"Only {found} of {len(film.sampled)} frames of the video could be placed. The camera must move (turning on "
-        "the spot shows no depth) past a still scene with texture, sharp and without cuts. Try another part of the "
-        "video, or more frames.",
-    )
+    if found < max(MIN_SAMPLES, len(film.sampled) / 2) or best.num_points3D() == 0:
+        raise _not_enough_motion(f"Only {found} of {len(film.sampled)} frames of the video could be placed.")
+    if not fov_known and not estimated and _turn_deg(_poses(best)[1]) >= TURN_THAT_TELLS_THE_LENS_DEG:
+        adjustment = pycolmap.BundleAdjustmentOptions(refine_focal_length=True, print_summary=False)
+        pycolmap.bundle_adjustment(best, adjustment)
+        estimated = True
+    return best, estimated
 
 
-def _from_model(model: Any, film: _Film) -> _Solved:
-    images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
-    positions = np.array([int(image.name.removesuffix(".png")) for image in images])
+def _poses(model: Any) -> tuple[list[Any], np.ndarray]:
+    """The images that see any point, in the film's order, and their (M, 4, 4) c2w."""
+    images = [image for image in model.images.values() if image.has_pose and image.num_points3D > 0]
+    images.sort(key=lambda image: image.name)
     w2c = np.tile(np.eye(4), (len(images), 1, 1))
     w2c[:, :3] = [image.cam_from_world().matrix() for image in images]
+    return images, np.linalg.inv(w2c)
+
+
+def _turn_deg(c2w: np.ndarray) -> float:
+    """The largest angle between the first and any other viewing axis."""
+    return float(np.degrees(np.arccos(np.clip((c2w[:, :3, 2] @ c2w[0, :3, 2]).min(), -1, 1))))
+
+
+def _from_model(model: Any, film: _Film, estimated: bool) -> _Solved:
+    images, c2w = _poses(model)
+    positions = np.array([int(image.name.removesuffix(".png")) for image in images])
     points = np.array([model.points3D[p.point3D_id].xyz for p in images[0].points2D if p.has_point3D()])
-    depth = points @ w2c[0, 2, :3] + w2c[0, 2, 3]
-    (focal, _, _) = images[0].camera.params
-    return _Solved(positions, np.linalg.inv(w2c), focal * film.width / film.image_width, float(np.median(depth)))
+    depth = float(np.median((points - c2w[0, :3, 3]) @ c2w[0, :3, 2]))
+    travel = np.linalg.norm(c2w[:, :3, 3] - c2w[0, :3, 3], axis=1).max()
+    if not depth > 0 or travel < MIN_TRAVEL * depth:
+        raise _not_enough_motion("The camera of the video stays on the spot.")
+    focal = float(images[0].camera.params[0] * film.width / film.image_width)
+    return _Solved(positions, c2w, focal, depth, estimated)
 
 
 def _blender_path(film: _Film, solved: _Solved, scene_scale: float) -> CameraPath:
@@ -287,15 +323,23 @@ def _blender_path(film: _Film, solved: _Solved, scene_scale: float) -> CameraPat
 
 
 def _notices(film: _Film, solved: _Solved, scene_scale: float, fov_deg: float | None) -> list[Notice]:
-    found_fov = np.degrees(2 * np.arctan(film.width / (2 * solved.focal_px)))
     notices = [
         Notice(
             "video_scale",
             f"A video does not tell its scale: the median depth of frame {solved.positions[0] + 1} was set to "
-            f"{scene_scale:g} units. "
-            + ("" if fov_deg else f"The field of view was estimated as {found_fov:.1f} degrees."),
+            f"{scene_scale:g} units.",
         )
     ]
+    if fov_deg is None:
+        found_deg = np.degrees(2 * np.arctan(film.width / (2 * solved.focal_px)))
+        if not solved.focal_estimated:
+            message = (
+                f"The camera hardly turns, so the video does not tell its field of view: {found_deg:.1f} degrees is a "
+                "guess, and depths along the view are off in proportion. Give the field of view if you know it."
+            )
+            notices.append(Notice("video_lens_guessed", message))
+        else:
+            notices.append(Notice("video_lens", f"The field of view was estimated as {found_deg:.1f} degrees."))
     lost = np.setdiff1d(film.sampled, solved.positions) + 1
     if len(lost):
         named = ", ".join(str(n) for n in lost[:10]) + (f" and {len(lost) - 10} more" if len(lost) > 10 else "")
@@ -311,3 +355,11 @@ def _notices(film: _Film, solved: _Solved, scene_scale: float, fov_deg: float | 
 
 def _bad_video(video: Path, what: str) -> WorldWarpError:
     return WorldWarpError("bad_video", f"Cannot take cameras from {video}: {what}.")
+
+
+def _not_enough_motion(what: str) -> WorldWarpError:
+    return WorldWarpError(
+        "no_cameras",
+        f"{what} The camera must move (turning on the spot shows no depth) past a still scene with texture, sharp and "
+        "without cuts. Try another part of the video, or more frames.",
+    )

@@ -79,7 +79,7 @@ def video(tmp_path_factory):
 def found(video):
     pytest.importorskip("pycolmap", reason="pycolmap is the extra `video`")
     heard = []
-    result = cameras_from_video(video, frames=10, progress=lambda what, share: heard.append((what, share)))
+    result = cameras_from_video(video, frames=7, progress=lambda what, share: heard.append((what, share)))
     return result, heard
 
 
@@ -127,15 +127,37 @@ def test_progress_only_goes_forward_and_ends_whole(found):
 
 
 def test_it_says_how_many_frames_were_placed(found):
-    assert found[0].sampled == 10
-    assert found[0].registered == 10
-    assert not [notice for notice in found[0].notices if notice.code != "video_scale"]
+    assert found[0].sampled == 7
+    assert found[0].registered == 7
+    assert [notice.code for notice in found[0].notices] == ["video_scale", "video_lens"]
+
+
+def test_a_dolly_does_not_tell_its_lens_and_says_so(tmp_path):
+    pytest.importorskip("pycolmap", reason="pycolmap is the extra `video`")
+    truth = preset_path("DOLLY_IN", frames=5, fps=12, width=320, height=240, fov_deg=65.0, distance=4.0)
+    write_video(tmp_path / "dolly.mp4", filmed(truth))
+    result = cameras_from_video(tmp_path / "dolly.mp4")
+    assert [notice.code for notice in result.notices] == ["video_scale", "video_lens_guessed"]
+    ours = relative(result.cameras)
+    assert np.degrees(np.linalg.norm(vector_from_rotation(ours[:, :3, :3]), axis=1)).max() < 1.5
+    assert ours[-1, 2, 3] / np.linalg.norm(ours[-1, :3, 3]) > 0.99, "it went straight on"
+
+
+def test_a_known_lens_is_kept_and_neighbours_alone_are_matched_in_long_films(video, monkeypatch):
+    pytest.importorskip("pycolmap", reason="pycolmap is the extra `video`")
+    monkeypatch.setattr(video_cameras, "EXHAUSTIVE_UP_TO", 0)
+    result = cameras_from_video(video, frames=5, fov_deg=65.0, scene_scale=80.0)
+    np.testing.assert_allclose(result.cameras.K, TRUTH.K)
+    error = relative(result.cameras)[:, :3, :3].transpose(0, 2, 1) @ relative(TRUTH)[:, :3, :3]
+    assert np.degrees(np.linalg.norm(vector_from_rotation(error), axis=1)).max() < 1.0
+    assert [notice.code for notice in result.notices] == ["video_scale"]
+    assert "80 units" in result.notices[0].message
 
 
 def test_frames_that_were_not_placed_are_named_and_interpolated():
     film = video_cameras._Film(9, 12.0, 64, 48, np.array([0, 2, 4, 6, 8]), 64, 48)
     path = preset_path("TRUCK_RIGHT", frames=9, distance=5.0)
-    solved = video_cameras._Solved(np.array([0, 4, 6]), path.c2w[[0, 4, 6]], 50.0, 5.0)
+    solved = video_cameras._Solved(np.array([0, 4, 6]), path.c2w[[0, 4, 6]], 50.0, 5.0, True)
     (_, lost) = video_cameras._notices(film, solved, 5.0, 65.0)
     assert lost.code == "frames_not_placed"
     assert "2 of 5" in lost.message
@@ -181,10 +203,13 @@ def refused(code, match, *arguments, **options):
     assert caught.value.code == code
 
 
-def test_a_still_camera_is_refused_with_what_to_do(tmp_path):
+def test_a_camera_that_stays_or_only_turns_is_refused_with_what_to_do(tmp_path):
     pytest.importorskip("pycolmap", reason="pycolmap is the extra `video`")
     write_video(tmp_path / "still.mp4", filmed(TRUTH[:1]).repeat(3, 0))
     refused("no_cameras", "The camera must move", tmp_path / "still.mp4")
+    pan = preset_path("PAN_LEFT", frames=4, width=320, height=240, fov_deg=65.0)
+    write_video(tmp_path / "pan.mp4", filmed(pan))
+    refused("no_cameras", "turning on the spot", tmp_path / "pan.mp4")
 
 
 def test_bad_videos_are_refused(tmp_path, video):
