@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import bpy
-from worldwarp_core.splat_files.files import read_splats
 
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.splat_files.files import read_splats
 
 from .splats import add_splat_objects
 

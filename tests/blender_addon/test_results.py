@@ -8,10 +8,10 @@ import bpy
 import numpy as np
 import OpenEXR
 import pytest
-from worldwarp_core.splat_files.files import write_splats
 
 from blender_addon import results
 from worldwarp_core.splat_files.cloud import SplatCloud
+from worldwarp_core.splat_files.files import write_splats
 
 pytestmark = pytest.mark.usefixtures("addon")
 WIDTH, HEIGHT = 32, 18
