@@ -28,7 +28,7 @@ ALONG_ROWS = 16.0
 """A power of 4. Depth changes less along an image's rows than along its columns (the ground recedes upwards)."""
 RELAXATIONS = 12
 """At every level of the pyramid."""
-GRADIENT_REACH_PX = 3
+GRADIENT_REACH_PX = 5
 
 
 def inpaint_disparity(disparity: Tensor, known: Tensor) -> Tensor:
@@ -44,10 +44,8 @@ def inpaint_disparity(disparity: Tensor, known: Tensor) -> Tensor:
     known_np = known.cpu().numpy()
     values = np.where(known_np, disparity.detach().cpu().numpy().astype(np.float32), 0)
     border = hole_border(known_np)
-    smooth = _spread_with_sky(values, border, ~known_np)
-    front = _foreground_border(np.where(known_np, values, smooth), known_np, border)
-    if front.any():
-        smooth = _spread_with_sky(values, border & ~front, ~known_np)
+    front = _foreground_border(values, known_np, border)
+    smooth = _spread_with_sky(values, border & ~front, ~known_np)
     return torch.where(known, disparity, torch.from_numpy(smooth).to(disparity))
 
 
@@ -65,7 +63,7 @@ def hole_border(known: np.ndarray) -> np.ndarray:
     return known & (cv2.dilate((~known).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0)
 
 
-def spread(values: np.ndarray, source: np.ndarray, hole: np.ndarray) -> np.ndarray:
+def spread(values: np.ndarray, source: np.ndarray, hole: np.ndarray, relaxations: int = RELAXATIONS) -> np.ndarray:
     """(H, W) float32 solution of Laplace's equation in `hole`, fixed at `source`, with no flux through all else.
 
     Along rows it conducts `ALONG_ROWS` times as well as along columns. Coarse to fine: each level of a pyramid starts
@@ -116,15 +114,18 @@ def _halve(x: np.ndarray, rows_only: bool) -> np.ndarray:
 
 
 def _relax(solution: np.ndarray, level: _Level) -> np.ndarray:
+    """Jacobi's iteration; outside source and hole the solution is 0, so that nothing flows in from there."""
     r = level.along_rows
     kernel = np.array([[1, 4, 1], [4 * r, 0, 4 * r], [1, 4, 1]], np.float32) / (12 + 8 * r)
-    domain = np.minimum(level.source + level.hole, 1)
+    domain = np.maximum(level.source, level.hole)
     neighbours = cv2.filter2D(domain, -1, kernel, borderType=cv2.BORDER_CONSTANT)
-    update = (level.hole > 0) & (neighbours > 0)
-    share = 1 / np.maximum(neighbours, 1e-12)
+    update = level.hole * (neighbours > 0)
+    share = update / np.maximum(neighbours, 1e-12)
+    solution = solution * domain
+    fixed = solution * (1 - update)
     for _ in range(RELAXATIONS):
-        around = cv2.filter2D(solution * domain, -1, kernel, borderType=cv2.BORDER_CONSTANT)
-        solution = np.where(update, around * share, solution)
+        around = cv2.filter2D(solution, -1, kernel, borderType=cv2.BORDER_CONSTANT)
+        solution = cv2.add(cv2.multiply(around, share), fixed)
     return solution
 
 
@@ -134,33 +135,31 @@ def _foreground_border(disparity: np.ndarray, known: np.ndarray, border: np.ndar
     Each of a pair is extended as a plane to where the other is. A pixel is in front only if both planes say so: the
     ground before a wall is nearer than the wall, and still neither hides the other.
     """
-    d = cv2.medianBlur(disparity, 5)
-    slope = np.stack([_slope(d.T, known.T).T, _slope(d, known)])
+    slope = np.stack([_slope(disparity.T, known.T).T, _slope(disparity, known)])
     hole = (~known).astype(np.uint8)
     opening = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), 2.0)
     normal = np.stack([cv2.Sobel(opening, -1, 0, 1), cv2.Sobel(opening, -1, 1, 0)])
-    normal = normal / np.maximum(np.linalg.norm(normal, axis=0), 1e-6)
 
-    front = np.zeros(d.shape, bool)
-    count, label, stats, _ = cv2.connectedComponentsWithStats(hole, connectivity=8)
-    for component in range(1, count):
-        x, y, w, h, area = stats[component]
-        if area < MIN_HOLE_PX:
-            continue
+    front = np.zeros(known.shape, bool)
+    _, label, stats, _ = cv2.connectedComponentsWithStats(hole, connectivity=8)
+    sized = stats[:, cv2.CC_STAT_AREA] >= MIN_HOLE_PX
+    for component in np.flatnonzero(sized[1:]) + 1:  # 0 is what is no hole
+        x, y, w, h = stats[component, :4]
         top, left = max(y - 1, 0), max(x - 1, 0)
         part = np.s_[top : y + h + 1, left : x + w + 1]
         around = cv2.dilate((label[part] == component).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         v, u = np.nonzero(around & border[part])
         v, u = v + top, u + left
-        is_front = _in_front(np.stack([v, u]).astype(np.float32), normal[:, v, u], d[v, u], slope[:, v, u])
+        is_front = _in_front(np.stack([v, u]).astype(np.float32), normal[:, v, u], disparity[v, u], slope[:, v, u])
         if not is_front.all():
             front[v[is_front], u[is_front]] = True
     return front
 
 
 def _in_front(at: np.ndarray, normal: np.ndarray, d: np.ndarray, slope: np.ndarray) -> np.ndarray:
-    """(B,) bool for the border pixels of one hole; `at`, `normal` and `slope` are (2, B), `d` (B,)."""
+    """(B,) bool for the border pixels of one hole; `at`, `slope` and `normal` (into the hole) are (2, B), `d` (B,)."""
     others = np.linspace(0, len(d) - 1, min(len(d), MAX_PAIRED)).astype(int)
+    normal = normal / np.maximum(np.linalg.norm(normal, axis=0), 1e-6)
     step = at[:, None, others] - at[:, :, None]  # (2, B, O), from each pixel to each other
     distance = np.maximum(np.linalg.norm(step, axis=0), 1e-6)
     faces = (np.einsum("cb,cbo->bo", normal, step) > FACING_COSINE * distance) & (
