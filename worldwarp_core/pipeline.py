@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cameras import CameraPath, jumps
+from .cameras import CameraPath, jump_warning
 from .chunks import ChunkPlan, split_chunks
 from .fill import Fill
 from .framing import resize_map, resize_picture, working_size
@@ -143,7 +143,8 @@ class _Stage:
 
 def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> _Stage:
     path = spec.cameras
-    notices = [Notice("camera_jump", message) for message in jumps(path)]
+    jump = jump_warning(path)
+    notices = [Notice("camera_jump", jump)] if jump else []
     width, height = working_size(path.width, path.height, settings.max_pixels)
     if width * height < 0.9 * path.width * path.height:
         notices.append(

@@ -69,7 +69,7 @@ class GenerateSpec:
             "the aspect ratios differ. Render or crop the start frame to the cameras' aspect.",
         )
         if self.depth is not None:
-            check_depth(self.depth, frame.shape[:2])
+            check_depth(self.depth, (frame.shape[0], frame.shape[1]))
         for name, length in (("chunk", self.chunk), ("overlap", self.overlap)):
             settle(length >= 1 and length % 4 == 1, "bad_settings", f"{name} must be 4k + 1 (1, 5, 9, ... 49); got {length}.")
         settle(self.overlap < self.chunk, "bad_settings", f"overlap ({self.overlap}) must be smaller than chunk ({self.chunk}).")

@@ -187,7 +187,7 @@ def test_background_in_the_start_view_is_sky(engine):
     events = run(engine, GenerateSpec(cameras, rgb, depth, cache_steps=20))
     last = of(Frame, events)[-1]
     assert (last.depth[:10] == BACKGROUND_DEPTH).mean() > 0.9
-    assert (last.validity[:10] == 255).mean() > 0.8
+    assert (last.validity[:10, WIDTH // 3 :] == 255).mean() > 0.85  # the turn uncovers the left
     cloud = of(CacheUpdate, events)[-1].splats
     assert 0 < cloud.sky.sum() < len(cloud)
     assert torch.isfinite(torch.from_numpy(cloud.means)).all()
