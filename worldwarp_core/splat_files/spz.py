@@ -76,16 +76,21 @@ def read_spz(path: str | os.PathLike[str], *, axes: str | None = None) -> SplatC
     path = Path(path)
     try:
         _check_container(path)
-        data = gsply.read_spz(path)
     except OSError as error:
         raise _bad(path, f"it cannot be read: {error.strerror or error}.") from error
-    except (ValueError, zlib.error) as error:
-        raise _bad(path, f"it is damaged or no SPZ file ({error}).") from error
+    except zlib.error as error:
+        raise _bad(path, f"it is damaged ({error}).") from error
+    try:
+        data = gsply.read_spz(path)
+    except Exception as error:  # ValueError, RuntimeError or zstd's own, by which part of gsply reads
+        raise _bad(path, f"it is damaged ({error}).") from error
     n = len(data.means)
     shN = np.zeros((n, 0, 3), np.float32) if data.shN is None else np.asarray(data.shN, np.float32).reshape(n, -1, 3)
+    quats = np.asarray(data.quats, np.float32)
     cloud = SplatCloud(
         means=np.asarray(data.means, np.float32),
-        quats=np.asarray(data.quats, np.float32),
+        quats=quats
+        / np.linalg.norm(quats, axis=1, keepdims=True),  # three large bytes need not leave room for a fourth
         scales=np.asarray(data.scales, np.float32),
         opacities=np.asarray(data.opacities, np.float32).reshape(n),
         sh0=np.asarray(data.sh0, np.float32).reshape(n, 1, 3),

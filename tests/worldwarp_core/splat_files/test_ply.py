@@ -291,3 +291,21 @@ def test_a_hundred_thousand_gaussians_take_a_moment(tmp_path: Path) -> None:
     write_ply(tmp_path / "a.ply", cloud)
     read_ply(tmp_path / "a.ply")
     assert time.process_time() - start < 3  # about 0.2 s; a loop over Gaussians would take minutes
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_gives_a_cloud_or_a_sentence_and_nothing_else(tmp_path: Path, seed: int) -> None:
+    write_ply(tmp_path / "a.ply", with_provenance(random_cloud(20, 1)))
+    whole = (tmp_path / "a.ply").read_bytes()
+    rng = np.random.default_rng(seed)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for at in rng.integers(0, 900, rng.integers(1, 6)):
+            data[at] = rng.integers(0, 256)
+        (tmp_path / "b.ply").write_bytes(data[: rng.integers(0, len(data) + 1)] if rng.random() < 0.3 else data)
+        try:
+            read_ply(tmp_path / "b.ply")
+        except WorldWarpError as error:
+            refused += error.code == "bad_splats"
+    assert refused > 50

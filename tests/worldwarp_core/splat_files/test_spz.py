@@ -234,3 +234,23 @@ def test_other_extensions_and_other_axes_of_spz_are_refused(tmp_path: Path) -> N
     with pytest.raises(WorldWarpError, match="by definition"):
         write_splats(tmp_path / "a.spz", random_cloud(1), "colmap")
     write_splats(tmp_path / "a.spz", random_cloud(1), "rub")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_gives_a_cloud_or_a_sentence_and_nothing_else(tmp_path: Path, seed: int) -> None:
+    write_spz(tmp_path / "a.spz", random_cloud(20, 1))
+    packed = (tmp_path / "a.spz").read_bytes()
+    plain = gzip.decompress(packed)
+    rng = np.random.default_rng(seed)
+    refused = 0
+    for _ in range(100):
+        inside = rng.random() < 0.5  # damage before packing, or after it
+        data = bytearray(plain if inside else packed)
+        for at in rng.integers(0, 40, rng.integers(1, 6)):
+            data[at] = rng.integers(0, 256)
+        (tmp_path / "b.spz").write_bytes(gzip.compress(bytes(data)) if inside else bytes(data))
+        try:
+            read_spz(tmp_path / "b.spz")
+        except WorldWarpError as error:
+            refused += error.code == "bad_splats"
+    assert refused > 30
