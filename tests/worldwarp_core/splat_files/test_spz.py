@@ -168,6 +168,16 @@ def test_version_2_of_other_programs_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.exp(cloud.opacities), 1, atol=0.02)
 
 
+def test_version_4_of_other_programs_is_read(tmp_path: Path) -> None:
+    import gsply
+
+    cloud = random_cloud(20)
+    write_spz(tmp_path / "3.spz", cloud)
+    gsply.write_spz(tmp_path / "4.spz", gsply.read_spz(tmp_path / "3.spz"), version=4, fractional_bits=18)
+    assert (tmp_path / "4.spz").read_bytes()[:8] == struct.pack("<II", 0x5053474E, 4)
+    np.testing.assert_allclose(read_spz(tmp_path / "4.spz").means, cloud.means, atol=1e-5)
+
+
 def test_a_file_that_ignores_the_formats_axes_can_be_read(tmp_path: Path) -> None:
     cloud = random_cloud(5)
     write_spz(tmp_path / "a.spz", to_axes(cloud, "rub", "blender"))
