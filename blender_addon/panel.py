@@ -6,6 +6,7 @@ Drawing only reads: no file is touched, no camera evaluated, nothing sent.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import bpy
@@ -123,6 +124,23 @@ class WORLDWARP_PT_files(WorldWarpPanel, bpy.types.Panel):
 
 
 CLASSES = (WORLDWARP_PT_shot, WORLDWARP_PT_look, WORLDWARP_PT_quality, WORLDWARP_PT_results, WORLDWARP_PT_files)
+
+
+def draw_import_menu(menu: bpy.types.Menu, context: bpy.types.Context) -> None:
+    """Adds to File > Import."""
+    menu.layout.operator("worldwarp.import_splats", text="Gaussian Splats (.ply/.spz)")
+    menu.layout.operator("worldwarp.import_cameras", text="Camera Path (.json/.npz)")
+
+
+def draw_export_menu(menu: bpy.types.Menu, context: bpy.types.Context) -> None:
+    """Adds to File > Export."""
+    menu.layout.operator("worldwarp.export_splats", text="Gaussian Splats (.ply/.spz)")
+    menu.layout.operator("worldwarp.export_camera", text="Camera Path (.json)")
+
+
+def menus() -> list[tuple[type, Callable[[bpy.types.Menu, bpy.types.Context], None]]]:
+    """Returns Blender's menus and what is added to each."""
+    return [(bpy.types.TOPBAR_MT_file_import, draw_import_menu), (bpy.types.TOPBAR_MT_file_export, draw_export_menu)]
 
 
 def draw_properties(layout: bpy.types.UILayout, context: bpy.types.Context, *names: str) -> None:

@@ -25,6 +25,10 @@ def register() -> None:
         if not cls.is_registered:
             bpy.utils.register_class(cls)
     properties.add()
+    for menu, draw in panel.menus():
+        # Removing what is not there is no fault, and nothing may be in a menu twice.
+        menu.remove(draw)
+        menu.append(draw)
     for handlers in leaving():
         if close_session not in handlers:
             handlers.append(close_session)
@@ -36,6 +40,8 @@ def unregister() -> None:
     for handlers in leaving():
         if close_session in handlers:
             handlers.remove(close_session)
+    for menu, draw in panel.menus():
+        menu.remove(draw)
     properties.remove()
     for cls in reversed(CLASSES):
         if cls.is_registered:

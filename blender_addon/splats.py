@@ -106,8 +106,7 @@ def splat_cloud_of(thing: bpy.types.Object) -> SplatCloud:
     Raises:
         WorldWarpError: `bad_splats` for an object without splat attributes, or with an uneven scale or shear.
     """
-    parts = [transform(_read(part), np.array(part.matrix_world)) for part in (thing, *sky_of(thing))]
-    return concatenate(parts)
+    return concatenate([_in_world(part) for part in (thing, *sky_of(thing))])
 
 
 def is_splat_object(thing: bpy.types.Object | None) -> bool:
@@ -165,6 +164,12 @@ def concatenate(clouds: list[SplatCloud]) -> SplatCloud:
 
 def _skies(scene: bpy.types.Scene) -> set[bpy.types.Object]:
     return {sky for thing in scene.objects if is_splat_object(thing) for sky in sky_of(thing)}
+
+
+def _in_world(thing: bpy.types.Object) -> SplatCloud:
+    """Returns the Gaussians of one object where it stands; those that stand where they came in, bit for bit."""
+    cloud, matrix = _read(thing), np.array(thing.matrix_world)
+    return cloud if np.array_equal(matrix, np.eye(4)) else transform(cloud, matrix)
 
 
 def _filled(

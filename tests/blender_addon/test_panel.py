@@ -107,6 +107,11 @@ def test_every_panel_draws_only_what_exists(camera: bpy.types.Object, cls: type)
     cls.draw(SimpleNamespace(layout=Recorder()), bpy.context)
 
 
+def test_the_menus_draw_only_what_exists() -> None:
+    for _, draw in panel.menus():
+        draw(SimpleNamespace(layout=Recorder()), bpy.context)
+
+
 def test_a_running_shot_shows_progress_and_cancel_and_an_ended_one_its_error() -> None:
     running = Recorder()
     panel.draw_status(running, Status(running=True, stage="cache", fraction=0.5))

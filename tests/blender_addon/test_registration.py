@@ -5,6 +5,7 @@ from __future__ import annotations
 import bpy
 
 import blender_addon
+from blender_addon.panel import draw_export_menu, draw_import_menu, menus
 
 OPERATORS = ("export_camera", "import_cameras", "import_splats", "export_splats")
 
@@ -21,6 +22,19 @@ def test_registering_twice_and_unregistering_twice_is_quiet() -> None:
         blender_addon.unregister()
         blender_addon.unregister()
         assert known() == set()
+
+
+def test_the_menus_hold_each_entry_once() -> None:
+    def entries() -> int:
+        return sum(
+            draw in (draw_import_menu, draw_export_menu) for menu, _ in menus() for draw in menu._dyn_ui_initialize()
+        )
+
+    blender_addon.register()
+    blender_addon.register()
+    assert entries() == 2
+    blender_addon.unregister()
+    assert entries() == 0
 
 
 def test_a_factory_reset_in_between_changes_nothing() -> None:
