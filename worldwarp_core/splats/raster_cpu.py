@@ -29,6 +29,7 @@ from .numba_threads import NUMBA_LOCK, PARALLEL, SERIAL
 from .projection import COLOUR, COLUMNS, CONIC_XX, CONIC_XY, CONIC_YY, DEPTH, OPACITY, X, Y
 
 TILE = 8  # pixels: a row of a tile is one AVX register of float32
+PIXEL = 5  # values of a pixel: RGB, expected depth, remaining transmittance
 
 # The state of a tile is one array of planes, so that the compiler sees that they do not overlap and vectorises over
 # pixels: transmittance, 1 while the pixel is not finished, pixel centre; then four sums (forward), or the gradients of
@@ -47,7 +48,7 @@ class View:
     splats: np.ndarray  # (N, COLUMNS)
     boxes: np.ndarray  # (N, 4) int32
     lists: tuple[np.ndarray, ...]  # see _tile_lists
-    pixels: np.ndarray  # (H, W, 5): RGB, expected depth, remaining transmittance
+    pixels: np.ndarray  # (H, W, PIXEL)
 
 
 def rasterize_cpu(
@@ -60,7 +61,10 @@ def rasterize_cpu(
     tensors = tuple(gaussians.tensors().values())
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _Rasterize.apply(w2c, K, width, height, _cutoffs, *tensors)  # type: ignore[no-any-return]
-    return _stack([_draw(_arrays(tensors), *camera, width, height, _cutoffs).pixels for camera in _cameras(w2c, K)])
+    images = np.empty((len(w2c), height, width, PIXEL), _arrays(tensors)[0].dtype)
+    for camera, pixels in zip(_cameras(w2c, K), images, strict=True):
+        _draw(_arrays(tensors), *camera, pixels, _cutoffs)
+    return _split(images)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -70,8 +74,12 @@ class _Rasterize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(*tensors)
         ctx.cutoffs = cutoffs
-        ctx.views = [_draw(_arrays(tensors), *camera, width, height, cutoffs) for camera in _cameras(w2c, K)]
-        return _stack([view.pixels for view in ctx.views])
+        images = np.empty((len(w2c), height, width, PIXEL), _arrays(tensors)[0].dtype)
+        ctx.views = [
+            _draw(_arrays(tensors), *camera, pixels, cutoffs)
+            for camera, pixels in zip(_cameras(w2c, K), images, strict=True)
+        ]
+        return _split(images)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -92,24 +100,24 @@ def _cameras(w2c: Tensor, K: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(zip(w2c.detach().cpu().double().numpy().copy(), K.detach().cpu().double().numpy().copy(), strict=True))
 
 
-def _stack(pixels: list[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
-    images = torch.from_numpy(np.stack(pixels))
-    return images[..., :3].contiguous(), 1 - images[..., 4], images[..., 3].contiguous()
+def _split(images: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """RGB, alpha and depth, as copies: what a caller does to them must not reach what the backward pass reads."""
+    pixels = torch.from_numpy(images)
+    return pixels[..., :3].clone(memory_format=torch.contiguous_format), 1 - pixels[..., 4], pixels[..., 3].clone()
 
 
-def _draw(arrays: list[np.ndarray], w2c: np.ndarray, K: np.ndarray, width: int, height: int, cutoffs: bool) -> View:
+def _draw(arrays: list[np.ndarray], w2c: np.ndarray, K: np.ndarray, pixels: np.ndarray, cutoffs: bool) -> View:
+    """Fills `pixels` (H, W, PIXEL) with what one camera sees."""
     means, quats, scales, opacities, sh0, shN = arrays
     centre = np.linalg.inv(w2c)[:3, 3].copy()
     splats = np.empty((len(means), COLUMNS), means.dtype)
     boxes = np.empty((len(means), 4), np.int32)
-    pixels = np.empty((height, width, 5), means.dtype)
+    height, width, _ = pixels.shape
     workers = numba.get_num_threads()
     with NUMBA_LOCK:
         projection.project(workers, means, quats, scales, opacities, w2c, K, width, height, cutoffs, splats, boxes)
         sh.evaluate(workers, means, centre, sh0, shN, boxes, splats, COLOUR)
-        visible = np.flatnonzero(boxes[:, 1] > boxes[:, 0])
-        order = visible[np.argsort(splats[visible, DEPTH], kind="stable")]
-        lists = _tile_lists(order, boxes, width, height)
+        lists = _tile_lists(_front_to_back(splats, boxes), boxes, width, height)
         _composite(workers, splats, boxes, *lists[:2], *_limits(cutoffs), pixels)
     return View(w2c, K, centre, splats, boxes, lists, pixels)
 
@@ -146,6 +154,15 @@ def _draw_vjp(
             workers, means, quats, scales, view.w2c, view.K, width, height, view.splats, view.boxes, v_splats,
             v_means, v_quats, v_scales, v_opacities,
         )  # fmt: skip
+
+
+def _front_to_back(splats: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The visible Gaussians by depth in float32, then by number, as gsplat sorts them."""
+    visible = np.flatnonzero(boxes[:, 1] > boxes[:, 0])
+    # The bits of positive floats sort as integers do, and numpy sorts 16 bits by radix: 5 times faster than floats.
+    bits = splats[visible, DEPTH].astype(np.float32).view(np.uint32)
+    by_low = np.argsort(bits.astype(np.uint16), kind="stable")
+    return visible[by_low[np.argsort((bits >> 16).astype(np.uint16)[by_low], kind="stable")]]
 
 
 def _limits(cutoffs: bool) -> tuple[float, float]:
@@ -219,7 +236,7 @@ def _exp_of_minus_overload(sigma):  # type: ignore[no-untyped-def]
 
 @numba.njit(**PARALLEL)
 def _composite(workers, splats, boxes, starts, members, min_alpha, min_transmittance, pixels):  # type: ignore[no-untyped-def]
-    """Fills `pixels` (H, W, 5) with RGB, expected depth and remaining transmittance."""
+    """Fills `pixels` (H, W, PIXEL) from the lists of `_tile_lists`."""
     for worker in numba.prange(workers):
         _composite_part(np.int64(worker), workers, splats, boxes, starts, members, min_alpha, min_transmittance, pixels)
 

@@ -48,6 +48,28 @@ def rasterize(gaussians: Gaussians, w2c: Tensor, K: Tensor, width: int, height: 
     return Render(*rasterize_cpu(gaussians, w2c, K, width, height))
 
 
+def prepare_rasterizer(device: torch.device | str = "cpu") -> None:
+    """Compiles the kernels for `device`, or loads them where that was done before, by drawing one Gaussian.
+
+    The first time on a machine this takes about 15 s on the CPU and minutes on CUDA; later, less than a second. A
+    worker that calls it while it has nothing else to do spares its first job the wait.
+
+    Raises:
+        WorldWarpError: `no_cuda_rasterizer`, as `rasterize`.
+    """
+    means = torch.tensor([[0.0, 0.0, 1.0]], device=device)
+    gaussian = Gaussians(
+        means=means.requires_grad_(),
+        quats=torch.tensor([[1.0, 0.0, 0.0, 0.0]], device=device),
+        scales=torch.zeros(1, 3, device=device),
+        opacities=torch.zeros(1, device=device),
+        sh0=torch.zeros(1, 1, 3, device=device),
+        shN=torch.zeros(1, 3, 3, device=device),
+    )
+    eye = torch.eye(4)[None]
+    rasterize(gaussian, eye, eye[:, :3, :3], 1, 1).rgb.sum().backward()
+
+
 def rasterizer_info(device: torch.device | str = "cpu") -> dict[str, str | int]:
     """The backend for `device` with its versions and threads, for records; compiles nothing."""
     if torch.device(device).type == "cuda":

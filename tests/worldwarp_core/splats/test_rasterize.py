@@ -15,10 +15,11 @@ from torch import Tensor
 from tests.worldwarp_core.splats.dense_reference import rasterize_densely
 from tests.worldwarp_core.splats.scenes import HEIGHT, WIDTH, random_gaussians, two_cameras
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.splats import projection, raster_cpu, sh
 from worldwarp_core.splats.gaussians import Gaussians
 from worldwarp_core.splats.raster_cpu import rasterize_cpu
 from worldwarp_core.splats.raster_gsplat import load_gsplat
-from worldwarp_core.splats.rasterize import Render, rasterize, rasterizer_info
+from worldwarp_core.splats.rasterize import Render, prepare_rasterizer, rasterize, rasterizer_info
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "gsplat_cuda.npz"
 Images = tuple[Tensor, Tensor, Tensor]
@@ -270,6 +271,34 @@ def test_the_thread_layer_is_chosen_on_purpose_and_reported() -> None:
     assert info["threads"] >= 1
     rasterize(random_gaussians(5, 0, 0), *two_cameras(), WIDTH, HEIGHT)
     assert rasterizer_info("cpu") == info, "what was promised before the first kernel is what runs"
+
+
+def test_after_preparing_a_render_compiles_nothing_more() -> None:
+    prepare_rasterizer("cpu")
+    kernels = [v for module in (raster_cpu, projection, sh) for v in vars(module).values() if hasattr(v, "signatures")]
+    before = [list(kernel.signatures) for kernel in kernels]
+    assert any(before)
+    w2c, K = two_cameras()
+    for degree in (0, 3):
+        gaussians = trainable(random_gaussians(50, degree, seed=17))
+        rasterize(gaussians, w2c.float(), K.float(), WIDTH, HEIGHT).rgb.sum().backward()
+        rasterize(gaussians.map(torch.Tensor.detach), w2c[:1], K[:1], WIDTH, HEIGHT)
+    assert [list(kernel.signatures) for kernel in kernels] == before
+
+
+def test_what_the_caller_does_to_the_images_does_not_reach_the_gradient() -> None:
+    w2c, K = two_cameras()
+    results = []
+    for spoil in (False, True):
+        gaussians = trainable(random_gaussians(50, degree=0, seed=18))
+        render = rasterize(gaussians, w2c, K, WIDTH, HEIGHT)
+        loss = random_loss(as_images(render))
+        if spoil:
+            with torch.no_grad():
+                for image in as_images(render):
+                    image.fill_(7.0)
+        results.append(gradients(loss, gaussians)["means"])
+    assert torch.equal(*results)
 
 
 def test_the_report_compiles_nothing() -> None:
