@@ -110,11 +110,14 @@ def snapshot(scene: bpy.types.Scene) -> dict[str, object]:
     } | {"frame": scene.frame_current}
 
 
+@pytest.mark.parametrize(("media", "file_format", "depth"), [("IMAGE", "OPEN_EXR", "16"), ("VIDEO", "FFMPEG", "8")])
 def test_every_setting_is_put_back_also_after_a_failure(
-    small_render: bpy.types.Scene, monkeypatch: pytest.MonkeyPatch
+    small_render: bpy.types.Scene, monkeypatch: pytest.MonkeyPatch, media: str, file_format: str, depth: str
 ) -> None:
-    small_render.render.image_settings.file_format = "OPEN_EXR"
-    small_render.render.image_settings.color_depth = "16"
+    image_settings = small_render.render.image_settings
+    if hasattr(image_settings, "media_type"):
+        image_settings.media_type = media
+    image_settings.file_format, image_settings.color_depth = file_format, depth
     small_render.camera.data.dof.use_dof = True
     before = snapshot(small_render)
     render_start_frame(bpy.context, frame=3, samples=2)
