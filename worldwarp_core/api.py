@@ -19,7 +19,8 @@ ENGINES = ("cache",)
 class Engine(Protocol):
     """Makes shots."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def generate(self, spec: GenerateSpec) -> Iterator[Event]:
         """Yields events after every step, `Finished` last; stop asking for more to cancel."""
@@ -46,12 +47,15 @@ def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str |
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            f"The engine needs the Python package {error.name!r}, which is missing: pip install 'worldwarp[engine]' -c constraints.txt",
+            f"The engine needs the Python package {error.name!r}, which is missing: "
+            "pip install -c constraints.txt 'worldwarp[engine]'",
         ) from error
     return make_engine(name, device, depth_model)
 
 
-def render_splats(cloud: SplatCloud, cameras: CameraPath, *, device: str = "cpu") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def render_splats(
+    cloud: SplatCloud, cameras: CameraPath, *, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Renders a splat cloud in Blender's world at every camera of a path.
 
     Returns:

@@ -50,7 +50,9 @@ def split_chunks(total: int, chunk: int = 49, overlap: int = 5) -> list[ChunkPla
         context = overlap
         while new < MIN_NEW_FRAMES and context + new < overlap + MIN_NEW_FRAMES and context + 4 + new <= chunk:
             context += 4
-        plans.append(ChunkPlan(len(plans), range(start - context, start), range(start, start + new), _padded(context + new)))
+        plans.append(
+            ChunkPlan(len(plans), range(start - context, start), range(start, start + new), _padded(context + new))
+        )
     return plans
 
 

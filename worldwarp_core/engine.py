@@ -23,7 +23,9 @@ CPU = PipelineSettings(
     max_pixels=512 * 288,
     points_per_pixel=0.28,
     # Steps are where the curve of PSNR against steps flattens: tests/benchmarks/bench_cache_steps.py.
-    cache=CacheSettings(first_steps=200, update_steps=60, sh_degree=0, key_views=4, anchor_views=1, max_gaussians=200_000),
+    cache=CacheSettings(
+        first_steps=200, update_steps=60, sh_degree=0, key_views=4, anchor_views=1, max_gaussians=200_000
+    ),
 )
 CUDA = PipelineSettings(device="cuda", max_pixels=832 * 480, points_per_pixel=0.15, cache=CacheSettings())
 
@@ -77,7 +79,12 @@ def make_engine(name: str, device: str, depth_model: str | None) -> Engine:
         elif device == "cuda":
             raise WorldWarpError("no_cuda", missing)
         else:
-            notices.append(Notice("cpu_rasterizer", f"{missing} Until then the CPU rasteriser is used: slower, and with smaller frames."))
+            notices.append(
+                Notice(
+                    "cpu_rasterizer",
+                    f"{missing} Until then the CPU rasteriser is used: slower, and with smaller frames.",
+                )
+            )
     monocular = MonocularDepth.load(depth_model, settings.device) if depth_model else None
     return Engine(name, Models(CacheFill(), monocular), settings, tuple(notices))
 
@@ -85,7 +92,7 @@ def make_engine(name: str, device: str, depth_model: str | None) -> Engine:
 def _why_no_cuda() -> str | None:
     """Why gsplat cannot rasterise here, with what to do; None where it can."""
     if not torch.cuda.is_available():
-        return "torch sees no CUDA device: install a CUDA build of torch and a driver (`worldwarp doctor` gives the commands)."
+        return "torch sees no CUDA device: install a driver and a CUDA build of torch (see `worldwarp doctor`)."
     try:
         rasterizer_info("cuda")
     except WorldWarpError as error:

@@ -29,7 +29,9 @@ class History:
         return len(self.numbers)
 
     def __getitem__(self, rows: list[int]) -> History:
-        return History([self.numbers[r] for r in rows], self.rgb[rows], self.trusted[rows], self.w2c[rows], self.K[rows])
+        return History(
+            [self.numbers[r] for r in rows], self.rgb[rows], self.trusted[rows], self.w2c[rows], self.K[rows]
+        )
 
     def last(self, count: int) -> History:
         return self[list(range(max(len(self) - count, 0), len(self)))]

@@ -1,8 +1,8 @@
 """The whole method, top to bottom: a camera path and a start frame go in, frames and a world come out.
 
 Chunk by chunk (method section 1): history -> depth -> cache -> priors -> fill -> frames -> history. Only this module
-knows all the stages. `generate` is a generator that yields after every step, so a consumer cancels by not asking for the
-next one, and frames leave as soon as they exist.
+knows all the stages. `generate` is a generator that yields after every step, so a consumer cancels by not asking for
+the next one, and frames leave as soon as they exist.
 """
 
 from __future__ import annotations
@@ -94,10 +94,15 @@ def generate(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> 
             yield timeline.tick("fill", plan.index, offset + 1, len(plan.new))
         new = stage.look_back(plan, torch.stack(frames), priors, models.fill.holes_agree)
         # The last chunk is fitted too: the exported world must hold all that was seen.
-        cache = yield from _report_fit(update_cache(cache, new, estimate_depth, cache_settings, generator), timeline, plan.index)
+        cache = yield from _report_fit(
+            update_cache(cache, new, estimate_depth, cache_settings, generator), timeline, plan.index
+        )
         yield CacheUpdate(plan.index, _export(cache))
         if len(cache.gaussians) >= cache_settings.max_gaussians:
-            yield Notice("world_full", f"The world holds {len(cache.gaussians):,} Gaussians, the most allowed: new places are no longer kept.")
+            yield Notice(
+                "world_full",
+                f"The world holds {len(cache.gaussians):,} Gaussians, the most allowed: new places are no longer kept.",
+            )
         history = extend_history(history, new, keep=spec.chunk)
     yield timeline.tick("finish", plans[-1].index, 1, 1)
     yield Finished(_summary(spec, models, settings, stage, cache, timeline, len(plans)))
@@ -123,7 +128,9 @@ class _Stage:
         """A finished frame at the size that was asked for, in 8 bits and scene units."""
         width, height = self.path.width, self.path.height
         picture = rgb if isinstance(rgb, np.ndarray) else (rgb * 255).round().to(torch.uint8).cpu().numpy()
-        scene_depth = torch.where(torch.isfinite(depth), depth * self.space.unit, BACKGROUND_DEPTH).float().cpu().numpy()
+        scene_depth = (
+            torch.where(torch.isfinite(depth), depth * self.space.unit, BACKGROUND_DEPTH).float().cpu().numpy()
+        )
         valid = np.where((validity >= VALID).cpu().numpy(), np.uint8(255), np.uint8(0))
         return Frame(
             index=index,
@@ -148,11 +155,16 @@ def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> _
     width, height = working_size(path.width, path.height, settings.max_pixels)
     if width * height < 0.9 * path.width * path.height:
         notices.append(
-            Notice("working_size", f"Frames are made at {width}x{height} and enlarged to {path.width}x{path.height}: fine detail is limited.")
+            Notice(
+                "working_size",
+                f"Frames are made at {width}x{height} and enlarged to {path.width}x{path.height}: detail is limited.",
+            )
         )
     if spec.start_frame.shape[:2] != (path.height, path.width):
         h, w = spec.start_frame.shape[:2]
-        notices.append(Notice("start_frame_resized", f"The start frame was resized from {w}x{h} to {path.width}x{path.height}."))
+        notices.append(
+            Notice("start_frame_resized", f"The start frame was resized from {w}x{h} to {path.width}x{path.height}.")
+        )
 
     device = torch.device(settings.device)
     rgb = torch.from_numpy(resize_picture(spec.start_frame, width, height).astype(np.float32) / 255).to(device)
@@ -183,18 +195,32 @@ def _cache_settings(spec: GenerateSpec, settings: PipelineSettings, pixels: int)
     update = math.ceil(first * cache.update_steps / cache.first_steps)  # the share of a warm start stays
     values = asdict(cache) | {"fit": cache.fit}
     return CacheSettings(
-        **(values | {"first_steps": first, "update_steps": update, "points_per_view": max(int(pixels * settings.points_per_pixel), 16)})
+        **(
+            values
+            | {
+                "first_steps": first,
+                "update_steps": update,
+                "points_per_view": max(int(pixels * settings.points_per_pixel), 16),
+            }
+        )
     )
 
 
 def _plan_timeline(plans: list[ChunkPlan], cache: CacheSettings) -> Timeline:
     frames = sum(len(p.new) for p in plans)
     updates = sum(1 for p in plans if p.new)
-    planned: dict[Stage, int] = {"cache": cache.first_steps + updates * cache.update_steps, "priors": frames, "fill": frames, "finish": 1}
+    planned: dict[Stage, int] = {
+        "cache": cache.first_steps + updates * cache.update_steps,
+        "priors": frames,
+        "fill": frames,
+        "finish": 1,
+    }
     return Timeline(planned, GUESS_S | {"finish": 0.0}, len(plans))
 
 
-def _report_fit(fitting: Generator[CacheStep, None, SplatCache], timeline: Timeline, chunk: int) -> Generator[Progress, None, SplatCache]:
+def _report_fit(
+    fitting: Generator[CacheStep, None, SplatCache], timeline: Timeline, chunk: int
+) -> Generator[Progress, None, SplatCache]:
     while True:
         try:
             step = next(fitting)
@@ -203,7 +229,9 @@ def _report_fit(fitting: Generator[CacheStep, None, SplatCache], timeline: Timel
         yield timeline.tick("cache", chunk, step.step, step.steps)
 
 
-def _render_priors(cache: SplatCache, stage: _Stage, plan: ChunkPlan, timeline: Timeline) -> Generator[Progress, None, Priors]:
+def _render_priors(
+    cache: SplatCache, stage: _Stage, plan: ChunkPlan, timeline: Timeline
+) -> Generator[Progress, None, Priors]:
     """The priors of a chunk's new frames: history itself stands in for those of its context."""
     parts = []
     for first in range(plan.new.start, plan.new.stop, PRIORS_BATCH):
@@ -219,7 +247,13 @@ def _export(cache: SplatCache):  # type: ignore[no-untyped-def]
 
 
 def _summary(
-    spec: GenerateSpec, models: Models, settings: PipelineSettings, stage: _Stage, cache: SplatCache, timeline: Timeline, chunks: int
+    spec: GenerateSpec,
+    models: Models,
+    settings: PipelineSettings,
+    stage: _Stage,
+    cache: SplatCache,
+    timeline: Timeline,
+    chunks: int,
 ) -> dict[str, object]:
     return {
         "fill": {"name": models.fill.name, "description": models.fill.description},

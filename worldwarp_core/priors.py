@@ -14,8 +14,8 @@ from .splats.look import look
 DEPTH_TOLERANCE = 0.1
 """A point counts as seen by a source view when its depth there is within this share of the view's own.
 
-The view's own depth is the range over the pixel and its neighbours: on a silhouette both the cache's expected depth and the
-view's are mixtures of what lies in front and behind, and a steep floor changes by more than this from row to row.
+The view's own depth is the range over the pixel and its neighbours: on a silhouette both the cache's expected depth and
+the view's are mixtures of what lies in front and behind, and a steep floor changes by more than this from row to row.
 """
 SOURCE_VIEWS = 8
 """Key views asked for each target camera, nearest first."""
@@ -55,10 +55,12 @@ def render_priors(cache: SplatCache, w2c: Tensor, K: Tensor, width: int, height:
 
 
 def _seen_before(cache: SplatCache, depth: Tensor, w2c: Tensor, K: Tensor) -> Tensor:
-    """(H, W) bool: what is at `depth` (the sky at its own) was seen there from at least one of the nearest key views."""
+    """(H, W) bool: what is at `depth` (the sky at its own) was seen there from one of the nearest key views."""
     height, width = depth.shape
     chosen = nearest_views(cache.views, w2c, SOURCE_VIEWS)
-    ys, xs = torch.meshgrid(torch.arange(height, device=depth.device), torch.arange(width, device=depth.device), indexing="ij")
+    ys, xs = torch.meshgrid(
+        torch.arange(height, device=depth.device), torch.arange(width, device=depth.device), indexing="ij"
+    )
     pixels = torch.stack([xs + 0.5, ys + 0.5, torch.ones_like(xs)], -1).to(depth.dtype)
     camera = (pixels @ torch.linalg.inv(K).T) * depth[..., None]
     c2w = torch.linalg.inv(w2c)
@@ -74,5 +76,7 @@ def _seen_before(cache: SplatCache, depth: Tensor, w2c: Tensor, K: Tensor) -> Te
         row = uv[..., 1].clamp(0, height - 1).long()
         nearest = -F.max_pool2d(-cache.views.depth[v, None, None], 3, stride=1, padding=1)[0, 0]
         farthest = F.max_pool2d(cache.views.depth[v, None, None], 3, stride=1, padding=1)[0, 0]
-        seen |= inside & (z > (1 - DEPTH_TOLERANCE) * nearest[row, col]) & (z < (1 + DEPTH_TOLERANCE) * farthest[row, col])
+        seen |= (
+            inside & (z > (1 - DEPTH_TOLERANCE) * nearest[row, col]) & (z < (1 + DEPTH_TOLERANCE) * farthest[row, col])
+        )
     return seen

@@ -59,23 +59,46 @@ class GenerateSpec:
             "bad_start_frame",
             f"The start frame must be 8-bit RGB; got {getattr(frame, 'dtype', '?')} {getattr(frame, 'shape', '?')}.",
         )
-        settle(min(frame.shape[:2]) >= 16, "bad_start_frame", f"The start frame is {frame.shape[1]}x{frame.shape[0]}; at least 16x16 is needed.")
+        settle(
+            min(frame.shape[:2]) >= 16,
+            "bad_start_frame",
+            f"The start frame is {frame.shape[1]}x{frame.shape[0]}; at least 16x16 is needed.",
+        )
         got = frame.shape[1] / frame.shape[0]
         want = self.cameras.width / self.cameras.height
         settle(
             abs(got / want - 1) < 0.02,
             "bad_start_frame",
-            f"The start frame is {frame.shape[1]}x{frame.shape[0]} but the cameras are {self.cameras.width}x{self.cameras.height}: "
-            "the aspect ratios differ. Render or crop the start frame to the cameras' aspect.",
+            f"The start frame is {frame.shape[1]}x{frame.shape[0]} but the cameras are "
+            f"{self.cameras.width}x{self.cameras.height}: the aspect ratios differ. Render or crop the start "
+            "frame to the cameras' aspect.",
         )
         if self.depth is not None:
             check_depth(self.depth, (frame.shape[0], frame.shape[1]))
         for name, length in (("chunk", self.chunk), ("overlap", self.overlap)):
-            settle(length >= 1 and length % 4 == 1, "bad_settings", f"{name} must be 4k + 1 (1, 5, 9, ... 49); got {length}.")
-        settle(self.overlap < self.chunk, "bad_settings", f"overlap ({self.overlap}) must be smaller than chunk ({self.chunk}).")
-        settle(0.0 < self.strength <= 1.0, "bad_settings", f"strength must be above 0 and at most 1; got {self.strength}.")
-        settle(self.cache_steps is None or 1 <= self.cache_steps <= 100_000, "bad_settings", f"cache steps must be at least 1; got {self.cache_steps}.")
-        settle(self.steps is None or 1 <= self.steps <= 1000, "bad_settings", f"steps must be between 1 and 1000; got {self.steps}.")
+            settle(
+                length >= 1 and length % 4 == 1,
+                "bad_settings",
+                f"{name} must be 4k + 1 (1, 5, 9, ... 49); got {length}.",
+            )
+        settle(
+            self.overlap < self.chunk,
+            "bad_settings",
+            f"overlap ({self.overlap}) must be smaller than chunk ({self.chunk}).",
+        )
+        settle(
+            0.0 < self.strength <= 1.0, "bad_settings", f"strength must be above 0 and at most 1; got {self.strength}."
+        )
+        settle(
+            self.cache_steps is None or 1 <= self.cache_steps <= 100_000,
+            "bad_settings",
+            f"cache steps must be at least 1; got {self.cache_steps}.",
+        )
+        settle(
+            self.steps is None or 1 <= self.steps <= 1000,
+            "bad_settings",
+            f"steps must be between 1 and 1000; got {self.steps}.",
+        )
         settle(
             self.scene_scale is None or (np.isfinite(self.scene_scale) and self.scene_scale > 0),
             "bad_settings",
@@ -88,14 +111,25 @@ def check_depth(depth: np.ndarray, size: tuple[int, int]) -> None:
     if depth.ndim != 2 or depth.shape != tuple(size):
         raise WorldWarpError(
             "bad_depth",
-            f"The depth is {'x'.join(str(s) for s in depth.shape[::-1])} but the start frame is {size[1]}x{size[0]}: render both at the same size.",
+            f"The depth is {'x'.join(str(s) for s in depth.shape[::-1])} but the start frame is {size[1]}x{size[0]}: "
+            "render both at the same size.",
         )
     if np.isnan(depth).any():
-        raise WorldWarpError("bad_depth", f"The depth has {int(np.isnan(depth).sum())} NaN pixels. Render the Z pass again, or paint them with {BACKGROUND_DEPTH:g}.")
+        raise WorldWarpError(
+            "bad_depth",
+            f"The depth has {int(np.isnan(depth).sum())} NaN pixels. Render the Z pass again, or set them to "
+            f"{BACKGROUND_DEPTH:g}, the background.",
+        )
     if (depth <= 0).any():
-        raise WorldWarpError("bad_depth", f"The depth has {int((depth <= 0).sum())} pixels at or behind the camera. It must be planar z, positive, in scene units.")
+        raise WorldWarpError(
+            "bad_depth",
+            f"The depth has {int((depth <= 0).sum())} pixels at or behind the camera. It must be planar z, positive, "
+            "in scene units.",
+        )
     if not (depth < 0.99 * BACKGROUND_DEPTH).any():
-        raise WorldWarpError("bad_depth", "The depth is background everywhere: the start camera sees no surface. Point it at the scene.")
+        raise WorldWarpError(
+            "bad_depth", "The depth is background everywhere: the start camera sees no surface. Point it at the scene."
+        )
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_cache_steps.py
 
-fits the start frame (exact depth) for a number of steps and looks at the start view and at two later ones, on valid pixels,
-against Blender's own renders; then takes the 200-step world, shows it four later frames as a perfect fill would have made
-them, and refines for a number of steps. Writes cache_steps_<hardware>.json and .png beside the other results.
+fits the start frame (exact depth) for a number of steps and looks at the start view and, on valid pixels, at two later
+ones, against Blender's own renders; then takes the world of the preset, shows it four later frames as a perfect fill
+would have made them, and refines for a number of steps. Writes cache_steps_<hardware>.json and .png under results/.
 """
 
 from __future__ import annotations
@@ -97,7 +97,11 @@ def measure() -> dict[str, Any]:
     first = []
     for steps in FIRST:
         cache, seconds = first_fit(scene, replace(settings, first_steps=steps))
-        row = {"steps": steps, "seconds": round(seconds, 2), "start_db": round(scene.psnr(cache, 0, everywhere=True), 2)}
+        row = {
+            "steps": steps,
+            "seconds": round(seconds, 2),
+            "start_db": round(scene.psnr(cache, 0, everywhere=True), 2),
+        }
         first.append(row | {f"plus_{f}_valid_db": round(scene.psnr(cache, f, everywhere=False), 2) for f in LATER})
         print(first[-1], flush=True)
     opened, _ = first_fit(scene, settings)
@@ -114,7 +118,12 @@ def measure() -> dict[str, Any]:
             }
         )
         print(update[-1], flush=True)
-    return {"gaussians": len(opened.gaussians), "first_fit": first, "update": update, "chosen": [CPU.cache.first_steps, CPU.cache.update_steps]}
+    return {
+        "gaussians": len(opened.gaussians),
+        "first_fit": first,
+        "update": update,
+        "chosen": [CPU.cache.first_steps, CPU.cache.update_steps],
+    }
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
@@ -125,10 +134,16 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
     fig, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
     for axis, rows, chosen, title in zip(
-        axes, (figures["first_fit"], figures["update"]), figures["chosen"], ("First fit", "Later fit, warm-started"), strict=True
+        axes,
+        (figures["first_fit"], figures["update"]),
+        figures["chosen"],
+        ("First fit", "Later fit, warm-started"),
+        strict=True,
     ):
         for name in [n for n in rows[0] if n.endswith("_db")]:
-            axis.plot([r["steps"] for r in rows], [r[name] for r in rows], marker="o", label=name[:-3].replace("_", " "))
+            axis.plot(
+                [r["steps"] for r in rows], [r[name] for r in rows], marker="o", label=name[:-3].replace("_", " ")
+            )
         axis.axvline(chosen, color="grey", linestyle=":", label=f"chosen: {chosen}")
         axis.set(xscale="log", xlabel="steps", ylabel="PSNR (dB)", title=title)
         axis.grid(alpha=0.3)

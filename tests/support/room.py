@@ -19,10 +19,14 @@ def look(position: tuple[float, float, float], yaw_rad: float = 0.0, pitch_rad: 
     return c2w
 
 
-def path(c2w: list[np.ndarray], width: int = 96, height: int = 64, focal_px: float | None = None, first: int = 1) -> CameraPath:
+def path(
+    c2w: list[np.ndarray], width: int = 96, height: int = 64, focal_px: float | None = None, first: int = 1
+) -> CameraPath:
     f = focal_px or 0.9 * width
     K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1]])
-    return CameraPath(np.arange(first, first + len(c2w)), 24.0, width, height, np.tile(K, (len(c2w), 1, 1)), np.stack(c2w))
+    return CameraPath(
+        np.arange(first, first + len(c2w)), 24.0, width, height, np.tile(K, (len(c2w), 1, 1)), np.stack(c2w)
+    )
 
 
 def truck(count: int, travel: float = 1.2, turn_rad: float = 0.25, width: int = 96, height: int = 64) -> CameraPath:
@@ -32,7 +36,7 @@ def truck(count: int, travel: float = 1.2, turn_rad: float = 0.25, width: int = 
 
 
 def render(cameras: CameraPath, frame: int = 0, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """(H, W, 3) uint8 colour and (H, W) float32 planar z; the room is `scale` times as large, as the cameras must be."""
+    """(H, W, 3) uint8 colour and (H, W) float32 planar z, in a room `scale` times as large (as the path must be)."""
     v, u = np.meshgrid(np.arange(cameras.height) + 0.5, np.arange(cameras.width) + 0.5, indexing="ij")
     camera_rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(cameras.K[frame]).T
     c2w = cameras.c2w[frame]

@@ -58,7 +58,7 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class KeyViews:
-    """Views that were fitted: the memory of what was seen from where. Pictures are kept in 8 bits, depth is planar z."""
+    """Views that were fitted: the memory of what was seen from where. Pictures are kept in 8 bits."""
 
     numbers: list[int]
     rgb: Tensor  # (V, H, W, 3) uint8
@@ -105,7 +105,10 @@ def open_cache(
     sky_depth = SKY_DISTANCE * float(depth[finite].max())
     wanted = torch.ones_like(finite)
     seeds, sky = seed_gaussians(
-        SeedView(start.rgb[0], depth, wanted, start.w2c[0], start.K[0]), settings.points_per_view, sky_depth, settings.sh_degree
+        SeedView(start.rgb[0], depth, wanted, start.w2c[0], start.K[0]),
+        settings.points_per_view,
+        sky_depth,
+        settings.sh_degree,
     )
     flat = torch.where(finite, depth, torch.full_like(depth, sky_depth))
     views = FitViews(start.rgb, 1 / flat[None], start.trusted, torch.ones_like(flat)[None], start.w2c, start.K)
@@ -117,14 +120,16 @@ def open_cache(
         gaussians=gaussians,
         source_frames=torch.full((len(seeds),), start.numbers[0], dtype=torch.int32, device=sky.device),
         sky=sky,
-        views=KeyViews(
-            start.numbers, _to_bytes(start.rgb), flat[None], _to_bytes(start.trusted), start.w2c, start.K
-        ),
+        views=KeyViews(start.numbers, _to_bytes(start.rgb), flat[None], _to_bytes(start.trusted), start.w2c, start.K),
     )
 
 
 def update_cache(
-    cache: SplatCache, history: History, estimate_depth: EstimateDepth, settings: CacheSettings, generator: torch.Generator
+    cache: SplatCache,
+    history: History,
+    estimate_depth: EstimateDepth,
+    settings: CacheSettings,
+    generator: torch.Generator,
 ) -> Generator[CacheStep, None, SplatCache]:
     """Adds what `history` shows and the world lacks, then refines the new Gaussians and their neighbourhood.
 
@@ -146,13 +151,18 @@ def update_cache(
         if share >= MIN_NEW_PIXELS and room > 0:
             budget = min(max(int(settings.points_per_view * share), 16), room)
             seeds, is_sky = seed_gaussians(
-                SeedView(history.rgb[v], depth, wanted, history.w2c[v], history.K[v]), budget, cache.sky_depth, cache.gaussians.sh_degree
+                SeedView(history.rgb[v], depth, wanted, history.w2c[v], history.K[v]),
+                budget,
+                cache.sky_depth,
+                cache.gaussians.sh_degree,
             )
             seeds, is_sky = seeds.map(lambda t: t[:room]), is_sky[:room]  # noqa: B023 - used at once
             touched |= _near(cache.gaussians, wanted, history.w2c[v], history.K[v])
             gaussians = concatenate([gaussians, seeds])
             sky = torch.cat([sky, is_sky])
-            source_frames = torch.cat([source_frames, torch.full_like(source_frames[:1], history.numbers[v]).expand(len(seeds))])
+            source_frames = torch.cat(
+                [source_frames, torch.full_like(source_frames[:1], history.numbers[v]).expand(len(seeds))]
+            )
         depths.append(torch.where(torch.isfinite(depth), depth, torch.full_like(depth, cache.sky_depth)))
         confidences.append(confidence)
         seeded.append(wanted)
@@ -160,7 +170,9 @@ def update_cache(
 
     anchors = _choose_anchors(cache.views, history, settings.anchor_views)
     trusted = torch.maximum(history.trusted, wanted.to(history.trusted.dtype))
-    views = _with_anchors(cache.views, anchors, FitViews(history.rgb, 1 / depth, trusted, confidence, history.w2c, history.K))
+    views = _with_anchors(
+        cache.views, anchors, FitViews(history.rgb, 1 / depth, trusted, confidence, history.w2c, history.K)
+    )
     trainable = torch.cat([touched, torch.ones(len(gaussians) - before, dtype=torch.bool, device=sky.device)])
     # With nothing new there is still what the frames revised: everything in view may move.
     if not trainable.any():
@@ -178,7 +190,13 @@ def update_cache(
         torch.cat([cache.views.w2c, history.w2c]),
         torch.cat([cache.views.K, history.K]),
     )
-    return replace(cache, gaussians=gaussians, source_frames=source_frames, sky=sky, views=_prune(views_now, settings.max_key_views))
+    return replace(
+        cache,
+        gaussians=gaussians,
+        source_frames=source_frames,
+        sky=sky,
+        views=_prune(views_now, settings.max_key_views),
+    )
 
 
 def nearest_views(views: KeyViews, w2c: Tensor, count: int) -> Tensor:
@@ -197,7 +215,12 @@ def camera_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _run(
-    gaussians: Gaussians, trainable: Tensor, views: FitViews, steps: int, settings: CacheSettings, generator: torch.Generator
+    gaussians: Gaussians,
+    trainable: Tensor,
+    views: FitViews,
+    steps: int,
+    settings: CacheSettings,
+    generator: torch.Generator,
 ) -> Generator[CacheStep, None, Gaussians]:
     fitting = fit(gaussians, trainable, views, steps, settings.fit, generator)
     step = 0
@@ -274,7 +297,12 @@ def _prune(views: KeyViews, most: int) -> KeyViews:
     if len(keep) == len(views):
         return views
     return KeyViews(
-        [views.numbers[k] for k in keep], views.rgb[keep], views.depth[keep], views.trusted[keep], views.w2c[keep], views.K[keep]
+        [views.numbers[k] for k in keep],
+        views.rgb[keep],
+        views.depth[keep],
+        views.trusted[keep],
+        views.w2c[keep],
+        views.K[keep],
     )
 
 

@@ -1,7 +1,7 @@
 """Optimises Gaussians on views of what was seen, with known cameras (method section 4).
 
 Loss per step, on one view: 0.8 L1 + 0.2 (1 - SSIM) + disparity + coverage, each weighted by how far the view's pixels
-are to be trusted. Every Gaussian moves in units of its own size, so near and far, millimetres and kilometres learn alike.
+are to be trusted. Every Gaussian moves in units of its own size: near and far, millimetres and kilometres learn alike.
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ class Gaussians:
         assert self.scales.shape == (n, 3), self.scales.shape
         assert self.opacities.shape == (n,), self.opacities.shape
         assert self.sh0.shape == (n, 1, 3), self.sh0.shape
-        assert self.shN.dim() == 3 and self.shN.shape[0] == n and self.shN.shape[1] in (0, 3, 8, 15), self.shN.shape
+        assert self.shN.dim() == 3, self.shN.shape
+        assert self.shN.shape[0] == n, self.shN.shape
+        assert self.shN.shape[1] in (0, 3, 8, 15), self.shN.shape
 
     def __len__(self) -> int:
         return len(self.means)

@@ -1,12 +1,13 @@
 """New Gaussians from an image with depth: flat discs that lie on the surface, many where there is detail.
 
-The public implementation starts round Gaussians from nearest-neighbour distances and leaves the shapes to the optimiser.
-One view cannot tell the optimiser how a surface runs in depth, but the depth map does: each disc takes its tangents from
-the map's own gradient, so the first render is already right and stays closed when the camera moves.
+The public implementation starts round Gaussians from nearest-neighbour distances and leaves the shapes to the
+optimiser. One view cannot tell the optimiser how a surface runs in depth, but the depth map does: each disc takes its
+tangents from the map's own gradient, so the first render is already right and stays closed when the camera moves.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ def seed_gaussians(view: SeedView, budget: int, sky_depth: float, sh_degree: int
     disparity = torch.where(sky, torch.full_like(view.depth, 1.0 / sky_depth), 1.0 / view.depth)
     rows, cols, size = _choose_blocks(view.rgb, disparity, view.wanted, budget)
 
-    # The disc's centre is its block's; where a wanted pixel is missing at the centre the block is a single pixel anyway.
+    # The disc's centre is its block's; a block that lacks a wanted pixel there was split first.
     u, v = cols + size / 2, rows + size / 2
     row, col = (rows + (size - 1) // 2).long(), (cols + (size - 1) // 2).long()
     colour = _block_mean(view.rgb, view.wanted, rows, cols, size)
@@ -88,59 +89,70 @@ def seed_gaussians(view: SeedView, budget: int, sky_depth: float, sh_degree: int
     return gaussians, sky[row, col]
 
 
+@dataclass(frozen=True)
+class _Level:
+    """The image in square blocks of `size` pixels."""
+
+    size: int
+    mean: Tensor  # (3, h, w) colour
+    wanted: Tensor  # (h, w) bool, some of the block is wanted
+    mixed: Tensor  # (h, w) bool, the block straddles a depth edge or the border of what is wanted
+
+
 def _choose_blocks(rgb: Tensor, disparity: Tensor, wanted: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
     """A quadtree cut: (N,) rows, columns (of the corner) and sizes of square blocks that tile the wanted pixels.
 
-    Every block starts at `BLOCK` pixels. Splits are ranked by the colour error that they remove (a block that straddles
-    a depth edge or the border of what is wanted comes first) and made until the budget is spent.
+    Every block starts at `BLOCK` pixels. Splits are ranked by the squared colour error that they remove (mixed blocks
+    come first) and made until the budget is spent.
     """
     height, width = wanted.shape
+    levels = _levels(rgb, disparity, wanted)
+    gains = []
+    ceiling = torch.full_like(levels[0].mean[0], torch.inf)
+    for level, child in itertools.pairwise(levels):
+        spread = child.mean - _double(level.mean)
+        gain = F.avg_pool2d(spread.square().sum(0)[None], 2)[0] * level.size**2
+        gain = torch.minimum(torch.where(level.mixed, 1e6 + gain, gain), ceiling)  # never before its parent splits
+        gains.append(gain)
+        ceiling = _double(gain)
+
+    candidates = torch.cat([gain[level.wanted] for gain, level in zip(gains, levels[:-1], strict=True)])
+    splits = max((budget - int(levels[0].wanted.sum())) // 3, 0)  # each adds three blocks
+    threshold = torch.inf
+    if splits:
+        threshold = float(candidates.topk(splits).values[-1]) if splits < len(candidates) else 0.0
+
+    blocks = []
+    alive = levels[0].wanted
+    for level, gain in zip(levels[:-1], gains, strict=True):
+        split = alive & (gain > threshold)
+        blocks.append((torch.nonzero(alive & ~split), level.size))
+        alive = _double(split)
+        alive &= levels[len(blocks)].wanted
+    blocks.append((torch.nonzero(alive), levels[-1].size))
+    corners = torch.cat([corner * size for corner, size in blocks])
+    sizes = torch.cat([torch.full_like(corner[:, 0], size) for corner, size in blocks])
+    inside = ((corners + (sizes[:, None] - 1) // 2) < torch.tensor([height, width], device=corners.device)).all(1)
+    rows, cols = corners[inside].to(rgb.dtype).unbind(1)
+    return rows, cols, sizes[inside].to(rgb.dtype)
+
+
+def _levels(rgb: Tensor, disparity: Tensor, wanted: Tensor) -> list[_Level]:
+    """From blocks of `BLOCK` pixels down to single ones."""
+    height, width = wanted.shape
     pad = (0, -width % BLOCK, 0, -height % BLOCK)
-    inside = F.pad(wanted, pad)
+    share = F.pad(wanted, pad).to(rgb.dtype)[None]
     mean = F.pad(rgb.permute(2, 0, 1)[None], pad, mode="replicate")[0]
-    disparity = F.pad(disparity[None, None], pad, mode="replicate")[0, 0]
-
-    def halve(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x[None], 2)[0]
-
-    # For each level: is anything wanted, must it split, and how much squared error does splitting remove?
-    levels = []
+    low = high = F.pad(disparity[None, None], pad, mode="replicate")[0]
+    levels: list[_Level] = []
     size = 1
-    low, high, share = disparity, disparity, inside.float()
     while True:
-        levels.append({"any": share > 0, "mixed": (share < 1) | (high > EDGE_RATIO ** max(size // 2, 1) * low), "mean": mean})
+        edge = high > EDGE_RATIO ** max(size // 2, 1) * low
+        levels.insert(0, _Level(size, mean, share[0] > 0, ((share < 1) | edge)[0]))
         if size == BLOCK:
-            break
-        mean, share, size = halve(mean), halve(share[None])[0], size * 2
-        low = -F.max_pool2d(-low[None], 2)[0]
-        high = F.max_pool2d(high[None], 2)[0]
-
-    chosen = levels[-1]["any"]
-    cuts: list[tuple[Tensor, Tensor]] = []
-    parent_gain = torch.full_like(levels[-1]["mean"][0], torch.inf)
-    for level in range(len(levels) - 1, 0, -1):
-        this, child = levels[level], levels[level - 1]
-        spread = child["mean"] - _double(this["mean"])
-        gain = F.avg_pool2d(spread.square().sum(0)[None], 2)[0] * 4.0**level
-        gain = torch.where(this["mixed"], 1e6 + gain, gain)
-        parent_gain = torch.minimum(parent_gain, gain)  # a child never splits before its parent
-        cuts.append((parent_gain, this["any"]))
-        parent_gain = _double(parent_gain)
-
-    gains = torch.cat([gain[any_] for gain, any_ in cuts])
-    room = max((budget - int(chosen.sum())) // 3, 0)
-    threshold = torch.topk(gains, room).values[-1] if 0 < room < len(gains) else (0.0 if room else torch.inf)
-    parts = []
-    alive = chosen
-    for (gain, any_), size in zip([*cuts, (None, levels[0]["any"])], [2**i for i in range(len(levels) - 1, -1, -1)], strict=True):
-        alive = alive & any_
-        split = (gain > threshold) & alive if gain is not None else torch.zeros_like(alive)
-        r, c = torch.nonzero(alive & ~split, as_tuple=True)
-        parts.append((r * size, c * size, torch.full_like(r, size)))
-        alive = _double(split) if gain is not None else alive
-    rows, cols, sizes = (torch.cat(p) for p in zip(*parts, strict=True))
-    keep = (rows + (sizes - 1) // 2 < height) & (cols + (sizes - 1) // 2 < width)
-    return rows[keep].to(rgb.dtype), cols[keep].to(rgb.dtype), sizes[keep].to(rgb.dtype)
+            return levels
+        mean, share = F.avg_pool2d(mean[None], 2)[0], F.avg_pool2d(share, 2)
+        low, high, size = -F.max_pool2d(-low, 2), F.max_pool2d(high, 2), size * 2
 
 
 def _double(x: Tensor) -> Tensor:
@@ -174,7 +186,7 @@ def _surface_slopes(disparity: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _disc_frame(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Principal axes of the ellipses a cos t + b sin t: (N, 3, 3) rotations (axes as columns) and (N, 2) lengths, longer first."""
+    """Axes of ellipses a cos t + b sin t: (N, 3, 3) rotations (axes as columns) and (N, 2) lengths, longer first."""
     aa, bb, ab = (a * a).sum(-1), (b * b).sum(-1), (a * b).sum(-1)
     t = 0.5 * torch.atan2(2 * ab, aa - bb)
     major = a * t.cos()[:, None] + b * t.sin()[:, None]

@@ -10,7 +10,14 @@ from worldwarp_core.splats.space import CacheSpace
 
 WIDTH, HEIGHT = 96, 64
 SETTINGS = CacheSettings(
-    first_steps=40, update_steps=15, points_per_view=2500, max_gaussians=20_000, sh_degree=0, key_views=3, anchor_views=1, max_key_views=6
+    first_steps=40,
+    update_steps=15,
+    points_per_view=2500,
+    max_gaussians=20_000,
+    sh_degree=0,
+    key_views=3,
+    anchor_views=1,
+    max_key_views=6,
 )
 
 
@@ -60,7 +67,9 @@ class World:
         def estimate_depth(rgb, known, seen, K):
             return exact[tuple(rgb.reshape(-1)[:50].tolist())], torch.ones_like(known)
 
-        return run(update_cache(cache, self.history(frames), estimate_depth, settings, torch.Generator().manual_seed(0)))[0]
+        return run(
+            update_cache(cache, self.history(frames), estimate_depth, settings, torch.Generator().manual_seed(0))
+        )[0]
 
     def priors(self, cache, frame):
         return render_priors(cache, self.w2c[frame, None], self.K[frame, None], self.path.width, self.path.height)
@@ -98,7 +107,9 @@ def test_an_update_adds_what_was_missing_and_keeps_what_was_there(world, opened)
     assert set(updated.source_frames.tolist()) >= {1, 21}
     assert (updated.source_frames[: len(opened.gaussians)] == 1).all()
     assert psnr(world.priors(updated, 20).rgb[0], world.rgb(20)) > 26
-    assert psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 1.0
+    assert (
+        psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 1.0
+    )
     assert float((world.priors(updated, 20).validity >= VALID).float().mean()) > 0.97
 
 

@@ -49,7 +49,9 @@ def test_ssim_is_that_of_a_slow_loop():
                 p, q = (i[c, y : y + SSIM_WINDOW, x : x + SSIM_WINDOW].double() for i in (a, b))
                 cov = ((p - p.mean()) * (q - q.mean())).mean()
                 top = (2 * p.mean() * q.mean() + 1e-4) * (2 * cov + 9e-4)
-                values.append(top / ((p.mean() ** 2 + q.mean() ** 2 + 1e-4) * (p.var(correction=0) + q.var(correction=0) + 9e-4)))
+                values.append(
+                    top / ((p.mean() ** 2 + q.mean() ** 2 + 1e-4) * (p.var(correction=0) + q.var(correction=0) + 9e-4))
+                )
             assert float(got[y, x]) == pytest.approx(float(sum(values) / 3), abs=1e-4)
 
 
