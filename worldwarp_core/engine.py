@@ -16,7 +16,7 @@ from .geometry.monocular import MonocularDepth
 from .pipeline import Models, PipelineSettings, generate
 from .spec import Event, Finished, GenerateSpec, Notice
 from .splats.cache import CacheSettings
-from .splats.rasterize import rasterizer_info
+from .splats.rasterize import prepare_rasterizer, rasterizer_info
 
 CPU = PipelineSettings(
     device="cpu",
@@ -85,6 +85,8 @@ def make_engine(name: str, device: str, depth_model: str | None) -> Engine:
                     f"{missing} Until then the CPU rasteriser is used: slower, and with smaller frames.",
                 )
             )
+    if settings is CPU:
+        prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
     monocular = MonocularDepth.load(depth_model, settings.device) if depth_model else None
     return Engine(name, Models(CacheFill(), monocular), settings, tuple(notices))
 
@@ -94,7 +96,7 @@ def _why_no_cuda() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device: install a driver and a CUDA build of torch (see `worldwarp doctor`)."
     try:
-        rasterizer_info("cuda")
+        prepare_rasterizer("cuda")
     except WorldWarpError as error:
         return error.message
     return None
