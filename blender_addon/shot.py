@@ -64,7 +64,8 @@ class ShotSettings:
         return cls(
             prompt=group.prompt,
             negative_prompt=group.negative_prompt,
-            strength=group.strength,
+            # Blender stores float32, which would read 0.800000011920929.
+            strength=round(group.strength, 6),
             chunk=group.chunk,
             overlap=group.overlap,
             steps=group.steps or None,

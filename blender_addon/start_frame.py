@@ -88,9 +88,15 @@ def look_of(scene: bpy.types.Scene, camera: bpy.types.Object) -> dict[str, Any]:
         "left_out": {
             "depth_of_field": bool(camera.data.dof.use_dof),
             "motion_blur": bool(scene.render.use_motion_blur),
-            "compositing": bool(scene.render.use_compositing),
+            "compositing": bool(scene.render.use_compositing and has_compositor(scene)),
         },
     }
+
+
+def has_compositor(scene: bpy.types.Scene) -> bool:
+    """Returns whether the scene's renders go through a compositor tree."""
+    # Blender 5.0 replaced the switch by the tree itself.
+    return scene.compositing_node_group is not None if hasattr(scene, "compositing_node_group") else scene.use_nodes
 
 
 def select_cycles(scene: bpy.types.Scene, stack: ExitStack) -> None:
