@@ -14,7 +14,8 @@ from typing import Any
 import numba
 
 # A kernel is a short parallel function that calls a serial one once for each worker: numba compiles that faster than
-# a long parallel body. Compiled once for the machine, and kept.
+# a long parallel body. Compiled once for the machine, and kept until the kernel's own file changes: not when another
+# does, so kernels call only kernels of their own file, and a new value in `constants` needs the caches deleted.
 SERIAL: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 PARALLEL: dict[str, Any] = {**SERIAL, "parallel": True}
 NUMBA_LOCK = threading.Lock()

@@ -56,14 +56,18 @@ def rasterize_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """RGB (C, H, W, 3), alpha (C, H, W) and expected depth (C, H, W), in the dtype of the Gaussians.
 
-    `_cutoffs=False` drops the alpha and transmittance limits and the boxes (for finite differences, which they spoil).
+    `_cutoffs=False` drops the alpha and transmittance limits and the boxes (for finite differences, which they spoil),
+    in float64 only: the exponential of float32 is cut off too.
     """
     tensors = tuple(gaussians.tensors().values())
+    assert _cutoffs or gaussians.means.dtype == torch.float64, gaussians.means.dtype
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return _Rasterize.apply(w2c, K, width, height, _cutoffs, *tensors)  # type: ignore[no-any-return]
-    images = np.empty((len(w2c), height, width, PIXEL), _arrays(tensors)[0].dtype)
+    # One camera at a time, keeping only its pixels.
+    arrays = _arrays(tensors)
+    images = np.empty((len(w2c), height, width, PIXEL), arrays[0].dtype)
     for camera, pixels in zip(_cameras(w2c, K), images, strict=True):
-        _draw(_arrays(tensors), *camera, pixels, _cutoffs)
+        _draw(arrays, *camera, pixels, _cutoffs)
     return _split(images)
 
 
@@ -74,11 +78,10 @@ class _Rasterize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(*tensors)
         ctx.cutoffs = cutoffs
-        images = np.empty((len(w2c), height, width, PIXEL), _arrays(tensors)[0].dtype)
-        ctx.views = [
-            _draw(_arrays(tensors), *camera, pixels, cutoffs)
-            for camera, pixels in zip(_cameras(w2c, K), images, strict=True)
-        ]
+        arrays = _arrays(tensors)
+        images = np.empty((len(w2c), height, width, PIXEL), arrays[0].dtype)
+        views = zip(_cameras(w2c, K), images, strict=True)
+        ctx.views = [_draw(arrays, *camera, pixels, cutoffs) for camera, pixels in views]
         return _split(images)
 
     @staticmethod
@@ -135,17 +138,8 @@ def _draw_vjp(
     workers = numba.get_num_threads()
     with NUMBA_LOCK:
         _composite_vjp(
-            workers,
-            view.splats,
-            view.boxes,
-            starts,
-            members,
-            entries,
-            *_limits(cutoffs),
-            view.pixels,
-            v_image,
-            v_entries,
-        )
+            workers, view.splats, view.boxes, starts, members, entries, *_limits(cutoffs), view.pixels, v_image, v_entries
+        )  # fmt: skip
         _sum_entries(first_entry, v_entries, v_splats)
         sh.evaluate_vjp(
             workers, means, view.centre, shN, view.boxes, view.splats, v_splats, COLOUR, v_means, v_sh0, v_shN

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -108,20 +109,16 @@ def test_the_backend_equals_gsplats_cuda_output_and_gradients() -> None:
     gaussians = trainable(Gaussians(**{name: torch.from_numpy(data[name]) for name in Gaussians.__annotations__}))
     height, width = data["rgb"].shape[1:3]
     render = rasterize(gaussians, torch.from_numpy(data["w2c"]), torch.from_numpy(data["K"]), width, height)
-    # Light and gradients of float32 kernels with fast math.
-    for name, tolerance in (("rgb", 2e-4), ("alpha", 1e-4), ("depth", 1e-3)):
-        got, want = getattr(render, name).detach().numpy(), data[name]
-        off = np.abs(got - want) > tolerance
-        # Where an alpha lies on the cut-off within rounding, one of the two draws it and the other does not.
-        assert off.mean() < 1e-3, (name, off.mean())
-        assert np.abs(got - want).max() < 0.02, (name, np.abs(got - want).max())
+    # float32 on both sides, with fast math on the GPU: measured 1e-6 (rgb, alpha), 3e-6 (depth), 2e-5 (gradients).
+    for name in ("rgb", "alpha", "depth"):
+        np.testing.assert_allclose(getattr(render, name).detach().numpy(), data[name], rtol=0, atol=2e-5, err_msg=name)
     loss = sum(
         (getattr(render, name) * torch.from_numpy(data[f"weight_{name}"])).sum() for name in ("rgb", "alpha", "depth")
     )
     for name, gradient in gradients(loss, gaussians).items():
         want = torch.from_numpy(data[f"v_{name}"])
         error = (gradient - want).norm() / want.norm()
-        assert error < 5e-3, (name, error)
+        assert error < 2e-4, (name, error)
 
 
 def test_a_batch_equals_its_views_one_by_one() -> None:
@@ -139,14 +136,18 @@ def test_a_batch_equals_its_views_one_by_one() -> None:
         torch.testing.assert_close(together[name], apart[name], rtol=1e-4, atol=1e-5)
 
 
-def test_two_runs_give_the_same_bits() -> None:
+def test_every_run_gives_the_same_bits_with_any_number_of_threads() -> None:
     w2c, K = two_cameras()
+    threads = numba.get_num_threads()
     results = []
-    for _ in range(2):
+    for workers in (threads, threads, 1):
+        numba.set_num_threads(workers)
         gaussians = trainable(random_gaussians(500, degree=3, seed=4))
         images = as_images(rasterize(gaussians, w2c, K, WIDTH, HEIGHT))
         results.append([*images, *gradients(random_loss(images), gaussians).values()])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    numba.set_num_threads(threads)
+    for again in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], again, strict=True))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 3), (8, 8), (9, 17), (64, 1)], ids=lambda n: str(n))
