@@ -135,11 +135,11 @@ def _draw_vjp(
     starts, members, entries, first_entry = view.lists
     v_entries = np.zeros((len(members), COLUMNS), means.dtype)
     v_splats = np.empty_like(view.splats)
-    workers = numba.get_num_threads()
+    workers, limits = numba.get_num_threads(), _limits(cutoffs)
     with NUMBA_LOCK:
         _composite_vjp(
-            workers, view.splats, view.boxes, starts, members, entries, *_limits(cutoffs), view.pixels, v_image, v_entries
-        )  # fmt: skip
+            workers, view.splats, view.boxes, starts, members, entries, *limits, view.pixels, v_image, v_entries
+        )
         _sum_entries(first_entry, v_entries, v_splats)
         sh.evaluate_vjp(
             workers, means, view.centre, shN, view.boxes, view.splats, v_splats, COLOUR, v_means, v_sh0, v_shN
