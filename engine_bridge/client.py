@@ -585,9 +585,9 @@ class _Wire:
             self._ask_block(request_id, fetch)
 
     def _converse(self, wake: zmq.Socket) -> None:
-        assert self._control is not None
-        assert self._data is not None
         while not self._client._closed:
+            assert self._control is not None
+            assert self._data is not None
             for link in (self._control, self._data):
                 for message, size_bytes in link.receive():
                     self._take(message, size_bytes)

@@ -72,7 +72,7 @@ def report(checks: list[Check]) -> Group:
     for check in checks:
         table.add_row(Text(check.state, colour[check.state]), check.name, Text(check.found))
     remedies = [
-        Text(f"{check.name}: {check.remedy}", overflow="fold", no_wrap=True) for check in checks if check.remedy
+        Text(f"{check.name}: {check.remedy}", overflow="ignore", no_wrap=True) for check in checks if check.remedy
     ]
     if any(check.state == "missing" for check in checks):
         verdict = "The engine cannot run here yet; this machine can still be a client."

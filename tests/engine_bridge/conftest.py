@@ -1,0 +1,70 @@
+"""Real servers on free loopback ports, with the fake engine in a real worker process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_bridge.client import Client
+from engine_bridge.server import Server, ServerConfig
+
+FAKE_ENGINE = "tests.engine_bridge.fake_engine:load"
+
+
+class RunningServer:
+    """A server in a thread of this process; its worker is a process as always."""
+
+    def __init__(self, data_dir: Path, **settings: Any) -> None:
+        settings = {"address": "tcp://127.0.0.1:*", "factory": FAKE_ENGINE, **settings}
+        self.server = Server(ServerConfig(data_dir=data_dir, **settings))
+        self.address = self.server.address
+        self.data_dir = data_dir
+        self._thread = threading.Thread(target=self.server.serve)
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        self.server.stop()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """Starts servers that are stopped after the test."""
+    running: list[RunningServer] = []
+
+    def start(**settings: Any) -> RunningServer:
+        server = RunningServer(settings.pop("data_dir", tmp_path / "jobs"), **settings)
+        running.append(server)
+        return server
+
+    yield start
+    for server in running:
+        if server.is_alive():
+            server.stop()
+
+
+@pytest.fixture
+def server(start_server: Callable[..., RunningServer]) -> RunningServer:
+    return start_server()
+
+
+@pytest.fixture
+def connect(server: RunningServer) -> Iterator[Callable[..., Client]]:
+    """Makes clients of `server` that are closed after the test."""
+    clients: list[Client] = []
+
+    def make(**settings: Any) -> Client:
+        clients.append(Client(settings.pop("address", server.address), **settings))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()

@@ -1,0 +1,64 @@
+"""PROTOCOL.md is the authority: it names every message, field, code and limit that the code has, and no others."""
+
+from __future__ import annotations
+
+import re
+import typing
+from pathlib import Path
+
+import attrs
+
+from engine_bridge import codec, messages, session
+from engine_bridge.errors import CODES
+
+DOCUMENT = (Path(messages.__file__).parent / "PROTOCOL.md").read_text("utf-8")
+PACKAGE = Path(messages.__file__).parent
+
+
+def rows() -> dict[str, str]:
+    """The rows of the tables of messages, by tag."""
+    return {match[1]: match[0] for match in re.finditer(r"^\| `(\w+)` \|.*$", DOCUMENT, re.MULTILINE)}
+
+
+def test_it_is_of_the_codes_version() -> None:
+    assert f"protocol, version {messages.PROTOCOL_VERSION}\n" in DOCUMENT
+
+
+def test_it_names_every_message_and_all_of_its_fields() -> None:
+    for direction in (messages.ClientMessage, messages.ServerMessage):
+        for kind in typing.get_args(direction):
+            tag = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+            row = rows()[tag]
+            for attribute in attrs.fields(kind):
+                assert f"`{attribute.name}`" in row, f"{tag}: {attribute.name}"
+
+
+def test_it_lists_the_codes() -> None:
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", DOCUMENT.split("## Codes")[1], re.MULTILINE))
+    assert listed == CODES
+
+
+def test_every_code_the_bridge_gives_is_listed() -> None:
+    sources = "\n".join(path.read_text("utf-8") for path in PACKAGE.glob("*.py"))
+    given = set(re.findall(r"(?:BridgeError|ProtocolError)\(\s*\"(\w+)\"", sources))
+    assert len(given) > 15
+    assert given - {"bad_settings"} <= set(CODES)
+
+
+def test_it_states_the_limits_as_they_are() -> None:
+    for text in (
+        f"{codec.LIMITS.message_bytes // 2**20} MiB",
+        f"{codec.LIMITS.string_chars:,} characters",
+        f"names, codes and versions {messages.MAX_SHORT_CHARS}",
+        f"{messages.MAX_BLOCK_BYTES // 2**20} MiB",
+        f"{session.MAX_CREDIT_BYTES // 2**20} MiB",
+        f"`ping` every {session.PING_EVERY_S:g} s",
+        f"says nothing for {session.SILENCE_LIMIT_S:g} s",
+    ):
+        assert text in DOCUMENT, text
+
+
+def test_it_draws_the_states_of_a_job_as_the_table_has_them() -> None:
+    assert "queued -> running -> done | failed | cancelled          queued -> failed | cancelled" in DOCUMENT
+    assert session.JOB_STATES["queued"] == ("running", "failed", "cancelled")
+    assert session.JOB_STATES["running"] == ("done", "failed", "cancelled")

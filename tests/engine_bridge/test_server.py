@@ -1,0 +1,588 @@
+"""A live server, real sockets, a real worker process: jobs, deaths, strangers."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgpack
+import numpy as np
+import psutil
+import pytest
+import zmq
+
+from engine_bridge import codec
+from engine_bridge import messages as m
+from engine_bridge.client import Client, Connected, ConnectionLost, Disconnected
+from engine_bridge.errors import BridgeError
+from engine_bridge.server import HIGH_WATER, ServerConfig, check_loopback
+
+from .conftest import RunningServer
+from .fake_engine import pixel_of
+from .shots import JOB, one_of_each, shot
+
+Connect = Callable[..., Client]
+
+
+def run(client: Client, job_id: str) -> list[Any]:
+    return list(client.events(job_id))
+
+
+def frames(events: list[Any]) -> list[m.FrameEvent]:
+    return [event for event in events if isinstance(event, m.FrameEvent)]
+
+
+def logged(events: list[Any]) -> list[Any]:
+    return [event for event in events if hasattr(event, "seq")]
+
+
+def until(client: Client, kind: type, count: int = 1, timeout_s: float = 30.0) -> list[Any]:
+    """The events up to and with the `count`-th of that kind."""
+    events: list[Any] = []
+    deadline = time.monotonic() + timeout_s
+    while sum(isinstance(event, kind) for event in events) < count:
+        assert time.monotonic() < deadline, f"no {kind.__name__} in {timeout_s} s; got {events[-5:]}"
+        if (event := client.wait(0.1)) is not None:
+            events.append(event)
+    return events
+
+
+def worker_process() -> psutil.Process:
+    """The one process that a server in this process has started."""
+    children = [c for c in psutil.Process().children() if "resource_tracker" not in " ".join(c.cmdline())]
+    assert len(children) == 1, children
+    return children[0]
+
+
+class Raw:
+    """A bare socket, to say what a client never would."""
+
+    def __init__(self, address: str) -> None:
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.connect(address)
+
+    def say(self, *parts: Any) -> None:
+        self.socket.send_multipart(parts)
+
+    def hear(self, timeout_ms: int = 5000) -> Any:
+        assert self.socket.poll(timeout_ms), "no answer"
+        return codec.decode(self.socket.recv_multipart(), m.ServerMessage)
+
+    def ask(self, message: Any) -> Any:
+        self.say(*codec.encode(message))
+        return self.hear()
+
+    def hello(self) -> Any:
+        return self.ask(m.Hello(request_id=1, protocol_version=m.PROTOCOL_VERSION, client="raw", version="1"))
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.destroy(0)
+
+
+# ---------------------------------------------------------------- a job
+
+
+def test_a_job_delivers_every_frame_in_order_and_bit_exact(connect: Connect, tmp_path: Path) -> None:
+    client = connect()
+    assert client.connect().protocol_version == m.PROTOCOL_VERSION
+    events = run(client, client.submit(shot(frames=12, first=-2)))
+    got = frames(events)
+    assert [frame.index for frame in got] == list(range(12))
+    assert [frame.number for frame in got] == list(range(-2, 10))
+    for frame in got:
+        assert (frame.rgb == pixel_of(frame.index)).all()
+        assert frame.rgb.shape == (32, 48, 3)
+        assert (frame.depth == np.float32(pixel_of(frame.index) + 0.5)).all()
+        assert (frame.validity == (255 if frame.index % 2 else 0)).all()
+    assert [event.seq for event in logged(events)] == list(range(1, len(logged(events)) + 1))
+    assert [event.state for event in events if isinstance(event, m.StateEvent)] == ["queued", "running", "done"]
+    assert events[-1].summary == {"engine": "fake", "seconds": {"fill": 1.0}, "versions": {"fake": "1"}}
+    assert any(isinstance(event, m.NoticeEvent) and event.code == "fake" for event in events)
+    assert any(isinstance(event, m.Progress) for event in events)
+
+
+def test_the_newest_splats_are_fetched_whole(connect: Connect, server: RunningServer, tmp_path: Path) -> None:
+    client = connect()
+    job_id = client.submit(shot(frames=12))
+    updates = [event for event in run(client, job_id) if isinstance(event, m.CacheEvent)]
+    assert [update.revision for update in updates] == [1, 2, 3]
+    path = client.fetch_splats_now(job_id, tmp_path / "new folder" / "splats.ply")
+    assert path.stat().st_size == updates[-1].size_bytes
+    stored = server.data_dir / job_id / "splats_000003.ply"
+    assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(stored.read_bytes()).digest()
+    assert [file.name for file in path.parent.iterdir()] == ["splats.ply"]
+
+
+def test_splats_larger_than_a_block_arrive_whole(connect: Connect, server: RunningServer, tmp_path: Path) -> None:
+    client = connect()
+    job_id = client.submit(shot())
+    run(client, job_id)
+    content = random.Random(1).randbytes(2 * m.MAX_BLOCK_BYTES + 12_345)
+    server.server._store.open(job_id).add_splats(lambda path: path.write_bytes(content), splats=1)
+    assert client.fetch_splats_now(job_id, tmp_path / "big.ply").read_bytes() == content
+
+
+def test_a_job_without_splats_says_so(connect: Connect, tmp_path: Path) -> None:
+    client = connect()
+    job_id = client.submit(shot(prompt="refuse"))
+    assert run(client, job_id)[-1].state == "failed"
+    with pytest.raises(BridgeError) as caught:
+        client.fetch_splats_now(job_id, tmp_path / "splats.ply")
+    assert caught.value.code == "no_splats"
+    assert list(tmp_path.glob("splats*")) == []
+
+
+def test_an_error_of_the_users_keeps_its_code_and_words(connect: Connect) -> None:
+    client = connect()
+    end = run(client, client.submit(shot(prompt="refuse")))[-1]
+    assert (end.state, end.code, end.log_id) == ("failed", "no_depth", "")
+    assert "Give one with --depth" in end.message
+
+
+def test_an_unexpected_error_keeps_its_traceback_to_itself_and_delivers_the_frames_before_it(connect: Connect) -> None:
+    client = connect()
+    events = run(client, client.submit(shot(prompt="fail=2")))
+    end = events[-1]
+    assert (end.state, end.code) == ("failed", "engine_failed")
+    assert len(frames(events)) == 3
+    assert len(end.log_id) == 8
+    assert end.log_id in end.message
+    assert "Traceback" not in end.message
+    assert ".py" not in end.message
+    assert run(client, client.submit(shot()))[-1].state == "done"
+
+
+@pytest.mark.parametrize("change", [{"chunk": 6}, {"overlap": 9}, {"strength": 0.0}])
+def test_settings_that_cannot_work_are_refused_at_once(connect: Connect, change: dict[str, Any]) -> None:
+    with Raw(connect().address) as raw:
+        raw.hello()
+        answer = raw.ask(attrs.evolve(one_of_each()[2], **change))
+        assert isinstance(answer, m.Error)
+        assert answer.code in ("bad_settings", "bad_camera_path", "bad_start_frame")
+        assert raw.ask(m.ListJobs(request_id=1)).jobs == ()
+
+
+def test_another_engine_than_the_servers_is_refused(connect: Connect) -> None:
+    client = connect()
+    with pytest.raises(BridgeError, match="runs the engine 'cache', not 'better'") as caught:
+        run(client, client.submit(shot(), engine="better"))
+    assert caught.value.code == "unknown_engine"
+
+
+def test_a_repeated_submission_is_the_same_job(connect: Connect) -> None:
+    first, second = connect(), connect()
+    job_id = first.submit(shot())
+    run(first, job_id)
+    second.submit(shot(), job_id=job_id)
+    assert len(frames(run(second, job_id))) == 7
+    assert [job.job_id for job in second.list_jobs()] == [job_id]
+    third = connect()
+    with pytest.raises(BridgeError) as caught:
+        run(third, third.submit(shot(frames=8), job_id=job_id))
+    assert caught.value.code == "job_exists"
+
+
+# ---------------------------------------------------------------- many clients, slow clients, dead clients
+
+
+def test_two_clients_follow_one_job_and_jobs_wait_their_turn(connect: Connect) -> None:
+    one, two = connect(), connect()
+    first = one.submit(shot(frames=6, prompt="slow=0.05"))
+    until(one, m.Accepted)
+    second = two.submit(shot(frames=3))
+    assert until(two, m.Accepted)[-1].position == 1
+    third = connect()
+    third.subscribe(first)
+    assert len(frames(run(third, first))) == 6
+    assert len(frames(run(two, second))) == 3
+    assert len(frames(run(one, first))) == 6
+    listed = third.list_jobs()
+    assert [(job.job_id, job.state, job.frames, job.frames_done) for job in listed] == [
+        (first, "done", 6, 6),
+        (second, "done", 3, 3),
+    ]
+
+
+def test_a_client_that_does_not_read_costs_no_memory_and_loses_nothing(connect: Connect, server: RunningServer) -> None:
+    # 120 frames of 320x180 are 55 MB; the client takes nothing and has credit for one.
+    slow, other = connect(credit_bytes=500_000), connect()
+    job_id = slow.submit(shot(frames=120, width=320, height=180))
+    until(slow, m.Accepted)
+    other.subscribe(job_id)
+    other_frames = 0
+    before = psutil.Process().memory_info().rss
+    for event in other.events(job_id):
+        other_frames += isinstance(event, m.FrameEvent)
+        del event
+    assert other_frames == 120
+    # What waits at the slow client: its credit, and the one event that may go over it.
+    waiting = sum(entry.size_bytes for entry in list(slow._inbox._entries))
+    assert waiting < 500_000 + 500_000
+    assert psutil.Process().memory_info().rss - before < 40e6
+    got = frames(run(slow, job_id))
+    assert [frame.index for frame in got] == list(range(120))
+    assert (got[-1].rgb == pixel_of(119)).all()
+
+
+def _follow_and_die(address: str, job_id: str, after: int) -> None:
+    client = Client(address)
+    client.subscribe(job_id)
+    until(client, m.FrameEvent, after)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL to die of")
+def test_a_client_killed_mid_stream_loses_nothing_for_the_next(connect: Connect, server: RunningServer) -> None:
+    client = connect()
+    job_id = client.submit(shot(frames=20, prompt="slow=0.05"))
+    until(client, m.Accepted)
+    doomed = multiprocessing.get_context("spawn").Process(target=_follow_and_die, args=(server.address, job_id, 5))
+    doomed.start()
+    doomed.join(30)
+    assert doomed.exitcode == -signal.SIGKILL
+    resumed = connect()
+    resumed.subscribe(job_id, after_seq=8)
+    events = logged(run(resumed, job_id))
+    assert events[0].seq == 9
+    fresh = connect()
+    fresh.subscribe(job_id)
+    everything = logged(run(fresh, job_id))
+    assert [event.seq for event in everything] == list(range(1, len(everything) + 1))
+    assert len(frames(everything)) == 20
+    assert everything[8:] == events
+    assert server.is_alive()
+
+
+def test_progress_is_not_kept_for_a_client_that_does_not_read(connect: Connect) -> None:
+    client = connect(credit_bytes=3000)
+    job_id = client.submit(shot(frames=3, prompt="progress=20000", width=16, height=16))
+    reader = connect()
+    until(client, m.Accepted)
+    reader.subscribe(job_id)
+    assert run(reader, job_id)[-1].state == "done"
+    events = run(client, job_id)
+    assert len(frames(events)) == 3
+    assert sum(isinstance(event, m.Progress) for event in events) < 60
+
+
+# ---------------------------------------------------------------- cancel
+
+
+@pytest.mark.parametrize("prompt", ["wait", "slow=0.05"])
+def test_cancel_stops_a_running_job_and_keeps_what_it_delivered(connect: Connect, prompt: str) -> None:
+    client = connect()
+    job_id = client.submit(shot(frames=200, prompt=prompt))
+    seen = until(client, m.Progress) if prompt == "wait" else until(client, m.FrameEvent, 3)
+    asked_s = time.monotonic()
+    client.cancel(job_id)
+    rest = run(client, job_id)
+    assert time.monotonic() - asked_s < 3
+    assert (rest[-1].state, rest[-1].code) == ("cancelled", "cancelled")
+    delivered = frames(seen + rest)
+    again = connect()
+    again.subscribe(job_id)
+    assert len(frames(run(again, job_id))) == len(delivered)
+    assert run(again, again.submit(shot()))[-1].state == "done"
+
+
+def test_a_waiting_job_is_cancelled_without_starting(connect: Connect) -> None:
+    client = connect()
+    running = client.submit(shot(prompt="wait"))
+    waiting = client.submit(shot())
+    until(client, m.Progress)
+    client.cancel(waiting)
+    states = [event.state for event in run(client, waiting) if isinstance(event, m.StateEvent)]
+    assert states[-1] == "cancelled"
+    assert "running" not in states
+    client.cancel(running)
+    other = connect()
+    other.subscribe(running)
+    assert run(other, running)[-1].state == "cancelled"
+
+
+def test_cancelling_an_ended_or_unknown_job_is_harmless(connect: Connect) -> None:
+    client = connect()
+    job_id = client.submit(shot())
+    run(client, job_id)
+    client.cancel(job_id)
+    assert until(client, m.Cancelling)[-1].state == "done"
+    client.cancel(JOB)
+    with pytest.raises(BridgeError) as caught:
+        run(client, JOB)
+    assert caught.value.code == "unknown_job"
+
+
+# ---------------------------------------------------------------- the worker dies
+
+
+def test_a_worker_that_crashes_fails_its_job_and_only_that(connect: Connect, server: RunningServer) -> None:
+    client = connect()
+    job_id = client.submit(shot(frames=12, prompt="crash=6"))
+    events = run(client, job_id)
+    assert (events[-1].state, events[-1].code) == ("failed", "worker_died")
+    assert "exit code 9" in events[-1].message
+    assert len(frames(events)) == 7
+    assert server.is_alive()
+    again = connect()
+    again.subscribe(job_id)
+    assert len(frames(run(again, job_id))) == 7
+    assert len(frames(run(client, client.submit(shot())))) == 7
+    assert [job.state for job in client.list_jobs()] == ["failed", "done"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL to die of")
+def test_a_worker_killed_mid_job_keeps_what_was_done(connect: Connect, tmp_path: Path) -> None:
+    client = connect()
+    job_id = client.submit(shot(frames=500, prompt="slow=0.02"))
+    seen = until(client, m.CacheEvent)
+    worker_process().kill()
+    rest = run(client, job_id)
+    assert (rest[-1].state, rest[-1].code) == ("failed", "worker_died")
+    assert "signal 9" in rest[-1].message
+    assert len(frames(seen + rest)) >= 5
+    assert client.fetch_splats_now(job_id, tmp_path / "splats.ply").stat().st_size > 0
+    assert [job.frames_done for job in client.list_jobs()] == [len(frames(seen + rest))]
+    assert run(client, client.submit(shot()))[-1].state == "done"
+
+
+def test_an_engine_that_cannot_start_fails_jobs_with_its_reason(start_server: Callable[..., RunningServer]) -> None:
+    server = start_server(options={"broken": True})
+    with Client(server.address) as client:
+        for _ in range(2):
+            end = run(client, client.submit(shot()))[-1]
+            assert (end.state, end.code) == ("failed", "engine_unavailable")
+            assert "something_heavy" in end.message
+        assert client.list_jobs()[-1].state == "failed"
+
+
+# ---------------------------------------------------------------- the server stops
+
+
+def test_a_stopped_server_fails_what_ran_and_a_new_one_still_has_it(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    server = start_server()
+    with Client(server.address, gone_timeout_s=30) as client:
+        done = client.submit(shot())
+        run(client, done)
+        job_id = client.submit(shot(frames=1000, prompt="slow=0.01"))
+        seen = until(client, m.FrameEvent, 4)
+        server.stop()
+        port = server.address.rpartition(":")[2]
+        start_server(address=f"tcp://127.0.0.1:{port}")
+        rest = run(client, job_id)
+        assert (rest[-1].state, rest[-1].code) == ("failed", "server_stopped")
+        assert [job.state for job in client.list_jobs()] == ["done", "failed"]
+        everything = logged(seen + rest)
+        assert [event.seq for event in everything] == list(range(1, len(everything) + 1))
+    with Client(server.address) as client:
+        client.subscribe(done)
+        assert len(frames(run(client, done))) == 7
+
+
+def _serve_until_killed(data_dir: str, address: str) -> None:
+    RunningServer(Path(data_dir), address=address)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL to die of")
+def test_a_killed_server_takes_its_worker_along_and_loses_no_frame(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    address = f"tcp://127.0.0.1:{random.Random(os.getpid()).randrange(20_000, 32_000)}"
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_serve_until_killed, args=(str(tmp_path / "jobs"), address))
+    process.start()
+    with Client(address, connect_timeout_s=30, gone_timeout_s=30) as client:
+        job_id = client.submit(shot(frames=2000, prompt="slow=0.01"))
+        seen = until(client, m.FrameEvent, 4)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.join()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive
+        start_server(address=address)
+        rest = run(client, job_id)
+        assert any(isinstance(event, ConnectionLost) for event in seen + rest)
+        assert any(isinstance(event, Connected) for event in rest)
+        assert (rest[-1].state, rest[-1].code) == ("failed", "server_stopped")
+        got = frames(seen + rest)
+        assert [frame.index for frame in got] == list(range(len(got)))
+        assert [job.frames_done for job in client.list_jobs()] == [len(got)]
+
+
+def test_a_full_disk_fails_the_job_with_its_code(
+    connect: Connect, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect()
+    client.connect()
+    import errno
+
+    from engine_bridge import store
+
+    def full(file: Any, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "_write_through", full)
+    with pytest.raises(BridgeError) as caught:
+        run(client, client.submit(shot()))
+    assert caught.value.code == "disk_full"
+    monkeypatch.undo()
+    assert run(client, client.submit(shot()))[-1].state == "done"
+
+
+# ---------------------------------------------------------------- strangers
+
+
+def test_garbage_is_answered_and_the_server_lives_on(connect: Connect, server: RunningServer) -> None:
+    rng = random.Random(5)
+    examples = [[bytes(part) for part in codec.encode(message)] for message in one_of_each()]
+    with Raw(server.address) as raw:
+        raw.hello()
+        answers = 0
+        for _ in range(300):
+            parts = [rng.randbytes(rng.randrange(1, 80))]
+            if rng.random() < 0.7:
+                parts = list(rng.choice(examples[10:]))
+                parts[0] = parts[0][: rng.randrange(len(parts[0]))]
+            raw.say(*parts)
+            answer = raw.hear()
+            assert isinstance(answer, m.Error)
+            assert answer.code in ("bad_message", "unknown_message", "too_large")
+            answers += 1
+        assert answers == 300
+        assert isinstance(raw.ask(m.Ping(request_id=9)), m.Pong)
+    client = connect()
+    assert run(client, client.submit(shot()))[-1].state == "done"
+
+
+def test_an_oversized_message_is_answered_and_the_server_lives_on(start_server: Callable[..., RunningServer]) -> None:
+    server = start_server(limits=codec.Limits(message_bytes=1_000_000, header_bytes=10_000))
+    with Raw(server.address) as raw:
+        raw.hello()
+        for parts in (
+            [msgpack.packb(["ping", {"request_id": 1}, []]), bytes(1_500_000)],
+            [bytes(20_000)],
+            [msgpack.packb(["ping", {"request_id": 1}, []])] + [b""] * 5000,
+        ):
+            raw.say(*parts)
+            assert raw.hear().code == "too_large"
+        assert isinstance(raw.ask(m.Ping(request_id=9)), m.Pong)
+    with Raw(server.address) as raw:
+        raw.say(bytes(3_000_000))
+        assert not raw.socket.poll(300), "the transport itself closes on what is far too large"
+    with Raw(server.address) as raw:
+        assert isinstance(raw.hello(), m.Welcome)
+
+
+def test_nothing_is_served_before_hello(server: RunningServer) -> None:
+    with Raw(server.address) as raw:
+        assert raw.ask(m.ListJobs(request_id=3)).code == "hello_first"
+        assert isinstance(raw.hello(), m.Welcome)
+        assert isinstance(raw.ask(m.ListJobs(request_id=3)), m.Jobs)
+
+
+def test_who_asks_and_never_reads_is_forgotten(server: RunningServer) -> None:
+    with Raw(server.address) as raw:
+        raw.socket.set(zmq.RCVHWM, 1)
+        raw.hello()
+        ping = codec.encode(m.ListJobs(request_id=1))
+        # Far more than the sockets' buffers and the server's limit hold.
+        for _ in range(40 * HIGH_WATER):
+            raw.say(*ping)
+    with Raw(server.address) as other:
+        assert isinstance(other.hello(), m.Welcome)
+        assert isinstance(other.ask(m.Ping(request_id=1)), m.Pong)
+
+
+def test_another_protocol_version_gets_a_sentence(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Raw(server.address) as raw:
+        raw.say(msgpack.packb(["hello", {"request_id": 5, "protocol_version": 7, "new": True}, []]))
+        answer = raw.hear()
+    assert (answer.code, answer.request_id) == ("wrong_protocol_version", 5)
+    assert answer.message == "The client speaks protocol 7 and the server protocol 1: update the server."
+    monkeypatch.setattr("engine_bridge.session.PROTOCOL_VERSION", 0)
+    with Client(server.address) as client, pytest.raises(BridgeError, match="update the client") as caught:
+        client.connect()
+    assert caught.value.code == "wrong_protocol_version"
+
+
+def test_no_path_of_a_client_reaches_the_disk(server: RunningServer, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    with Raw(server.address) as raw:
+        raw.hello()
+        for job_id in ("../" * 10 + "ab", "/etc/passwd", "..", "C:\\x", "0" * 31 + "/"):
+            for tag, more in (
+                ("subscribe", {"after_seq": 0, "credit_bytes": 1}),
+                ("fetch_splats", {"revision": 0, "offset": 0}),
+            ):
+                raw.say(msgpack.packb([tag, {"request_id": 1, "job_id": job_id, **more}, []]))
+                assert raw.hear().code == "bad_message"
+    assert set(tmp_path.rglob("*")) == before
+
+
+# ---------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:5577", "tcp://localhost:1", "tcp://[::1]:80", "tcp://127.8.8.8:*"]
+)
+def test_loopback_addresses_are_fine(address: str) -> None:
+    check_loopback(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://0.0.0.0:5577", "tcp://*:5577", "tcp://192.168.1.4:5577", "tcp://example.org:5577"]
+)
+def test_other_addresses_are_refused_with_the_tunnel_to_use(address: str, tmp_path: Path) -> None:
+    with pytest.raises(BridgeError, match=r"ssh -N -L 5577:127\.0\.0\.1:5577") as caught:
+        ServerConfig(address=address, data_dir=tmp_path)
+    assert caught.value.code == "not_loopback"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:5577", "ipc:///tmp/x", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", ""])
+def test_what_is_no_address_is_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(BridgeError) as caught:
+        ServerConfig(address=address, data_dir=tmp_path)
+    assert caught.value.code == "bad_address"
+
+
+def test_an_address_in_use_is_named(server: RunningServer, tmp_path: Path) -> None:
+    with pytest.raises(BridgeError, match="already") as caught:
+        RunningServer(tmp_path / "other", address=server.address)
+    assert caught.value.code == "address_in_use"
+
+
+def test_nobody_there_says_how_to_start_a_server() -> None:
+    with Client("tcp://127.0.0.1:9", connect_timeout_s=0.5) as client:
+        with pytest.raises(BridgeError, match="worldwarp serve --port 9") as caught:
+            client.connect()
+        assert caught.value.code == "server_not_running"
+        assert any(isinstance(event, Disconnected) for event in client.poll())
+        with pytest.raises(BridgeError) as caught:
+            client.submit(shot())
+        assert caught.value.code == "server_not_running"
+
+
+def test_a_server_that_stays_away_is_given_up(start_server: Callable[..., RunningServer]) -> None:
+    server = start_server()
+    with Client(server.address, gone_timeout_s=0.5) as client:
+        job_id = client.submit(shot(prompt="wait"))
+        until(client, m.Progress)
+        server.stop()
+        assert run(client, job_id)[-1].code == "server_stopped", "a server that stops tells its clients first"
+        end = until(client, Disconnected)[-1]
+        assert end.code == "server_gone"
+        assert "worldwarp serve" in end.message

@@ -1,0 +1,149 @@
+"""Jobs on disk: events in order, whole or not at all, whatever happens to who writes them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_bridge import codec, store
+from engine_bridge import messages as m
+from engine_bridge.errors import BridgeError
+from engine_bridge.store import EventLog, JobStore, StoredJob, StoredState
+
+from .shots import JOB, one_of_each
+
+SUBMIT = one_of_each()[2]
+
+
+def notice(seq: int) -> m.NoticeEvent:
+    return m.NoticeEvent(job_id=JOB, seq=seq, code="n", message="x" * seq)
+
+
+def read(log: EventLog, seq: int) -> Any:
+    return codec.decode(log.read(seq), m.LoggedEvent)
+
+
+def fill(log: EventLog, count: int) -> None:
+    with log.appending() as append:
+        for _ in range(count):
+            seq = len(log) + 1
+            assert append(codec.encode(notice(seq))) == seq
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> StoredJob:
+    return JobStore(tmp_path).create(JOB, codec.encode(SUBMIT), StoredState("queued", 1.0, 3))
+
+
+def test_a_job_is_found_again_as_it_was_submitted(job: StoredJob, tmp_path: Path) -> None:
+    again = JobStore(tmp_path)
+    assert again.job_ids() == [JOB]
+    assert again.open(JOB).submit() == SUBMIT
+    assert again.open(JOB).read_state() == StoredState("queued", 1.0, 3)
+
+
+def test_a_job_without_its_state_was_never_stored(job: StoredJob, tmp_path: Path) -> None:
+    (job.folder / "state.json").unlink()
+    (tmp_path / "not a job").mkdir()
+    assert JobStore(tmp_path).job_ids() == []
+
+
+def test_events_are_read_in_any_order_while_they_are_written(job: StoredJob) -> None:
+    with job.log.appending() as append:
+        for seq in range(1, 50):
+            append(codec.encode(notice(seq)))
+            assert len(job.log) == seq
+            assert read(job.log, seq) == notice(seq)
+            assert read(job.log, (seq + 1) // 2) == notice((seq + 1) // 2)
+
+
+@pytest.mark.parametrize("torn", [1, 8, 15])
+def test_what_a_dead_writer_left_half_written_is_no_event(job: StoredJob, torn: int) -> None:
+    fill(job.log, 3)
+    with (job.folder / "events.log").open("ab") as log, (job.folder / "events.index").open("ab") as index:
+        log.write(b"half an event")
+        index.write(b"\0" * torn)
+    assert len(job.log) == 3
+    fill(job.log, 2)
+    assert len(job.log) == 5
+    assert [read(job.log, seq) for seq in range(1, 6)] == [notice(seq) for seq in range(1, 6)]
+
+
+def test_a_damaged_event_is_named_not_delivered(job: StoredJob) -> None:
+    fill(job.log, 3)
+    path = job.folder / "events.log"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert read(job.log, 2) == notice(2)
+    with pytest.raises(BridgeError, match=r"Event 3 .* damaged") as caught:
+        job.log.read(3)
+    assert caught.value.code == "store_damaged"
+
+
+def test_a_full_disk_keeps_every_event_before_it(job: StoredJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(job.log, 2)
+    written = 0
+
+    def full(file: Any, content: bytes) -> None:
+        nonlocal written
+        written += 1
+        if written == 4:
+            file.write(content[:3])
+            file.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        file.write(content)
+        file.flush()
+
+    monkeypatch.setattr(store, "_write_through", full)
+    with job.log.appending() as append:
+        append(codec.encode(notice(3)))
+        with pytest.raises(BridgeError) as caught:
+            append(codec.encode(notice(4)))
+        assert caught.value.code == "disk_full"
+        assert len(job.log) == 3
+        append(codec.encode(notice(4)))
+    assert [read(job.log, seq) for seq in range(1, 5)] == [notice(seq) for seq in range(1, 5)]
+
+
+def test_frames_are_counted_from_the_log(job: StoredJob) -> None:
+    frame = next(message for message in one_of_each() if isinstance(message, m.FrameEvent))
+    fill(job.log, 1)
+    with job.log.appending() as append:
+        append(codec.encode(frame))
+        append(codec.encode(frame))
+    assert job.log.count_frames() == 2
+
+
+def test_only_the_newest_two_splat_files_are_kept(job: StoredJob) -> None:
+    assert job.newest_splats() is None
+    for revision in range(1, 5):
+        content = bytes([revision]) * revision * 100
+        file = job.add_splats(lambda path, content=content: path.write_bytes(content), splats=revision)
+        assert (file.revision, file.size_bytes, file.splats) == (revision, revision * 100, revision)
+        assert file.sha256 == hashlib.sha256(content).hexdigest()
+        assert job.newest_splats() == file
+    assert job.splats(2) is None
+    older = job.splats(3)
+    assert older is not None
+    assert job.splats_block(older, 250) == b"\3" * 50
+    older.path.unlink()
+    assert job.splats_block(older, 0) is None
+
+
+def test_a_store_that_cannot_be_made_is_an_error_with_a_code(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BridgeError) as caught:
+        JobStore(tmp_path / "file" / "jobs")
+    assert caught.value.code == "cannot_write"
+
+
+def test_damaged_settings_are_named(job: StoredJob) -> None:
+    (job.folder / "submit.msg").write_bytes(b"\1\2\3")
+    with pytest.raises(BridgeError, match=r"settings .* cannot be read") as caught:
+        job.submit()
+    assert caught.value.code == "store_damaged"
