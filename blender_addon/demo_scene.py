@@ -33,13 +33,13 @@ Outline = list[tuple[float, float]]
 FPS = 24
 
 # (share of the shot, x, y, z of the camera, x, y, z of what it looks at): a slow dolly along an arc, and a pan that
-# leaves the stairs, crosses the fountain and finds the market stall.
+# leaves the stairs, finds the market stall and settles on the fountain.
 FLIGHT: list[tuple[float, float, float, float, float, float, float]] = [
     (0.00, -2.60, -3.60, 1.75, -2.00, 8.00, 2.00),
-    (0.25, -2.30, -3.00, 1.80, -0.60, 8.00, 1.95),
-    (0.50, -1.60, -1.90, 1.90, 1.30, 8.20, 1.90),
-    (0.75, -0.90, -0.90, 2.00, 3.10, 8.20, 1.80),
-    (1.00, -0.55, -0.35, 2.05, 4.10, 7.80, 1.75),
+    (0.25, -2.30, -3.00, 1.80, -0.55, 8.00, 1.95),
+    (0.50, -1.70, -1.90, 1.90, 0.70, 8.20, 1.95),
+    (0.75, -1.00, -0.50, 2.00, 1.35, 8.20, 1.95),
+    (1.00, -0.60, 0.40, 2.05, 1.55, 8.40, 1.95),
 ]
 
 

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -25,7 +23,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +34,9 @@ from worldwarp_core.errors import WorldWarpError
 from .errors import disk_errors
 from .job_folder import read_job
 from .preview import contact_sheet, sequence, write_video
-from .server import Server, ServerConfig
+from .private_server import private_server
 
 INSTALL_BLENDER = "pip install 'worldwarp[blender]' -c constraints.txt"
-START_TIMEOUT_S = 60.0
 POLL_S = 0.1
 AWAY_S = 10.0
 """How long processes may take to leave when they are told to."""
@@ -101,8 +97,8 @@ def run(
         tempfile.TemporaryDirectory(prefix="worldwarp_demo_", ignore_cleanup_errors=True) as scratch,
     ):
         bar.show("starting the server", 0.01)
-        report = Path(scratch) / "report.jsonl"
-        with server(Path(scratch) / "jobs", logs / "server.log") as address:
+        with log_kept(Path(scratch), logs), private_server(Path(scratch), ["--engine", "cache"]) as address:
+            report = Path(scratch) / "report.jsonl"
             options = {"out": out, "address": address, "report": report, "width": settings.width}
             options |= {"height": settings.height, "frames": settings.frames, "cache-steps": settings.cache_steps}
             arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
@@ -178,45 +174,14 @@ def fly(command: list[str], environment: dict[str, str], report: Path, logs: Pat
 
 
 @contextmanager
-def server(data_dir: Path, log: Path) -> Iterator[str]:
-    """A server in a process of its own, gone when the context is left; gives its address.
-
-    Raises:
-        WorldWarpError: `demo_failed`, with the end of its log.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    process = spawn.Process(target=_serve, args=(theirs, data_dir, log), name="worldwarp-server")
-    process.start()
-    theirs.close()
+def log_kept(server_folder: Path, logs: Path) -> Iterator[None]:
+    """Takes the server's log along when the server is gone, however it ended."""
     try:
-        try:
-            address = ours.recv_bytes().decode() if ours.poll(START_TIMEOUT_S) else ""
-        except EOFError:
-            address = ""
-        if not address:
-            tail = "\n".join(log.read_text("utf-8", "replace").splitlines()[-12:]) if log.exists() else ""
-            raise WorldWarpError("demo_failed", f"The server did not start:\n{tail}\nLog: {log}")
-        yield address
+        yield
     finally:
-        ours.close()
-        process.terminate()
-        process.join(AWAY_S)
-        if process.is_alive():
-            process.kill()
-            process.join()
-
-
-def _serve(connection: Connection, data_dir: Path, log: Path) -> None:
-    """The server's process: says its address, and everything else into its log, its worker's words too."""
-    with log.open("ab", buffering=0) as output:
-        for stream in (1, 2):
-            os.dup2(output.fileno(), stream)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s server %(levelname)s %(message)s")
-    listening = Server(ServerConfig(address="tcp://127.0.0.1:*", data_dir=data_dir))
-    connection.send_bytes(listening.address.encode())
-    connection.close()
-    listening.serve(handle_signals=True)
+        log = server_folder / "server.log"
+        if log.is_file():
+            shutil.copyfile(log, logs / log.name)
 
 
 # ---------------------------------------------------------------- what is seen of it
