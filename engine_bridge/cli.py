@@ -247,14 +247,15 @@ def make_shot(
     own = out / ".server"
     running = nullcontext(server) if server is not None else private_server(own, server_options)
     try:
-        with running as address, Client(address, program="worldwarp-cli") as client, _stop_on_signal() as stopped:
+        with running as address, _client(address) as client, _stop_on_signal() as stopped:
             client.connect()
             client.submit(spec, engine=engine, job_id=job_id)
             with _Bar(len(spec.cameras)) as bar:
                 end = deliver(client, job_id, folder, on_event=bar.show, stop=stopped.is_set)
-    except (WorldWarpError, KeyboardInterrupt) as error:
+    except BaseException as error:
+        code = "cancelled" if isinstance(error, KeyboardInterrupt) else getattr(error, "code", "unexpected")
         with suppress(WorldWarpError):
-            folder.fail(getattr(error, "code", "cancelled"), str(error) or "Stopped before the job had ended.")
+            folder.fail(code, str(error) or "Stopped before the job had ended.")
         raise
     finally:
         _put_away(own, out)
@@ -392,7 +393,7 @@ def cameras(
 @app.command()
 def jobs(server: Server = DEFAULT_ADDRESS, verbose: Verbose = False) -> None:
     """List the jobs of a running server."""
-    with Client(server, program="worldwarp-cli") as client:
+    with _client(server) as client:
         client.connect()
         listed = client.list_jobs()
     table = Table("job", "state", "frames", "submitted", "why")
@@ -411,6 +412,11 @@ def doctor(verbose: Verbose = False) -> None:
     out_console.print(report(found), soft_wrap=True)
     if any(check.state == "missing" for check in found):
         raise typer.Exit(1)
+
+
+def _client(address: str) -> Client:
+    # Short: a server that runs answers at once, and someone is waiting for the sentence that says it does not.
+    return Client(address, program="worldwarp-cli", connect_timeout_s=3.0)
 
 
 def _duration(seconds: float) -> str:

@@ -61,6 +61,7 @@ from .messages import (
     Welcome,
 )
 from .session import FINAL, ClientSession, Follower
+from .version import package_version
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5577"
 CREDIT_BYTES = 64 * 2**20
@@ -129,7 +130,7 @@ class Client:
 
     Args:
         address: tcp://HOST:PORT.
-        program, version: who we are, for the server's log.
+        program, version: who we are, for the server's log; the version is this package's unless given.
         connect_timeout_s: how long to wait for a server that does not answer at first.
         gone_timeout_s: how long to try again after a connection was lost.
         credit_bytes: how far the server may send each job's events ahead of what was taken with `poll` or `events`.
@@ -140,7 +141,7 @@ class Client:
         address: str = DEFAULT_ADDRESS,
         *,
         program: str = "worldwarp-client",
-        version: str = "0.1.0",
+        version: str | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         gone_timeout_s: float = GONE_TIMEOUT_S,
         credit_bytes: int = CREDIT_BYTES,
@@ -155,7 +156,7 @@ class Client:
         self._todo: deque[Callable[[], None]] = deque()
         self._request_ids = itertools.count(1)
         self._credit_bytes = credit_bytes
-        self._wire = _Wire(self, program, version, connect_timeout_s, gone_timeout_s)
+        self._wire = _Wire(self, program, version or package_version(), connect_timeout_s, gone_timeout_s)
         self._thread = threading.Thread(target=self._wire.run, name="worldwarp-client", daemon=True)
         self._thread.start()
 

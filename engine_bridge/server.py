@@ -20,7 +20,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -63,6 +62,7 @@ from .messages import (
 )
 from .session import FINAL, JobTable, ServerFacts, ServerSession
 from .store import JobStore, StoredState, default_data_dir
+from .version import package_version
 from .worker import WorkerConfig, read_spec, run_worker
 
 _log = logging.getLogger(__name__)
@@ -591,14 +591,6 @@ def _carry(context: zmq.Context, connection: Connection, token: bytes) -> None:
         return
     finally:
         socket.close(0)
-
-
-def package_version() -> str:
-    """The installed version of WorldWarp."""
-    try:
-        return metadata.version("worldwarp")
-    except metadata.PackageNotFoundError:
-        return "0 (not installed)"
 
 
 def _refusal(request: ClientMessage, code: str, message: str, job_id: str) -> Error:

@@ -1,0 +1,253 @@
+"""The command line as a user runs it: processes, exit codes, and what is said in which words."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from engine_bridge.job_folder import JobFolder
+from worldwarp_core.camera_files import write_cameras
+
+from .conftest import FAKE_ENGINE, RunningServer
+from .fake_engine import pixel_of
+from .shots import JOB, path_of
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def command(*arguments: Any) -> list[str]:
+    return [sys.executable, "-m", "engine_bridge.cli", *map(str, arguments)]
+
+
+def worldwarp(*arguments: Any, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout_s)
+
+
+def fails(done: subprocess.CompletedProcess[str], says: str, code: int = 1) -> None:
+    """Checks for one sentence on stderr, no traceback, and the exit code."""
+    assert done.returncode == code, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, done.stderr
+    assert re.search(says, errors[0]), errors[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with what `generate` takes: 7 cameras from frame -1, a start frame, its depth."""
+    write_cameras(tmp_path / "cameras.json", path_of(7, 49, 33, first=-1))
+    Image.fromarray(np.full((33, 49, 3), 90, np.uint8)).save(tmp_path / "start.png")
+    np.save(tmp_path / "depth.npy", np.ones((33, 49), np.float32))
+    return tmp_path
+
+
+def generation(files: Path, *more: Any, out: str = "out", own_server: bool = True) -> list[Any]:
+    arguments = ["generate", "--start-frame", files / "start.png", "--depth", files / "depth.npy"]
+    arguments += ["--cameras", files / "cameras.json", "--out", files / out, "--chunk", 5, "--overlap", 1]
+    return [*arguments, *(["--engine-factory", FAKE_ENGINE] if own_server else []), *more]
+
+
+def job_of(files: Path, out: str = "out") -> dict[str, Any]:
+    return json.loads((files / out / "job.json").read_text("utf-8"))
+
+
+def test_generate_leaves_everything_and_nothing_else(files: Path) -> None:
+    done = worldwarp(*generation(files, "--prompt", "chunks=2", "--seed", 5))
+    assert done.returncode == 0, done.stderr
+    assert "7 frames" in done.stdout
+    out = files / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "depth",
+        "frames",
+        "job.json",
+        "mask",
+        "preview.mp4",
+        "splats.ply",
+    ]
+    names = ["-001", "0000", "0001", "0002", "0003", "0004", "0005"]
+    for kind, suffix in (("frames", "png"), ("depth", "exr"), ("mask", "png")):
+        assert sorted(path.name for path in (out / kind).iterdir()) == [f"frame_{name}.{suffix}" for name in names]
+    for index, name in enumerate(names):
+        assert (np.asarray(Image.open(out / "frames" / f"frame_{name}.png")) == pixel_of(index)).all()
+    job = job_of(files)
+    assert (job["state"], job["settings"]["seed"], job["settings"]["strength"]) == ("done", 5, 0.8)
+    assert job["seconds"] == {"fill": 1.0}
+    assert job["inputs"]["cameras"] == str(files / "cameras.json")
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
+
+
+def test_generate_uses_a_running_server_and_leaves_it_running(files: Path, server: RunningServer) -> None:
+    done = worldwarp(*generation(files, "--server", server.address, own_server=False))
+    assert done.returncode == 0, done.stderr
+    assert server.is_alive()
+    listed = worldwarp("jobs", "--server", server.address)
+    assert listed.returncode == 0
+    assert job_of(files)["job_id"] in listed.stdout
+    assert "7/7" in listed.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--server", "tcp://127.0.0.1:9"], r"No WorldWarp server answers at tcp://127.0.0.1:9\..*serve --port 9"),
+        (["--cameras", "nowhere.json"], "nowhere.json"),
+        (["--start-frame", "nowhere.png"], "nowhere.png"),
+        (["--depth", "nowhere.exr"], "nowhere.exr"),
+        (["--chunk", "6"], "chunk must be 4k"),
+        (["--strength", "1.5"], "strength"),
+        (["--engine", "better"], "better"),
+        (["--server", "tcp://127.0.0.1:9", "--depth-model", "x"], "worldwarp serve"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_before_anything_is_made(files: Path, more: list[str], says: str) -> None:
+    own_server = "--engine" not in more
+    done = worldwarp(*generation(files, own_server=own_server), *more)
+    fails(done, says)
+    assert not list((files / "out").glob("frames/*"))
+
+
+def test_a_corrupt_start_frame_is_one_sentence(files: Path) -> None:
+    (files / "start.png").write_bytes((files / "start.png").read_bytes()[:60])
+    fails(worldwarp(*generation(files)), r"start\.png")
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(files: Path) -> None:
+    (files / "out").write_text("a file")
+    fails(worldwarp(*generation(files)), "Cannot write")
+
+
+def test_another_jobs_folder_is_not_mixed_with_this_one(files: Path) -> None:
+    JobFolder(files / "out", job_id=JOB, frames=[1], settings={})
+    fails(worldwarp(*generation(files)), "--overwrite")
+    assert job_of(files)["job_id"] == JOB
+    assert worldwarp(*generation(files, "--overwrite")).returncode == 0
+    assert job_of(files)["job_id"] != JOB
+
+
+def test_an_engine_that_fails_keeps_its_frames_and_the_log_that_its_id_is_in(files: Path) -> None:
+    done = worldwarp(*generation(files, "--prompt", "fail=5"))
+    fails(done, "6 of 7 frames are in")
+    job = job_of(files)
+    assert (job["state"], job["code"]) == ("failed", "engine_failed")
+    assert len(list((files / "out" / "frames").iterdir())) == 6
+    log = (files / "out" / "server.log").read_text("utf-8")
+    assert f"[{job['log_id']}]" in log
+    assert "Traceback" in log
+    assert (files / "out" / "splats.ply").is_file()
+
+
+def test_a_worker_that_dies_keeps_its_frames(files: Path) -> None:
+    fails(worldwarp(*generation(files, "--prompt", "crash=2")), "ended unexpectedly.*3 of 7 frames")
+    assert job_of(files)["code"] == "worker_died"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to a process alone")
+def test_ctrl_c_cancels_the_job_and_keeps_its_frames(files: Path) -> None:
+    arguments = command(*generation(files, "--prompt", "slow=0.4"))
+    process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list((files / "out" / "frames").glob("frame_*.png"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert re.search(r"Error: Cancelled\. \d of 7 frames are in", errors)
+    job = job_of(files)
+    assert job["state"] == "cancelled"
+    assert 2 <= job["frames"]["written"] < 7
+    assert job["frames"]["written"] == len(list((files / "out" / "mask").iterdir()))
+    assert not (files / "out" / ".server").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL to die of")
+def test_a_killed_command_takes_its_server_along(files: Path) -> None:
+    process = subprocess.Popen(
+        command(*generation(files, "--prompt", "wait")), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (files / "out" / ".server" / "address").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--host", "0.0.0.0"], "ssh -N -L"),
+        (["--host", "192.168.0.7", "--port", "80"], "tcp://127.0.0.1:80"),
+        (["--data-dir", __file__], "Cannot write"),
+    ],
+)
+def test_serve_says_why_it_does_not(arguments: list[str], says: str, tmp_path: Path) -> None:
+    if "--data-dir" not in arguments:
+        arguments = [*arguments, "--data-dir", str(tmp_path)]
+    fails(worldwarp("serve", *arguments), says)
+
+
+def test_a_second_server_on_a_port_says_so(server: RunningServer, tmp_path: Path) -> None:
+    port = server.address.rpartition(":")[2]
+    fails(worldwarp("serve", "--port", port, "--data-dir", tmp_path / "other"), "Is a server running there already")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to send to a process alone")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_leaves_cleanly_when_it_is_told_to(tmp_path: Path, number: int) -> None:
+    arguments = command("serve", "--port", 0, "--data-dir", tmp_path / "jobs", "--engine-factory", FAKE_ENGINE)
+    process = subprocess.Popen(
+        [*arguments, "--ready-file", tmp_path / "address"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "address").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    _, log = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "WorldWarp server stopped" in log
+    assert "Traceback" not in log
+
+
+def test_nobody_to_list_jobs_of_is_one_sentence() -> None:
+    fails(worldwarp("jobs", "--server", "tcp://127.0.0.1:9"), "worldwarp serve --port 9")
+
+
+def test_wrong_usage_is_explained_with_its_own_code(files: Path) -> None:
+    done = worldwarp("generate", "--out", files / "out")
+    assert done.returncode == 2
+    assert "--start-frame" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert worldwarp("--help").returncode == 0
+
+
+def test_the_options_have_the_names_that_others_rely_on() -> None:
+    text = worldwarp("generate", "--help").stdout
+    for name in (
+        "--start-frame", "--depth", "--cameras", "--out", "--engine", "--prompt", "--strength", "--chunk", "--overlap",
+        "--steps", "--cache-steps", "--seed", "--scene-scale", "--depth-scale", "--depth-model", "--server",
+    ):  # fmt: skip
+        assert re.search(rf"{name}\b", text), name
+
+
+def test_cameras_of_a_missing_video_is_one_sentence(tmp_path: Path) -> None:
+    fails(worldwarp("cameras", tmp_path / "nowhere.mp4", "--out", tmp_path / "cameras.json"), "nowhere.mp4")
