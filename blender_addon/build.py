@@ -32,10 +32,9 @@ OURS = ("engine_bridge", "worldwarp_core")
 LEFT_OUT = ("build.py", "demo_scene.py", "demo_shot.py")
 """Modules of this package that are no part of the extension."""
 
-IN_BLENDER = {"bpy", "bpy_extras", "mathutils", "numpy", "gpu", "blf", "addon_utils"}
+IN_BLENDER = {"_cycles", "bpy", "bpy_extras", "mathutils", "numpy", "gpu", "blf", "addon_utils"}
 BUNDLED = {
     # import name: distributions, in the versions of the project's constraints
-    "OpenEXR": ("OpenEXR",),
     "attr": ("attrs",),
     "attrs": ("attrs",),
     "cattrs": ("cattrs", "attrs", "typing_extensions"),
@@ -46,8 +45,9 @@ BUNDLED = {
 }
 """What the client's modules may import, and the wheels that this takes."""
 
-LEFT_TO_THE_USER = {"gsply"}
-"""Asked for where it is used, with a sentence where it is missing: SPZ needs gsply, and that needs all of numba."""
+LEFT_OUT_LIBRARIES = {"gsply", "OpenEXR"}
+"""Imported where they are used, and not bundled: gsply (SPZ files) needs all of numba and is asked for in a sentence;
+OpenEXR (reading depth files, which the add-on does not do) would be bound to Blender's own and crash it on Linux."""
 
 PYTHONS = ("3.11", "3.13")
 """Blender 4.2 to 5.0, and from 5.1 on."""
@@ -141,7 +141,7 @@ def client_modules(sources: Iterable[Path]) -> tuple[dict[str, Path], set[str]]:
                         waiting.append(file)
             elif top in BUNDLED:
                 libraries.update(BUNDLED[top])
-            elif top not in sys.stdlib_module_names | IN_BLENDER | LEFT_TO_THE_USER:
+            elif top not in sys.stdlib_module_names | IN_BLENDER | LEFT_OUT_LIBRARIES:
                 raise BuildError(
                     f"{source.relative_to(ROOT)} imports {top}, which the extension does not bundle. Keep it out "
                     "of the "

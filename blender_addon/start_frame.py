@@ -18,9 +18,9 @@ import bpy
 import numpy as np
 
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr import read_depth_exr
 
 from .camera_export import check_single_view, filming_camera, frame_kept, render_size
+from .render_layers import UnexpectedLayout, read_channel
 
 DEFAULT_SAMPLES = 64
 """Enough with the denoiser on; the render is a reference for one frame, not the film's final quality."""
@@ -68,7 +68,7 @@ def render_start_frame(context: bpy.types.Context, frame: int, samples: int = DE
         # through each pixel's centre.
         with centre_rays(scene):
             render(scene, view_layer)
-            depth = read_depth_exr(save_render_result(scene, folder / "depth.exr", "OPEN_EXR_MULTILAYER"))
+            depth = read_depth(save_render_result(scene, folder / "depth.exr", "OPEN_EXR_MULTILAYER"))
     width, height = render_size(scene)
     assert rgb.shape == (height, width, 3), (rgb.shape, width, height)
     assert depth.shape == (height, width), (depth.shape, width, height)
@@ -84,6 +84,7 @@ def look_of(scene: bpy.types.Scene, camera: bpy.types.Object) -> dict[str, Any]:
         "exposure": view.exposure,
         "gamma": view.gamma,
         "display_device": scene.display_settings.display_device,
+        "denoised": can_denoise(),
         "film_transparent": bool(scene.render.film_transparent),
         "left_out": {
             "depth_of_field": bool(camera.data.dof.use_dof),
@@ -138,9 +139,16 @@ def sharp_render(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer, camera
 
 @contextmanager
 def picture_quality(scene: bpy.types.Scene, samples: int) -> Iterator[None]:
-    """Sets Cycles' samples and switches its denoiser on."""
-    with kept(scene.cycles, samples=samples, use_denoising=True):
+    """Sets Cycles' samples, and switches its denoiser on where it was built in."""
+    with kept(scene.cycles, samples=samples, use_denoising=can_denoise()):
         yield
+
+
+def can_denoise() -> bool:
+    """Returns whether this Blender has a denoiser; a render that asks in vain for one fails (Linux distributions')."""
+    import _cycles
+
+    return bool(_cycles.with_openimagedenoise)
 
 
 @contextmanager
@@ -192,6 +200,7 @@ def save_render_result(scene: bpy.types.Scene, path: Path, file_format: str) -> 
         file_format=file_format,
         color_mode="RGB" if picture else "RGBA",
         color_depth="8" if picture else "32",
+        exr_codec="NONE",
         color_management="FOLLOW_SCENE",
     ):
         bpy.data.images["Render Result"].save_render(str(path), scene=scene)
@@ -210,3 +219,11 @@ def read_picture(path: Path) -> np.ndarray:
     finally:
         bpy.data.images.remove(image)
     return np.rint(rgba[..., :3] * 255).astype(np.uint8)
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """Returns (H, W) float32: the Depth pass of the multi-layer EXR at `path`."""
+    try:
+        return read_channel(path, ".Depth.Z")
+    except UnexpectedLayout as error:
+        raise WorldWarpError("render_failed", f"The rendered depth cannot be read: {error}.") from error

@@ -1,6 +1,6 @@
 """Depth passes as OpenEXR files: planar z in scene units, (H, W) float32, top row first.
 
-Needs NumPy and the OpenEXR package, which is loaded when a file is read or written and not before.
+Needs NumPy; reading needs the OpenEXR package, which is loaded when a file is read and not before.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from .atomic_write import atomic_write
 from .errors import WorldWarpError
+from .exr_writer import encode_exr
 from .spec import BACKGROUND_DEPTH
 
 MAX_SIDE_PX = 16_384
@@ -32,18 +33,9 @@ def write_depth_exr(path: str | os.PathLike[str], depth: np.ndarray) -> None:
     Raises:
         WorldWarpError: `cannot_write`.
     """
-    import OpenEXR
-
     assert depth.ndim == 2, depth.shape
-    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    try:
-        with (
-            atomic_write(path) as partial,
-            OpenEXR.File(header, {"Y": np.ascontiguousarray(depth, np.float32)}) as file,
-        ):
-            file.write(str(partial))
-    except RuntimeError as error:  # OpenEXR's only kind, for a full disk as for a missing permission
-        raise WorldWarpError("cannot_write", f"Cannot write {path}: {error}") from error
+    with atomic_write(path) as partial:
+        partial.write_bytes(encode_exr(np.asarray(depth, np.float32), "Y"))
 
 
 def read_depth_exr(path: str | os.PathLike[str]) -> np.ndarray:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import bpy
 import numpy as np
 import pytest
 
 from blender_addon.camera_export import export_camera_path
-from blender_addon.start_frame import render_start_frame
+from blender_addon.render_layers import UnexpectedLayout, read_channel
+from blender_addon.start_frame import render, render_start_frame
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.exr_writer import encode_exr
 from worldwarp_core.spec import BACKGROUND_DEPTH
 
 
@@ -92,6 +96,20 @@ def test_the_view_transform_is_baked_into_the_picture_and_recorded(small_render:
     assert np.abs(agx.rgb[10, 10].astype(int) - standard.rgb[10, 10]).max() > 5
 
 
+def test_a_blender_without_a_denoiser_renders_without_it(
+    small_render: bpy.types.Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_plane((0.0, 0.0, -5.0), (0.0, 0.0, 0.0))
+    asked: list[bool] = []
+    monkeypatch.setattr("blender_addon.start_frame.can_denoise", lambda: False)
+    monkeypatch.setattr(
+        "blender_addon.start_frame.render",
+        lambda scene, layer: (asked.append(scene.cycles.use_denoising), render(scene, layer)),
+    )
+    assert render_start_frame(bpy.context, frame=1, samples=1).look["denoised"] is False
+    assert not any(asked)
+
+
 def test_the_picture_is_the_right_way_up(small_render: bpy.types.Scene) -> None:
     emit(add_plane((0.0, 1.0, -5.0), (0.0, 0.0, 0.0), size=2.0), (1.0, 1.0, 1.0))
     rgb = render_start_frame(bpy.context, frame=1, samples=1).rgb
@@ -126,7 +144,7 @@ def test_every_setting_is_put_back_also_after_a_failure(
     def fails(*_: object) -> None:
         raise WorldWarpError("render_failed", "out of memory")
 
-    monkeypatch.setattr("blender_addon.start_frame.read_depth_exr", fails)
+    monkeypatch.setattr("blender_addon.start_frame.read_depth", fails)
     with pytest.raises(WorldWarpError, match="out of memory"):
         render_start_frame(bpy.context, frame=3, samples=2)
     assert snapshot(small_render) == before
@@ -136,3 +154,16 @@ def test_an_orthographic_camera_is_refused_before_anything_renders(small_render:
     small_render.camera.data.type = "ORTHO"
     with pytest.raises(WorldWarpError, match="orthographic"):
         render_start_frame(bpy.context, frame=1)
+
+
+def test_a_compressed_or_broken_file_is_refused_not_misread(small_render: bpy.types.Scene, tmp_path: Path) -> None:
+    path = tmp_path / "depth.exr"
+    path.write_bytes(encode_exr(np.ones((20, 10), np.float32), "Depth.Z"))
+    with pytest.raises(UnexpectedLayout, match="compressed"):
+        read_channel(path, ".Depth.Z")
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(UnexpectedLayout, match="damaged"):
+        read_channel(path, ".Depth.Z")
+    path.write_bytes(b"no picture at all")
+    with pytest.raises(UnexpectedLayout):
+        read_channel(path, ".Depth.Z")

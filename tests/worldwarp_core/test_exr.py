@@ -1,9 +1,11 @@
 """Depth as OpenEXR: what other programs see in ours, what we find in theirs, and what is refused."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import OpenEXR
@@ -187,10 +189,10 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
     file = tmp_path / "depth.exr"
     write_depth_exr(file, DEPTH)
 
-    def full(_file, name):
-        raise RuntimeError(f'Failed to write pixel data to image file "{name}". No space left on device.')
+    def full(_path, _content):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(OpenEXR.File, "write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(WorldWarpError, match="No space left"):
         write_depth_exr(file, OTHER)
     np.testing.assert_array_equal(read_depth_exr(file), DEPTH)
