@@ -8,6 +8,7 @@ call goes through `NUMBA_LOCK`, whatever the layer.
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from typing import Any
 
@@ -26,6 +27,10 @@ def _choose_thread_layer() -> str:
     """The first of omp, tbb and workqueue that loads, unless the user named one with NUMBA_THREADING_LAYER."""
     if _CONFIG.THREADING_LAYER != "default":
         return str(_CONFIG.THREADING_LAYER)
+    # GNU OpenMP reads this when it is loaded. Its threads else spin while they wait for each other, which on a machine
+    # with other work to do makes a step three times slower. (torch brings an OpenMP of its own, loaded before: whoever
+    # starts the process sets this for both.)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for name in ("omp", "tbb"):
         try:
             importlib.import_module(f"numba.np.ufunc.{name}pool")
