@@ -111,6 +111,7 @@ def serve(
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    _check_engine(engine, engine_factory)
     config = ServerConfig(
         address=f"tcp://{f'[{host}]' if ':' in host else host}:{port or '*'}",
         data_dir=data_dir or default_data_dir(),
@@ -174,6 +175,8 @@ def generate(
         raise BridgeError(
             "bad_settings", "--depth-model and --device are the server's to choose: give them to `worldwarp serve`."
         )
+    if server is None:
+        _check_engine(engine, engine_factory)
     picture = read_start_frame(start_frame)
     # A file that does not say its size is of the start frame's.
     path = read_cameras(cameras, width=picture.shape[1], height=picture.shape[0])
@@ -253,12 +256,13 @@ def make_shot(
             with _Bar(len(spec.cameras)) as bar:
                 end = deliver(client, job_id, folder, on_event=bar.show, stop=stopped.is_set)
     except BaseException as error:
+        # First, as it makes room where the disk is full.
+        _put_away(own, out)
         code = "cancelled" if isinstance(error, KeyboardInterrupt) else getattr(error, "code", "unexpected")
         with suppress(WorldWarpError):
             folder.fail(code, str(error) or "Stopped before the job had ended.")
         raise
-    finally:
-        _put_away(own, out)
+    _put_away(own, out)
     folder.note(seconds_total=round(time.monotonic() - started_s, 3))
     if pictures := sequence(out / "frames"):
         write_video(pictures, out / "preview.mp4", spec.cameras.fps)
@@ -417,6 +421,14 @@ def doctor(verbose: Verbose = False) -> None:
 def _client(address: str) -> Client:
     # Short: a server that runs answers at once, and someone is waiting for the sentence that says it does not.
     return Client(address, program="worldwarp-cli", connect_timeout_s=3.0)
+
+
+def _check_engine(name: str, factory: str) -> None:
+    """Refuses an unknown name at once; the worker would only after it has loaded torch."""
+    from worldwarp_core.api import ENGINES
+
+    if factory == DEFAULT_FACTORY and name not in ENGINES:
+        raise BridgeError("unknown_engine", f"There is no engine called {name!r}. Choose: {', '.join(ENGINES)}.")
 
 
 def _duration(seconds: float) -> str:

@@ -108,14 +108,18 @@ def size_of(parts: Sequence[Part]) -> int:
     return sum(len(part) for part in parts)
 
 
+def joined(parts: Sequence[Part]) -> list[Part]:
+    """Pieces that, one after the other, are a record that `split` opens again; the parts themselves are not copied."""
+    return [struct.pack(f"<I{len(parts)}Q", len(parts), *(len(part) for part in parts)), *parts]
+
+
 def join(parts: Sequence[Part]) -> bytes:
     """One byte string that `split` opens again: for a pipe or a file, which know no parts."""
-    sizes = [len(part) for part in parts]
-    return b"".join([struct.pack(f"<I{len(parts)}Q", len(parts), *sizes), *parts])
+    return b"".join(joined(parts))
 
 
 def split(joined: Part, limits: Limits = LIMITS) -> list[Part]:
-    """The parts in what `join` made, as views.
+    """The parts in a record that `join` made, as views.
 
     Raises:
         ProtocolError: `bad_message` where it is cut short or no such thing, `too_large` over the limits.

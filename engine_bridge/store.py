@@ -214,22 +214,26 @@ class EventLog:
         """
         count = len(self)
         end = sum(self._entry(count)[:2]) if count else 0
-        with disk_errors(self._log), self._log.open("ab") as log, self._index.open("ab") as index:
+        # Unbuffered: what could not be written to a full disk must not come out of a buffer later.
+        with disk_errors(self._log), self._log.open("ab", 0) as log, self._index.open("ab", 0) as index:
             log.truncate(end)
             index.truncate(count * _INDEX.size)
 
             def append(parts: list[Part]) -> int:
                 nonlocal count, end
-                record = codec.join(parts)
+                record = codec.joined(parts)
+                length, crc = codec.size_of(record), 0
+                for piece in record:
+                    crc = zlib.crc32(piece, crc)
                 with disk_errors(self._log):
                     try:
-                        _write_through(log, record)
-                        _write_through(index, _INDEX.pack(end, len(record), zlib.crc32(record)))
+                        _write(log, *record)
+                        _write(index, _INDEX.pack(end, length, crc))
                     except OSError:
                         log.truncate(end)
                         index.truncate(count * _INDEX.size)
                         raise
-                count, end = count + 1, end + len(record)
+                count, end = count + 1, end + length
                 return count
 
             yield append
@@ -245,9 +249,11 @@ class EventLog:
             return _INDEX.unpack(file.read(_INDEX.size))
 
 
-def _write_through(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
-    file.flush()
+def _write(file: BinaryIO, *pieces: Part) -> None:
+    for piece in pieces:
+        left = memoryview(piece)
+        while left:
+            left = left[file.write(left) :]
 
 
 def _sha256(path: Path) -> str:

@@ -98,7 +98,7 @@ class Raw:
 def test_a_job_delivers_every_frame_in_order_and_bit_exact(connect: Connect, tmp_path: Path) -> None:
     client = connect()
     assert client.connect().protocol_version == m.PROTOCOL_VERSION
-    events = run(client, client.submit(shot(frames=12, first=-2)))
+    events = run(client, client.submit(shot(frames=12, first=-2, prompt="slow=0.02")))
     got = frames(events)
     assert [frame.index for frame in got] == list(range(12))
     assert [frame.number for frame in got] == list(range(-2, 10))
@@ -432,10 +432,10 @@ def test_a_full_disk_fails_the_job_with_its_code(
 
     from engine_bridge import store
 
-    def full(file: Any, content: bytes) -> None:
+    def full(file: Any, *pieces: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store, "_write_through", full)
+    monkeypatch.setattr(store, "_write", full)
     with pytest.raises(BridgeError) as caught:
         run(client, client.submit(shot()))
     assert caught.value.code == "disk_full"

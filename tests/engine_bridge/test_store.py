@@ -89,17 +89,16 @@ def test_a_full_disk_keeps_every_event_before_it(job: StoredJob, monkeypatch: py
     fill(job.log, 2)
     written = 0
 
-    def full(file: Any, content: bytes) -> None:
+    def full(file: Any, *pieces: bytes) -> None:
         nonlocal written
         written += 1
         if written == 4:
-            file.write(content[:3])
-            file.flush()
+            file.write(pieces[0][:3])
             raise OSError(errno.ENOSPC, "No space left on device")
-        file.write(content)
-        file.flush()
+        write(file, *pieces)
 
-    monkeypatch.setattr(store, "_write_through", full)
+    write = store._write
+    monkeypatch.setattr(store, "_write", full)
     with job.log.appending() as append:
         append(codec.encode(notice(3)))
         with pytest.raises(BridgeError) as caught:
