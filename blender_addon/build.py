@@ -199,7 +199,12 @@ def module_file(name: str) -> Path | None:
 
 
 def write_client_wheel(folder: Path, version: str, modules: dict[str, Path]) -> Path:
-    """Returns the wheel `worldwarp_client` with `modules` at their own dotted names, made in `folder`."""
+    """Returns the wheel `worldwarp_client` with `modules` at their own dotted names, made in `folder`.
+
+    Its version ends in a digest of its content: Blender unpacks no wheel whose version it has unpacked before.
+    """
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in modules.values())).hexdigest()
+    version = f"{version}+{digest[:8]}"
     info = f"worldwarp_client-{version}.dist-info"
     summary = "The client side of WorldWarp, as its Blender extension carries it"
     metadata = (

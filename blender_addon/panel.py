@@ -55,7 +55,7 @@ def draw_status(layout: bpy.types.UILayout, status: session.Status) -> None:
         row.scale_y = 1.6
         row.operator("worldwarp.generate", icon="RENDER_ANIMATION")
         if status.outcome:
-            layout.label(text=status.outcome, icon="INFO")
+            draw_text(layout.column(align=True), status.outcome, "INFO")
     for notice in status.notices[-3:]:
         draw_text(layout.column(align=True), notice, "INFO")
     if status.error:
@@ -102,7 +102,7 @@ class WORLDWARP_PT_results(WorldWarpPanel, bpy.types.Panel):
         self.layout.operator("worldwarp.import_results", icon="FILE_FOLDER")
         view = context.scene.view_settings.view_transform
         if view != "Standard":
-            self.layout.label(text=f"{view} changes the colours of generated frames", icon="INFO")
+            draw_text(self.layout.column(align=True), f"{view} changes the colours of generated frames.", "INFO")
             self.layout.operator("worldwarp.match_view", icon="COLOR")
 
 
@@ -182,7 +182,7 @@ def duration_in_words(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def draw_text(layout: bpy.types.UILayout, text: str, icon: str, width: int = 44) -> None:
+def draw_text(layout: bpy.types.UILayout, text: str, icon: str, width: int = 32) -> None:
     """Draws a sentence over as many lines as it takes; Blender's labels do not wrap."""
     line = ""
     for word in text.split():

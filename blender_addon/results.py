@@ -117,11 +117,14 @@ def show_behind_camera(camera: bpy.types.Object, frames: Sequence) -> bpy.types.
     """Returns the camera's background that shows `frames`, each at its own scene frame."""
     image = sequence_image(frames)
     backgrounds = camera.data.background_images
-    shown = next((background for background in backgrounds if background.image == image), None) or backgrounds.new()
-    shown.image = image
-    shown.alpha = 1.0
-    shown.display_depth = "BACK"
-    shown.frame_method = "STRETCH"
+    shown = next((background for background in backgrounds if background.image == image), None)
+    if shown is None:
+        shown = backgrounds.new()
+        shown.image = image
+        shown.alpha = 1.0
+        shown.frame_method = "STRETCH"
+        # Behind the scene's own surfaces nothing of it would be seen; the artist may put it there.
+        shown.display_depth = "FRONT"
     time_sequence(shown.image_user, frames)
     camera.data.show_background_images = True
     return shown

@@ -114,6 +114,11 @@ def cancel() -> None:
         _session.stop.set()
 
 
+def tell_error(message: str) -> None:
+    """Shows an error in the panel, where it stays."""
+    _status.error = message
+
+
 def dismiss_error() -> None:
     """Forgets the last error."""
     _status.error = ""

@@ -47,6 +47,17 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
 
     @reported
     def execute(self, context: bpy.types.Context) -> set[str]:
+        session.dismiss_error()
+        try:
+            self.begin(context)
+        except WorldWarpError as error:
+            # A report is gone with the next one; in the panel it can be read again, and copied.
+            session.tell_error(error.message)
+            raise
+        return {"FINISHED"}
+
+    def begin(self, context: bpy.types.Context) -> None:
+        """Makes the shot in background, or starts to make it beside a window."""
         address = self.address or server_address(context)
         check_online(address)
         out = absolute(self.directory) if self.directory else new_folder(context.scene)
@@ -57,7 +68,6 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
         else:
             check_server(address)
             session.start(prepare_shot(context, settings, on_event=lambda _: None), address, out, settings.show_results)
-        return {"FINISHED"}
 
 
 class WORLDWARP_OT_cancel(bpy.types.Operator):

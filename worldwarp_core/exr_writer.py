@@ -1,8 +1,9 @@
 """OpenEXR files of one float channel, written with NumPy and zlib alone.
 
 In: (H, W) float32. Out: the bytes of a scan-line OpenEXR file, version 2, ZIP compressed, lossless; it opens in
-whatever opens EXR. The add-on writes depth from inside Blender, where the OpenEXR package must not be loaded: Blender's own
-OpenEXR is in the same process, and on Linux the dynamic linker binds the package's calls to it, which ends in a crash.
+whatever opens EXR. The add-on writes depth from inside Blender, where the OpenEXR package must not be loaded:
+Blender's own OpenEXR is in the same process, and on Linux the dynamic linker binds the package's calls to it, which
+ends in a crash.
 
 Layout: https://openexr.com/en/latest/OpenEXRFileLayout.html
 """

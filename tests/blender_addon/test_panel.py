@@ -121,7 +121,7 @@ def test_a_running_shot_shows_progress_and_cancel_and_an_ended_one_its_error() -
     assert ended.operators == ["worldwarp.generate", "worldwarp.copy_error", "worldwarp.dismiss_error"]
     # A long message is wrapped, whole.
     assert " ".join(ended.labels).endswith("Start one with: worldwarp serve")
-    assert max(len(label) for label in ended.labels) < 60
+    assert max(len(label) for label in ended.labels) < 48
 
 
 def test_match_view_shows_pictures_as_they_are() -> None:

@@ -162,6 +162,8 @@ def test_a_server_that_is_not_there_is_said_before_anything_is_rendered(
     with pytest.raises(RuntimeError, match=r"Error: .*worldwarp serve"):
         bpy.ops.worldwarp.generate(address="tcp://127.0.0.1:9", directory=str(tmp_path / "shot"))
     assert not (tmp_path / "shot").exists()
+    # The report is gone soon; the panel keeps the sentence.
+    assert "worldwarp serve" in session.status().error
 
 
 def test_the_session_beside_a_window_does_the_same(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
