@@ -2,9 +2,9 @@
 
     python tests/benchmarks/ground_truth.py --out DIR --frames 1 21 --width 256 --height 144
 
-leaves `rgb_%04d.png` (sRGB, denoised Cycles), `depth_%04d.exr` (planar z in metres, background 1e10, read with
-`read_depth`) and `cameras.json` (every frame of the flight). `ground_truth()` does the same into a folder of the
-temporary directory that is kept for as long as neither the scene nor this file changes.
+leaves `rgb_%04d.png` (sRGB, denoised Cycles), `depth_%04d.exr` (Blender's passes; its planar z in metres, background
+1e10, is read with `read_depth`) and `cameras.json` (every frame of the flight). `ground_truth()` does the same into a
+folder of the temporary directory that is kept for as long as neither the scene nor this file changes.
 
 Depth is rendered on its own, one sample with a box filter of a hundredth of a pixel: Cycles writes z at the first
 sample's place inside the pixel, and with the usual 1.5 pixel filter that place is up to a pixel off its centre.
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from worldwarp_core.camera_files import write_cameras
-from worldwarp_core.exr import read_depth_exr, write_depth_exr
+from worldwarp_core.exr import read_depth_exr
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENE = ROOT / "blender_addon" / "demo_scene.py"
@@ -80,10 +80,7 @@ def render(folder: Path, frames: Sequence[int], width: int, height: int, path_fr
     scene.cycles.pixel_filter_type, scene.cycles.filter_width = "BOX", 0.01
     for frame in frames:
         scene.frame_set(frame)
-        passes = folder / f"passes_{frame:04d}.exr"
-        render_still(scene, passes, "OPEN_EXR_MULTILAYER")
-        write_depth_exr(folder / f"depth_{frame:04d}.exr", read_depth_exr(passes))
-        passes.unlink()
+        render_still(scene, folder / f"depth_{frame:04d}.exr", "OPEN_EXR_MULTILAYER")
     (folder / WHOLE).touch()
 
 
