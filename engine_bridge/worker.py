@@ -174,12 +174,12 @@ def _run(engine: Any, job: StoredJob, job_id: str, server: _Server) -> Ended:
     """Runs one job to whatever end it comes to. The log is closed then: its last event is for the server to write."""
     try:
         summary = _append_events(engine.generate(read_spec(job.submit())), job, job_id, server)
+        if summary is not None:
+            return Ended(job_id=job_id, state="done", summary=as_plain(summary))
     except Exception as error:
         code, message, log_id = _explain(error, "engine_failed", "The engine met an unexpected error")
         return Ended(job_id=job_id, state="failed", code=code, message=message, log_id=log_id)
-    if summary is None:
-        return Ended(job_id=job_id, state="cancelled", code="cancelled", message="The job was cancelled.")
-    return Ended(job_id=job_id, state="done", summary=as_plain(summary))
+    return Ended(job_id=job_id, state="cancelled", code="cancelled", message="The job was cancelled.")
 
 
 def _append_events(events: Iterator[core.Event], job: StoredJob, job_id: str, server: _Server) -> dict[str, Any] | None:

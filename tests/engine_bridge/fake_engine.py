@@ -1,8 +1,8 @@
 """An engine that needs no torch and does what its prompt says, for tests of everything around an engine.
 
-Prompts, each `word` or `word=value`, separated by spaces: `chunks=N`, `slow=SECONDS` a frame, `crash=N` (the process
-dies after frame N), `fail=N` (an unexpected exception after frame N), `refuse` (an error of the user's),
-`progress=N` (progress events before every frame), `wait` (no frames until cancelled).
+Prompts, each `word` or `word=value`, separated by spaces: `slow=SECONDS` a frame, `crash=N` (the process dies after
+frame N), `fail=N` (an unexpected exception after frame N), `refuse` (an error of the user's), `deep` (a summary nested
+too deeply), `progress=N` (progress events before every frame), `wait` (no frames until cancelled).
 """
 
 from __future__ import annotations
@@ -64,7 +64,14 @@ class FakeEngine:
                 raise RuntimeError("a secret of the inside")
             if (index + 1) % spec.chunk == 0 or index + 1 == count:
                 yield CacheUpdate(chunk=index // spec.chunk, splats=cloud_of(100 + index))
+        if "deep" in does:
+            yield Finished({"deep": nested(20)})
         yield Finished({"engine": "fake", "seconds": {"fill": np.float64(1.0)}, "versions": {"fake": "1"}})
+
+
+def nested(depth: int) -> Any:
+    """A list in a list in a list ..."""
+    return [nested(depth - 1)] if depth else 1
 
 
 def cloud_of(count: int) -> SplatCloud:

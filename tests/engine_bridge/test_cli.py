@@ -65,7 +65,7 @@ def job_of(files: Path, out: str = "out") -> dict[str, Any]:
 
 
 def test_generate_leaves_everything_and_nothing_else(files: Path) -> None:
-    done = worldwarp(*generation(files, "--prompt", "chunks=2", "--seed", 5))
+    done = worldwarp(*generation(files, "--seed", 5))
     assert done.returncode == 0, done.stderr
     assert "7 frames" in done.stdout
     out = files / "out"

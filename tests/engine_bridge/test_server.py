@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,12 @@ def test_settings_that_cannot_work_are_refused_at_once(connect: Connect, change:
         assert isinstance(answer, m.Error)
         assert answer.code in ("bad_settings", "bad_camera_path", "bad_start_frame")
         assert raw.ask(m.ListJobs(request_id=1)).jobs == ()
+
+
+def test_a_summary_that_cannot_be_sent_fails_the_job_not_the_worker(connect: Connect) -> None:
+    client = connect()
+    assert run(client, client.submit(shot(prompt="deep")))[-1].code == "engine_failed"
+    assert run(client, client.submit(shot()))[-1].state == "done"
 
 
 def test_another_engine_than_the_servers_is_refused(connect: Connect) -> None:
@@ -401,7 +408,8 @@ def _serve_until_killed(data_dir: str, address: str) -> None:
 def test_a_killed_server_takes_its_worker_along_and_loses_no_frame(
     start_server: Callable[..., RunningServer], tmp_path: Path
 ) -> None:
-    address = f"tcp://127.0.0.1:{random.Random(os.getpid()).randrange(20_000, 32_000)}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_serve_until_killed, args=(str(tmp_path / "jobs"), address))
     process.start()
