@@ -470,7 +470,7 @@ def material(
         )
         colour = ramp(
             tree,
-            wave.outputs["Fac" if "Fac" in wave.outputs else "Factor"],
+            wave.outputs[1],
             [(0.0, colours[0]), (0.5, colours[1])] if hard else shades,
             constant=hard,
         )
@@ -580,7 +580,7 @@ def scaled(tree: bpy.types.NodeTree, colour: bpy.types.NodeSocket, by: bpy.types
 def ramp(
     tree: bpy.types.NodeTree, value: bpy.types.NodeSocket, stops: Sequence[tuple[float, Colour]], constant: bool = False
 ) -> bpy.types.NodeSocket:
-    made = node(tree, "ShaderNodeValToRGB", Fac=value)
+    made = node(tree, "ShaderNodeValToRGB", {0: value})
     elements = made.color_ramp.elements
     made.color_ramp.interpolation = "CONSTANT" if constant else "LINEAR"
     for _ in stops[2:]:

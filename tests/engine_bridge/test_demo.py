@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -98,6 +99,23 @@ def test_without_blender_the_message_is_the_command_that_gets_it(monkeypatch, tm
 def test_a_blender_that_is_not_there_is_named(tmp_path):
     with pytest.raises(WorldWarpError, match=r"There is no Blender at .*nowhere"):
         demo.run(tmp_path / "out", blender=tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for Blender's executable is a script")
+@pytest.mark.skipif(not HAS_BPY, reason="needs Blender as a Python module (the `blender` extra)")
+def test_an_installed_blender_runs_the_add_ons_half(tmp_path):
+    stand_in = tmp_path / "blender"
+    stand_in.write_text(
+        f"#!{sys.executable}\n"
+        "import sys\n"
+        "assert sys.argv[1:3] == ['--background', '--factory-startup'], sys.argv\n"
+        "exec(sys.argv[sys.argv.index('--python-expr') + 1])\n"
+    )
+    stand_in.chmod(0o755)
+    command, environment = demo.blender_command(stand_in)
+    said = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert "--report" in said.stdout
 
 
 @pytest.mark.parametrize("settings", [{"frames": 0}, {"width": 8}])
