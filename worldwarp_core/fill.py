@@ -18,8 +18,8 @@ from .chunks import ChunkPlan
 from .history import History
 from .priors import VALID, Priors
 
-INPAINT_RADIUS_SHARE = 1 / 48
-"""Of the image's height: how far Telea's method looks for colour."""
+INPAINT_RADIUS_PX = 3.0
+"""How far Telea's method looks for colour; its time grows with the square of it."""
 
 
 class Fill(Protocol):
@@ -59,5 +59,5 @@ def _inpaint(rgb: Tensor, holes: Tensor) -> Tensor:
     if mask.all() or not mask.any():
         closed = picture
     else:
-        closed = cv2.inpaint(picture, mask, max(picture.shape[0] * INPAINT_RADIUS_SHARE, 2.0), cv2.INPAINT_TELEA)
+        closed = cv2.inpaint(picture, mask, INPAINT_RADIUS_PX, cv2.INPAINT_TELEA)
     return torch.from_numpy(closed).to(rgb) / 255

@@ -81,7 +81,9 @@ def fit(
     start = gaussians[rows].map(lambda t: t.detach().clone())
     radius = start.scales.exp().amax(1, keepdim=True)
     offset = torch.zeros_like(start.means)
-    learned = {"offset": offset, **{k: t for k, t in start.tensors().items() if k != "means" and t.numel()}}
+    # One view cannot tell a colour that depends on the direction from one that does not: only several teach shN.
+    fixed = {"means"} if len(views) > 1 and start.shN.numel() else {"means", "shN"}
+    learned = {"offset": offset, **{k: t for k, t in start.tensors().items() if k not in fixed}}
     for t in learned.values():
         t.requires_grad_(True)
     rates = {name: getattr(settings, f"{name}_lr") for name in learned}
