@@ -126,7 +126,7 @@ def show_behind_camera(camera: bpy.types.Object, frames: Sequence) -> bpy.types.
         # Behind the scene's own surfaces nothing of it would be seen; the artist may put it there.
         shown.display_depth = "FRONT"
     time_sequence(shown.image_user, frames)
-    camera.data.show_background_images = True
+    settle(camera.data, show_background_images=True)
     return shown
 
 
@@ -139,18 +139,28 @@ def sequence_image(frames: Sequence) -> bpy.types.Image:
         image = bpy.data.images.load(str(first))
         image.name = f"{first.parent.parent.name} {first.parent.name}"
         image[SOURCE] = source
-    image.filepath = stored_path(first)
-    image.source = "SEQUENCE"
-    image.colorspace_settings.name = frames.colorspace
+    # Setting what is set already would make Blender load the pictures anew.
+    settle(image, filepath=stored_path(first), source="SEQUENCE")
+    settle(image.colorspace_settings, name=frames.colorspace)
     return image
 
 
 def time_sequence(user: Any, frames: Sequence) -> None:
     """Makes an image user, or an image node, show the file whose number is the scene's frame."""
-    user.frame_start = frames.first
-    user.frame_offset = frames.first - 1
-    user.frame_duration = frames.last - frames.first + 1
-    user.use_auto_refresh = True
+    settle(
+        user,
+        frame_start=frames.first,
+        frame_offset=frames.first - 1,
+        frame_duration=frames.last - frames.first + 1,
+        use_auto_refresh=True,
+    )
+
+
+def settle(owner: Any, **values: Any) -> None:
+    """Sets those attributes of a Blender struct that have another value."""
+    for name, value in values.items():
+        if getattr(owner, name) != value:
+            setattr(owner, name, value)
 
 
 def add_strip(scene: bpy.types.Scene, name: str, frames: Sequence) -> Any:

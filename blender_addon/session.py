@@ -8,6 +8,7 @@ shot at a time. In background mode, where timers do not fire, `shot.generate_sho
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 import time
@@ -138,8 +139,10 @@ def close() -> None:
 
 def _tick() -> float | None:
     """Takes events out of the queue within the budget; returns the seconds to the next tick, None after the last."""
+    before = dataclasses.replace(_status, notices=list(_status.notices))
     drain(time.perf_counter() + BUDGET_S)
-    redraw()
+    if _status != before:
+        redraw()
     return TICK_S if _status.running else None
 
 
@@ -219,8 +222,10 @@ def _end(session: Session, ended: Ended) -> None:
 
 
 def redraw() -> None:
-    """Asks for the sidebars to be drawn again; only they show the status."""
+    """Asks for the sidebars to be drawn again; only they show the status, and the viewports beside them cost more."""
     for window in bpy.context.window_manager.windows:
         for area in window.screen.areas:
             if area.type == "VIEW_3D":
-                area.tag_redraw()
+                for region in area.regions:
+                    if region.type == "UI":
+                        region.tag_redraw()
