@@ -590,10 +590,18 @@ class _Wire:
             assert self._control is not None
             assert self._data is not None
             for link in (self._control, self._data):
-                for message, size_bytes in link.receive():
-                    self._take(message, size_bytes)
-                link.check()
+                self._hear(link)
+                try:
+                    link.check()
+                except _Lost:
+                    # What arrived between the last look and the end is still there to be read.
+                    self._hear(self._data)
+                    raise
             self._wait(wake, self._control, self._data)
+
+    def _hear(self, link: _Link) -> None:
+        for message, size_bytes in link.receive():
+            self._take(message, size_bytes)
 
     def _wait(self, wake: zmq.Socket, *links: _Link) -> None:
         """Sleeps until something arrives or is asked for, then does what was asked for."""

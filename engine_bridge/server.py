@@ -196,7 +196,10 @@ class Server:
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
-        while reports.poll(100):
+        # Until its last word, which is that it is gone, has come through: the thread in between takes its time.
+        deadline = time.monotonic() + STOP_GRACE_S
+        while self._worker is not None and time.monotonic() < deadline:
+            reports.poll(50)
             self._hear_worker(reports)
         deadline = time.monotonic() + 1.0
         while self._send_events() and time.monotonic() < deadline:
