@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Literal, assert_never, get_args
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ REFERENCE_STEPS = len(REFERENCE_SIGMAS) - 1
 SHIFT = 5.0
 
 Variant = Literal["both", "spatial", "temporal", "uniform", "full_noise"]
+Frames = Literal["all", "last"]
+Erosion = Literal["spare_thin", "box"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class NoiseSettings:
             strength that `both` would give them (blank counts as strength 1).
             `uniform`: one level for the clip. Context, valid and blank tokens all start at sigma(strength).
             `full_noise`: context clean, every other token starts at 1: the prior is not used.
-        threshold: a pixel is valid from this validity on; in [0, 1).
+        threshold: a pixel is valid from this validity on; above 0, below 1.
         frames: which frames of a latent must be valid. `all`: all of its 4 (the first latent: its one).
             `last`: its last alone, the public rule's every 4th frame.
         erosion: how far valid tokens keep from the mask's edge.
@@ -89,13 +91,19 @@ class NoiseSettings:
 
     variant: Variant = "both"
     threshold: float = 0.5
-    frames: Literal["all", "last"] = "all"
-    erosion: Literal["spare_thin", "box"] = "spare_thin"
+    frames: Frames = "all"
+    erosion: Erosion = "spare_thin"
     graded: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.threshold < 1.0:
-            raise WorldWarpError("bad_settings", f"The validity threshold must be in [0, 1); got {self.threshold}.")
+        for name, kinds in (("variant", Variant), ("frames", Frames), ("erosion", Erosion)):
+            if getattr(self, name) not in get_args(kinds):
+                choices = ", ".join(get_args(kinds))
+                raise WorldWarpError("bad_settings", f"{name} must be one of {choices}; got {getattr(self, name)!r}.")
+        if not 0.0 < self.threshold < 1.0:
+            raise WorldWarpError(
+                "bad_settings", f"The validity threshold must be above 0 and below 1; got {self.threshold}."
+            )
 
 
 PUBLIC_RULE = NoiseSettings(frames="last", erosion="box")
@@ -107,6 +115,7 @@ def start_sigma(strength: float) -> float:
 
     Strength, in [0, 1], is a fraction of the 50 reference steps, not a sigma: it means the same at any step count.
     """
+    assert 0.0 <= strength <= 1.0, strength
     return float(_start_sigmas(torch.tensor(strength, dtype=torch.float64)))
 
 
@@ -115,8 +124,9 @@ def sigma_schedule(steps: int, strengths: Iterable[float] = ()) -> list[float]:
 
     With 50 steps these are the reference values, which hold the start of every strength already. With any other number
     they are that many steps of the same shifted schedule, and the start sigma of each of `strengths` is inserted as a
-    node of its own (one step more each) unless it is one already: the clip is then seen by the model at the moment when
-    all tokens come together, and the prior is not lost at few steps.
+    node of its own (one step more each) unless it is one already: few steps then neither lose the prior nor leap over
+    the moment when valid and blank tokens come together. Starts that are no node (graded, a user's mask) need none:
+    a token joins the schedule within a step, for the rest of it.
     """
     assert steps >= 1, steps
     if steps == REFERENCE_STEPS:
@@ -156,6 +166,7 @@ def build_sigma_map(
             the model from the prior, below 0 keeps to it. A token takes the mean over its pixels and frames. Blank
             tokens start at 1 all the same; `uniform` and `full_noise` take no mask.
     """
+    assert 0.0 <= strength <= 1.0, strength
     clean = context_latents(context)
     # On the CPU: strength needs float64, which not every device has.
     confidence = token_confidence(validity, settings).cpu().double()

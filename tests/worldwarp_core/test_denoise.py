@@ -116,6 +116,19 @@ def test_full_noise_without_context_is_diffusers_own_sampling(wan, clip):
     torch.testing.assert_close(ours[-1], latents, rtol=1e-5, atol=1e-5)
 
 
+def test_clips_of_a_batch_do_not_mix(wan, clip):
+    other = torch.flip(clip["validity"], (2,))
+    maps = torch.stack([build_sigma_map(v, 0.8, 1) for v in (clip["validity"], other)])
+    assert not torch.equal(maps[0], maps[1])
+    latents = torch.cat([clip["prior"], clip["noise"]])
+    sigmas = sigma_schedule(3, [0.8])
+    prompts = [torch.cat([clip["prompt"], clip["negative_prompt"]]), torch.zeros(2, 7, 24)]
+    *_, together = denoise(wan, latents, maps, sigmas, *prompts)
+    for b in range(2):
+        *_, alone = denoise(wan, latents[b : b + 1], maps[b : b + 1], sigmas, *(p[b : b + 1] for p in prompts))
+        torch.testing.assert_close(together[b : b + 1], alone, rtol=1e-5, atol=1e-5)
+
+
 # Schedule and hold
 
 
