@@ -13,6 +13,7 @@ import hashlib
 import ipaddress
 import logging
 import multiprocessing
+import os
 import re
 import signal
 import threading
@@ -564,6 +565,9 @@ class _Worker:
         self._connection, theirs = spawn.Pipe()
         worker_config = WorkerConfig(str(config.data_dir), config.factory, config.engine, config.options)
         self.process = spawn.Process(target=run_worker, args=(theirs, worker_config), name="worldwarp-worker")
+        # OpenMP reads this when torch loads it. Its threads else spin while they wait for each other, and beside any
+        # other work a step of the CPU engine takes three times as long.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         self.process.start()
         theirs.close()
         threading.Thread(
