@@ -13,7 +13,6 @@ sigma in [0, 1] is the noise level of flow matching: z_sigma = (1 - sigma) z + s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, assert_never, get_args
@@ -131,12 +130,7 @@ def sigma_schedule(steps: int, strengths: Iterable[float] = ()) -> list[float]:
     assert steps >= 1, steps
     if steps == REFERENCE_STEPS:
         return list(REFERENCE_SIGMAS)
-    nodes = _shifted_schedule(steps)
-    for start in map(start_sigma, strengths):
-        # Nodes that differ by rounding only are one: a step between them would be lost work.
-        if not any(math.isclose(node, start, abs_tol=1e-6, rel_tol=0) for node in nodes):
-            nodes.append(start)
-    return sorted(nodes, reverse=True)
+    return sorted({*_shifted_schedule(steps), *map(start_sigma, strengths)}, reverse=True)
 
 
 def context_latents(context: int) -> int:
@@ -229,9 +223,9 @@ def _start_sigmas(strengths: Tensor) -> Tensor:
 def _shifted_schedule(steps: int) -> list[float]:
     """`steps` levels from 1 down and the final 0, as diffusers spaces them.
 
-    It shifts a range that ends at an already shifted sigma_min, and keeps float32.
+    It shifts a range that ends at an already shifted sigma_min, which it keeps in float32.
     """
-    lowest = float(np.float32(_shift(np.array(1 / 1000))))
+    lowest = _shift(np.array([1 / 1000], np.float32)).item()
     return [*_shift(np.linspace(1.0, lowest, steps)).astype(np.float32).tolist(), 0.0]
 
 

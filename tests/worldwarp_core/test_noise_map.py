@@ -58,13 +58,13 @@ def test_the_frozen_table_is_what_diffusers_gives():
     )
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4, 8, 25, 49, 50, 51, 100])
-def test_a_schedule_of_any_length_is_spaced_as_diffusers_spaces_it(steps):
+def test_schedules_of_other_lengths_are_spaced_as_diffusers_spaces_them():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5)
-    scheduler.set_timesteps(steps)
-    np.testing.assert_allclose(sigma_schedule(steps), scheduler.sigmas.numpy(), rtol=0, atol=1e-7)
+    for steps in range(1, 101):
+        scheduler.set_timesteps(steps)
+        assert sigma_schedule(steps) == scheduler.sigmas.tolist(), steps
 
 
 def test_the_table_ends_where_the_double_shift_puts_it():
@@ -96,16 +96,16 @@ def test_a_strength_from_a_float32_slider_is_the_same_strength():
         assert start_sigma(float(np.float32(percent / 100))) == start_sigma(percent / 100)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4, 8, 25, 49, 51, 99, 100])
-@pytest.mark.parametrize("strength", [0.35, 0.5, 0.8, 0.9, 1.0])
+@pytest.mark.parametrize("steps", [1, 3, 4, 8, 25, 49, 50, 51, 99, 148])
+@pytest.mark.parametrize("strength", [0.02, 0.35, 0.5, 0.8, 0.9, 1.0])
 def test_the_start_of_a_strength_is_a_node_at_any_step_count(steps, strength):
     bare, schedule = sigma_schedule(steps), sigma_schedule(steps, [strength])
     assert schedule[0] == 1.0
     assert schedule[-1] == 0.0
     assert len(bare) == steps + 1
     assert len(schedule) in (len(bare), len(bare) + 1)
-    assert min(abs(s - start_sigma(strength)) for s in schedule) <= 1e-6
-    assert (-np.diff(schedule) > 1e-6).all()
+    assert start_sigma(strength) in schedule
+    assert (np.diff(schedule) < -1e-6).all()  # no node twice, give or take rounding
 
 
 def test_at_50_steps_the_schedule_is_the_table_whatever_the_strength():
