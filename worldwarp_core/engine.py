@@ -21,7 +21,7 @@ from .splats.rasterize import prepare_rasterizer, rasterizer_info
 CPU = PipelineSettings(
     device="cpu",
     max_pixels=512 * 288,
-    points_per_pixel=0.28,
+    points_per_pixel=0.5,
     # Steps are where the curve of PSNR against steps flattens: tests/benchmarks/bench_cache_steps.py.
     cache=CacheSettings(
         first_steps=200, update_steps=60, sh_degree=0, key_views=4, anchor_views=1, max_gaussians=200_000

@@ -28,6 +28,8 @@ class Fill(Protocol):
     name: str
     description: str
     """For the job's metadata: what made the pixels that the cache did not know."""
+    ignores: tuple[str, ...]
+    """Settings of `GenerateSpec` that change nothing here."""
     holes_agree: bool
     """Whether a hole is filled alike in every frame that shows it; if not, the cache learns it from one frame only."""
 
@@ -45,6 +47,7 @@ class CacheFill:
 
     name = "cache"
     description = "rendered cache; holes inpainted by OpenCV (Telea), no learned model"
+    ignores: tuple[str, ...] = ("prompt", "negative_prompt", "strength", "steps")
     holes_agree = False
 
     def fill(self, context: History, priors: Priors, plan: ChunkPlan, seed: int) -> Iterator[Tensor]:

@@ -31,6 +31,8 @@ from .timeline import Timeline
 
 PRIORS_BATCH = 8
 """Cameras rendered between two progress events."""
+NOTHING_IN_VIEW = 0.01
+"""A frame of whose pixels less than this share is valid was made from next to nothing, and the user is told."""
 GUESS_S: dict[Stage, float] = {"geometry": 0.05, "cache": 0.1, "priors": 0.05, "fill": 0.03}
 
 
@@ -71,8 +73,8 @@ def generate(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> 
     generator = torch.Generator().manual_seed(spec.seed)
     timeline = _plan_timeline(plans, cache_settings)
 
-    def estimate_depth(rgb: Tensor, known: Tensor, seen: Tensor, K: Tensor) -> tuple[Tensor, Tensor]:
-        geometry = complete_depth(known[None], seen[None], rgb[None], models.monocular, K)
+    def estimate_depth(rgb: Tensor, known: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        geometry = complete_depth(known[None], seen[None], rgb[None], models.monocular)
         return geometry.depth[0], geometry.confidence[0]
 
     opening = open_cache(stage.space, stage.history, stage.depth, cache_settings, generator)
@@ -86,6 +88,7 @@ def generate(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> 
         if not plan.new:
             continue
         priors = yield from _render_priors(cache, stage, plan, timeline)
+        yield from _out_of_sight(stage, plan, priors)
         frames = []
         context = history.last(len(plan.context))
         for offset, frame in enumerate(models.fill.fill(context, priors, plan, spec.seed)):
@@ -166,11 +169,16 @@ def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> _
             Notice("start_frame_resized", f"The start frame was resized from {w}x{h} to {path.width}x{path.height}.")
         )
 
+    notices.extend(_without_effect(spec, models))
+
     device = torch.device(settings.device)
     rgb = torch.from_numpy(resize_picture(spec.start_frame, width, height).astype(np.float32) / 255).to(device)
     working = path.resized(width, height)
     K = torch.from_numpy(working.K.astype(np.float32)).to(device)
-    depth, depth_source = start_depth(spec.depth, rgb, K[0], models.monocular, spec.scene_scale)
+    depth, depth_source = start_depth(spec.depth, rgb, models.monocular, spec.scene_scale)
+    if spec.depth is None and spec.scene_scale is None:
+        assumed = "Give --scene-scale (the median depth in scene units) if the world comes out too large or too small."
+        notices.append(Notice("scene_scale_assumed", f"Depth of the start frame: {depth_source}. {assumed}"))
     space = CacheSpace(anchor=path.c2w[0, :3, 3].copy(), unit=float(depth[torch.isfinite(depth)].median()))
     w2c = space.w2c(path.c2w).to(device)
     cache_settings = _cache_settings(spec, settings, width * height)
@@ -187,6 +195,36 @@ def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> _
         cache_settings=cache_settings,
         notices=notices,
     )
+
+
+def _without_effect(spec: GenerateSpec, models: Models) -> Iterator[Notice]:
+    """Names the settings that were given but change nothing here."""
+    given = {
+        "prompt": spec.prompt,
+        "negative_prompt": spec.negative_prompt,
+        "strength": spec.strength != GenerateSpec.strength,
+        "steps": spec.steps,
+    }
+    idle = [name.replace("_", " ") for name in models.fill.ignores if given[name]]
+    if idle:
+        yield Notice(
+            "no_effect", f"The engine {models.fill.name!r} has no learned model: {', '.join(idle)} change nothing."
+        )
+    if spec.depth is not None and spec.scene_scale is not None:
+        yield Notice("no_effect", "The start frame's exact depth sets the scale: scene scale changes nothing.")
+
+
+def _out_of_sight(stage: _Stage, plan: ChunkPlan, priors: Priors) -> Iterator[Notice]:
+    """Says which frames see next to nothing of the world so far."""
+    share = (priors.validity >= VALID).float().mean((1, 2))
+    lost = [int(stage.path.frames[i]) for i, s in zip(plan.new, share.tolist(), strict=True) if s < NOTHING_IN_VIEW]
+    if lost:
+        frames = f"frame {lost[0]}" if len(lost) == 1 else f"{len(lost)} frames between {lost[0]} and {lost[-1]}"
+        yield Notice(
+            "nothing_in_view",
+            f"The camera looks away from everything known in {frames}: there is next to nothing to fill them from. "
+            "Turn or move it less, or begin the shot where it should go.",
+        )
 
 
 def _cache_settings(spec: GenerateSpec, settings: PipelineSettings, pixels: int) -> CacheSettings:

@@ -8,17 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .splats.cache import SplatCache, nearest_views
+from .splats.cache import DEPTH_TOLERANCE, SOURCE_VIEWS, SplatCache, nearest_views
 from .splats.look import look
 
-DEPTH_TOLERANCE = 0.1
-"""A point counts as seen by a source view when its depth there is within this share of the view's own.
-
-The view's own depth is the range over the pixel and its neighbours: on a silhouette both the cache's expected depth and
-the view's are mixtures of what lies in front and behind, and a steep floor changes by more than this from row to row.
-"""
-SOURCE_VIEWS = 8
-"""Key views asked for each target camera, nearest first."""
 VALID = 0.5
 """A prior pixel is valid from this validity on."""
 
@@ -55,7 +47,11 @@ def render_priors(cache: SplatCache, w2c: Tensor, K: Tensor, width: int, height:
 
 
 def _seen_before(cache: SplatCache, depth: Tensor, w2c: Tensor, K: Tensor) -> Tensor:
-    """(H, W) bool: what is at `depth` (the sky at its own) was seen there from one of the nearest key views."""
+    """(H, W) bool: what is at `depth` (the sky at its own) was seen there from one of the nearest key views.
+
+    A view's own depth is the range over the pixel and its neighbours: on a silhouette the cache's expected depth and
+    the view's mix what lies in front and behind, and a steep floor changes by more than 10% from row to row.
+    """
     height, width = depth.shape
     chosen = nearest_views(cache.views, w2c, SOURCE_VIEWS)
     ys, xs = torch.meshgrid(

@@ -47,7 +47,7 @@ class Scene:
         self.path = read_cameras(folder / "cameras.json")
         self.rgb = {f: torch.from_numpy(read_rgb(folder, f + 1).astype(np.float32) / 255) for f in {0, *LATER, *KEYS}}
         self.K = torch.from_numpy(self.path.K.astype(np.float32))
-        depth, _ = start_depth(read_depth(folder, 1), self.rgb[0], self.K[0], None, None)
+        depth, _ = start_depth(read_depth(folder, 1), self.rgb[0], None, None)
         self.space = CacheSpace(self.path.c2w[0, :3, 3], float(depth[torch.isfinite(depth)].median()))
         self.depth = depth / self.space.unit
         self.w2c = self.space.w2c(self.path.c2w)
@@ -80,8 +80,8 @@ def first_fit(scene: Scene, settings: CacheSettings) -> tuple[SplatCache, float]
 
 
 def later_fit(scene: Scene, cache: SplatCache, settings: CacheSettings) -> tuple[SplatCache, float]:
-    def estimate_depth(rgb, known, seen, K):  # type: ignore[no-untyped-def]
-        geometry = complete_depth(known[None], seen[None], rgb[None], None, K)
+    def estimate_depth(rgb, known, seen):  # type: ignore[no-untyped-def]
+        geometry = complete_depth(known[None], seen[None], rgb[None], None)
         return geometry.depth[0], geometry.confidence[0]
 
     began = time.perf_counter()

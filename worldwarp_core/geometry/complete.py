@@ -35,9 +35,7 @@ class Geometry:
         assert self.depth.shape == self.confidence.shape, (self.depth.shape, self.confidence.shape)
 
 
-def complete_depth(
-    cache_depth: Tensor, seen: Tensor, rgb: Tensor, monocular: MonocularDepth | None, K: Tensor
-) -> Geometry:
+def complete_depth(cache_depth: Tensor, seen: Tensor, rgb: Tensor, monocular: MonocularDepth | None) -> Geometry:
     """Depth from the cache where it has seen the place, and else from the model aligned to it, or inpainted.
 
     A view is inpainted where there is no model, or where no scale makes the model agree with what was seen. A view of
@@ -47,7 +45,6 @@ def complete_depth(
         cache_depth: (V, H, W) planar z; inf is sky; not looked at outside `seen`.
         seen: (V, H, W) bool.
         rgb: (V, H, W, 3) in [0, 1].
-        K: (3, 3) or (V, 3, 3) in pixels, for models that ask for the focal length.
     """
     assert cache_depth.shape == seen.shape == rgb.shape[:3], (cache_depth.shape, seen.shape, rgb.shape)
     usable = seen & (cache_depth > 0) & ~torch.isnan(cache_depth)

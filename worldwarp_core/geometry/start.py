@@ -19,15 +19,15 @@ SURFACE_RATIO = 1.05
 
 
 def start_depth(
-    exact: np.ndarray | None, rgb: Tensor, K: Tensor, monocular: MonocularDepth | None, scene_scale: float | None
+    exact: np.ndarray | None, rgb: Tensor, monocular: MonocularDepth | None, scene_scale: float | None
 ) -> tuple[Tensor, str]:
     """(H, W) planar z of the start frame in scene units (inf is sky), and where it comes from, for the record.
 
     Args:
         exact: (h, w) planar z in scene units, at any size; it wins over a model.
         rgb: (H, W, 3) in [0, 1].
-        K: (3, 3) in pixels, of `rgb`.
-        scene_scale: median depth of the frame in scene units, where a model estimates it.
+        scene_scale: median depth of the frame in scene units, where a model estimates it. None takes a metric model's
+            metres for scene units, and `DEFAULT_SCENE_SCALE` with a relative one.
 
     Raises:
         WorldWarpError: `no_depth` with neither depth nor model; `bad_depth` where the model's estimate is unusable.
@@ -40,6 +40,8 @@ def start_depth(
             "The start frame has no depth. Give --depth FILE (Blender's Z pass as EXR, NPY or 16-bit PNG), or "
             "--depth-model NAME (a depth model of transformers, such as depth-anything/Depth-Anything-V2-Small-hf).",
         )
+    if scene_scale is None and monocular.kind == "depth":
+        return start_depth_from_model(rgb, monocular, None), f"{monocular.name}, its metres taken for scene units"
     scale = DEFAULT_SCENE_SCALE if scene_scale is None else scene_scale
     return start_depth_from_model(rgb, monocular, scale), f"{monocular.name}, median depth set to {scale:g} scene units"
 
@@ -61,8 +63,8 @@ def scene_geometry(depth: np.ndarray, size: tuple[int, int]) -> Tensor:
     return 1 / disparity
 
 
-def start_depth_from_model(rgb: Tensor, monocular: MonocularDepth, scene_scale: float) -> Tensor:
-    """(H, W) planar z from a model's estimate, scaled so that its median is `scene_scale`; inf is sky.
+def start_depth_from_model(rgb: Tensor, monocular: MonocularDepth, scene_scale: float | None) -> Tensor:
+    """(H, W) planar z from a model's estimate, with median `scene_scale` (None: left as it is); inf is sky.
 
     A relative model's disparity has an unknown offset. These models give the sky 0 and are not negative, so the offset
     is taken as 0 (or as the smallest value, where one is negative).
@@ -81,7 +83,7 @@ def start_depth_from_model(rgb: Tensor, monocular: MonocularDepth, scene_scale: 
             "--depth-model.",
         )
     depth = torch.where(disparity > positive.median() / SKY_RATIO, 1 / disparity, torch.inf)
-    return depth * (scene_scale / depth[torch.isfinite(depth)].median())
+    return depth if scene_scale is None else depth * (scene_scale / depth[torch.isfinite(depth)].median())
 
 
 def _resize_disparity(disparity: Tensor, height: int, width: int) -> Tensor:

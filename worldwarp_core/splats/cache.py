@@ -26,6 +26,10 @@ SKY_DISTANCE = 20.0
 """The sky's Gaussians stand at this many times the farthest surface of the start frame."""
 SEEN_ALPHA = 0.5
 """A pixel whose cache alpha reaches this was seen; below, Gaussians are missing."""
+DEPTH_TOLERANCE = 0.1
+"""Depths of one point from two views agree within this share."""
+SOURCE_VIEWS = 8
+"""Key views that are asked about a camera, nearest first."""
 MIN_NEW_PIXELS = 0.0005
 """Share of a view that must be missing before it is worth seeding."""
 
@@ -92,8 +96,8 @@ class CacheStep:
     loss: float
 
 
-EstimateDepth = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(rgb (H, W, 3), cache depth (H, W), seen (H, W) bool, K) -> complete planar z (inf is sky) and confidence (H, W)."""
+EstimateDepth = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(rgb (H, W, 3), cache depth (H, W), seen (H, W) bool) -> complete planar z (inf is sky) and confidence (H, W)."""
 
 
 def open_cache(
@@ -145,7 +149,7 @@ def update_cache(
         so_far = look(gaussians, sky, history.w2c[v, None], history.K[v, None], width, height)
         seen = so_far.alpha[0] >= SEEN_ALPHA
         wanted = ~seen
-        depth, confidence = estimate_depth(history.rgb[v], so_far.depth[0], seen, history.K[v])
+        depth, confidence = estimate_depth(history.rgb[v], so_far.depth[0], seen)
         room = settings.max_gaussians - len(gaussians)
         share = float(wanted.float().mean())
         if share >= MIN_NEW_PIXELS and room > 0:
@@ -156,7 +160,8 @@ def update_cache(
                 cache.sky_depth,
                 cache.gaussians.sh_degree,
             )
-            seeds, is_sky = seeds.map(lambda t: t[:room]), is_sky[:room]  # noqa: B023 - used at once
+            rows = torch.nonzero(~_hides_what_was_seen(seeds.means, cache.views, history.w2c[v])).squeeze(1)[:room]
+            seeds, is_sky = seeds[rows], is_sky[rows]
             touched |= _near(cache.gaussians, wanted, history.w2c[v], history.K[v])
             gaussians = concatenate([gaussians, seeds])
             sky = torch.cat([sky, is_sky])
@@ -245,6 +250,21 @@ def _near(gaussians: Gaussians, wanted: Tensor, w2c: Tensor, K: Tensor) -> Tenso
     region = F.max_pool2d(wanted.float()[None, None], 2 * reach + 1, stride=1, padding=reach)[0, 0] > 0
     col, row, inside = _project(gaussians.means, w2c, K, width, height)
     return inside & region[row, col]
+
+
+def _hides_what_was_seen(means: Tensor, views: KeyViews, w2c: Tensor) -> Tensor:
+    """(N,) bool: points that a key view looked through, at what lies behind them.
+
+    The depth of a filled hole is a guess; where it contradicts what was seen, what was seen stays.
+    """
+    height, width = views.depth.shape[1:]
+    hides = torch.zeros(len(means), dtype=torch.bool, device=means.device)
+    for k in nearest_views(views, w2c, SOURCE_VIEWS).tolist():
+        col, row, inside = _project(means, views.w2c[k], views.K[k], width, height)
+        z = means @ views.w2c[k, 2, :3] + views.w2c[k, 2, 3]
+        nearest = -F.max_pool2d(-views.depth[k, None, None], 3, stride=1, padding=1)[0, 0]
+        hides |= inside & (z < (1 - DEPTH_TOLERANCE) * nearest[row, col])
+    return hides
 
 
 def _in_view(gaussians: Gaussians, history: History, width: int, height: int) -> Tensor:

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gaussians import Gaussians
+from .gaussians import SH_C0, Gaussians
 from .rasterize import rasterize
 
+MAX_DRIFT = 2.0
+"""How far a fit may move a Gaussian, in its own radii: it was put where something was seen and stays by it."""
 SSIM_WINDOW = 7
 """Pixels; a box window, which costs a fifth of the Gaussian one on a CPU and ranks images alike."""
 
@@ -29,7 +31,7 @@ class FitSettings:
     disparity_weight: float = 0.3
     coverage_weight: float = 0.05
     """Of 1 - alpha where something was seen: keeps surfaces closed between the pixels that made them."""
-    offset_lr: float = 0.02
+    offset_lr: float = 0.08
     """Of the means, in units of each Gaussian's own radius."""
     scales_lr: float = 0.01
     quats_lr: float = 0.004
@@ -79,7 +81,7 @@ def fit(
     if len(rows) == 0 or steps == 0:
         return gaussians
     start = gaussians[rows].map(lambda t: t.detach().clone())
-    radius = start.scales.exp().amax(1, keepdim=True)
+    radius = start.scales.exp().median(1, keepdim=True).values  # of a disc: the shorter one along the surface
     offset = torch.zeros_like(start.means)
     # One view cannot tell a colour that depends on the direction from one that does not: only several teach shN.
     fixed = {"means"} if len(views) > 1 and start.shN.numel() else {"means", "shN"}
@@ -92,7 +94,9 @@ def fit(
     everything = len(rows) == len(gaussians)
 
     def current() -> Gaussians:
-        moved = replace(start, means=start.means + radius * offset)
+        drift = MAX_DRIFT * torch.tanh(offset / MAX_DRIFT)
+        # A colour outside [0, 1] would sharpen an edge here and shine out of it from the next camera.
+        moved = replace(start, means=start.means + radius * drift, sh0=start.sh0.clamp(-0.5 / SH_C0, 0.5 / SH_C0))
         if everything:
             return moved
         return Gaussians(**{k: t.index_copy(0, rows, moved.tensors()[k]) for k, t in gaussians.tensors().items()})

@@ -41,7 +41,7 @@ def hole() -> Tensor:
 
 def complete(depth: Tensor, seen: Tensor, model: GivenModel | None = None):  # type: ignore[no-untyped-def]
     rgb = torch.rand(*depth.shape, 3)
-    return complete_depth(torch.where(seen, depth, 0.0), seen, rgb, model, torch.eye(3))  # type: ignore[arg-type]
+    return complete_depth(torch.where(seen, depth, 0.0), seen, rgb, model)  # type: ignore[arg-type]
 
 
 def test_where_the_cache_has_seen_its_depth_stands_with_full_confidence() -> None:

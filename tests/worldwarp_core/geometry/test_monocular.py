@@ -102,12 +102,12 @@ def test_a_model_whose_processor_has_no_way_back_to_the_image_size_is_resized(tm
 def test_a_loaded_model_serves_start_and_history_frames(tmp_path: Path) -> None:
     model = MonocularDepth.load(str(save_depth_anything(tmp_path)))
     rgb = torch.rand(40, 64, 3, generator=torch.Generator().manual_seed(1))
-    depth, source = start_depth(None, rgb, torch.eye(3), model, 2.0)
+    depth, source = start_depth(None, rgb, model, 2.0)
     assert float(depth.median()) == pytest.approx(2.0, rel=1e-4)
     assert str(tmp_path) in source
     seen = torch.ones(1, 40, 64, dtype=torch.bool)
     seen[:, :, 50:] = False
-    completed = complete_depth(depth[None], seen, rgb[None], model, torch.eye(3))
+    completed = complete_depth(depth[None], seen, rgb[None], model)
     torch.testing.assert_close(completed.depth[0], depth, rtol=0.02, atol=0)  # the same model agrees with itself
 
 

@@ -57,24 +57,34 @@ def test_at_its_own_size_depth_is_the_same_to_rounding_and_background_is_infinit
 
 def test_exact_depth_wins_over_a_model() -> None:
     rgb = torch.rand(20, 30, 3)
-    got, source = start_depth(floor(20, 30), rgb, torch.eye(3), GivenModel(torch.ones(20, 30)), 9.0)  # type: ignore[arg-type]
+    got, source = start_depth(floor(20, 30), rgb, GivenModel(torch.ones(20, 30)), 9.0)  # type: ignore[arg-type]
     np.testing.assert_allclose(got.numpy(), floor(20, 30), rtol=1e-6)
     assert "exact" in source
 
 
 def test_neither_depth_nor_model_says_what_to_give() -> None:
     with pytest.raises(WorldWarpError, match=r"--depth FILE .*--depth-model NAME") as caught:
-        start_depth(None, torch.rand(4, 4, 3), torch.eye(3), None, None)
+        start_depth(None, torch.rand(4, 4, 3), None, None)
     assert caught.value.code == "no_depth"
 
 
 @pytest.mark.parametrize(("scene_scale", "median"), [(None, 5.0), (0.03, 0.03), (1200.0, 1200.0)])
 def test_a_models_depth_has_the_median_that_was_asked_for(scene_scale: float | None, median: float) -> None:
     truth = torch.from_numpy(floor(40, 60))
-    got, source = start_depth(None, torch.rand(40, 60, 3), torch.eye(3), GivenModel(31 / truth), scene_scale)  # type: ignore[arg-type]
+    got, source = start_depth(None, torch.rand(40, 60, 3), GivenModel(31 / truth), scene_scale)  # type: ignore[arg-type]
     assert float(got.median()) == pytest.approx(median, rel=1e-3)
     torch.testing.assert_close(got / got.median(), truth / truth.median(), rtol=1e-3, atol=0)
     assert f"{median:g}" in source
+
+
+def test_a_metric_models_metres_are_scene_units_unless_a_scale_is_given() -> None:
+    truth = torch.from_numpy(floor(40, 60))
+    model = GivenModel(1 / truth, kind="depth")
+    got, source = start_depth(None, torch.rand(40, 60, 3), model, None)  # type: ignore[arg-type]
+    torch.testing.assert_close(got, truth)
+    assert "metres" in source
+    scaled, _ = start_depth(None, torch.rand(40, 60, 3), model, 9.0)  # type: ignore[arg-type]
+    assert float(scaled.median()) == pytest.approx(9.0, rel=1e-3)
 
 
 def test_what_a_relative_model_calls_infinitely_far_is_sky() -> None:

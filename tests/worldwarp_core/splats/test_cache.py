@@ -10,7 +10,7 @@ from worldwarp_core.splats.space import CacheSpace
 
 WIDTH, HEIGHT = 96, 64
 SETTINGS = CacheSettings(
-    first_steps=40,
+    first_steps=60,
     update_steps=15,
     points_per_view=2500,
     max_gaussians=20_000,
@@ -64,7 +64,7 @@ class World:
     def update(self, cache, frames, settings=SETTINGS):
         exact = {tuple(self.rgb(f).reshape(-1)[:50].tolist()): self.depth(f) for f in frames}
 
-        def estimate_depth(rgb, known, seen, K):
+        def estimate_depth(rgb, known, seen):
             return exact[tuple(rgb.reshape(-1)[:50].tolist())], torch.ones_like(known)
 
         return run(
@@ -171,3 +171,20 @@ def test_camera_distance_counts_travel_and_turn():
     b[0, :3, 3] = torch.tensor([3.0, 0, 4.0])
     assert float(camera_distance(a, b)) == pytest.approx(5.0, abs=1e-3)
     assert float(camera_distance(b, b)) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_guessed_depth_never_hides_what_was_seen(world, opened):
+    def too_near(rgb, known, seen):
+        return torch.full_like(known, 0.3), torch.ones_like(known)
+
+    updated, _ = run(update_cache(opened, world.history([20]), too_near, SETTINGS, torch.Generator().manual_seed(0)))
+    assert (
+        psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 2.5
+    )
+
+
+def test_a_fit_keeps_every_gaussian_near_where_it_was_seeded(world):
+    seeded = world.open(CacheSettings(**{**vars(SETTINGS), "first_steps": 1}))
+    fitted = world.open(CacheSettings(**{**vars(SETTINGS), "first_steps": 120}))
+    radius = seeded.gaussians.scales.exp().median(1).values
+    assert ((fitted.gaussians.means - seeded.gaussians.means).norm(dim=1) < 4 * radius).all()
