@@ -518,26 +518,30 @@ class Server:
         found = []
         for job_id in self._store.job_ids():
             try:
-                found.append((self._store.open(job_id).read_state(), job_id))
-            except BridgeError as error:
-                _log.error("%s", error)
-        for stored, job_id in sorted(found, key=lambda entry: entry[0].created_s):
-            log = self._store.open(job_id).log
-            unfinished = stored.state not in FINAL
-            self._jobs.add(
-                JobInfo(
-                    job_id=job_id,
-                    state="running" if unfinished else stored.state,
-                    created_s=stored.created_s,
-                    frames=stored.frames,
-                    frames_done=log.count_frames() if unfinished else stored.frames_done,
-                    last_seq=len(log),
-                    code=stored.code,
-                    message=stored.message,
-                )
-            )
-            if unfinished:
-                self._finish(job_id, "failed", "server_stopped", STOPPED)
+                found.append(self._recovered(job_id))
+            except (BridgeError, OSError, TypeError, ValueError) as error:
+                # One job's damaged file is that job's end, never the server's.
+                _log.error("Job %s cannot be read and is left out: %s", job_id, error)
+        for job in sorted(found, key=lambda job: job.created_s):
+            self._jobs.add(job)
+            if job.state not in FINAL:
+                self._finish(job.job_id, "failed", "server_stopped", STOPPED)
+
+    def _recovered(self, job_id: str) -> JobInfo:
+        """A job as an earlier run left it; "running" where it had not ended."""
+        job = self._store.open(job_id)
+        stored = job.read_state()
+        unfinished = stored.state not in FINAL
+        return JobInfo(
+            job_id=job_id,
+            state="running" if unfinished else stored.state,
+            created_s=stored.created_s,
+            frames=stored.frames,
+            frames_done=job.log.count_frames() if unfinished else stored.frames_done,
+            last_seq=len(job.log),
+            code=stored.code,
+            message=stored.message,
+        )
 
     def _facts(self) -> ServerFacts:
         return ServerFacts(

@@ -239,8 +239,18 @@ class EventLog:
             yield append
 
     def count_frames(self) -> int:
-        """How many frames the log holds, by reading all of it: for a job whose writer died."""
-        return sum(isinstance(codec.decode(self.read(seq), LoggedEvent), FrameEvent) for seq in range(1, len(self) + 1))
+        """How many frames can be had from the log: those before its end, or before the first event that is damaged.
+
+        Reads all of it, which is for a job whose writer died; whatever is wrong with the file, this is an answer.
+        """
+        frames = 0
+        for seq in range(1, len(self) + 1):
+            try:
+                frames += isinstance(codec.decode(self.read(seq), LoggedEvent), FrameEvent)
+            except (BridgeError, OSError):
+                # Nobody will be sent what comes after it either: events go out in order.
+                break
+        return frames
 
     def _entry(self, seq: int) -> tuple[int, int, int]:
         assert seq >= 1, seq

@@ -365,6 +365,29 @@ def test_a_worker_killed_mid_job_keeps_what_was_done(connect: Connect, tmp_path:
     assert run(client, client.submit(shot()))[-1].state == "done"
 
 
+def damage(log: Path, share: float) -> None:
+    """Changes a byte of the event log at that share of its length."""
+    with log.open("r+b") as file:
+        file.seek(int(log.stat().st_size * share))
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL to die of")
+def test_a_worker_that_dies_with_a_damaged_log_ends_its_job_alone(connect: Connect, server: RunningServer) -> None:
+    client = connect()
+    job_id = client.submit(shot(frames=500, prompt="slow=0.02"))
+    until(client, m.FrameEvent, 6)
+    damage(server.data_dir / job_id / "events.log", 0.5)
+    worker_process().kill()
+    rest = run(client, job_id)
+    assert (rest[-1].state, rest[-1].code) == ("failed", "worker_died")
+    assert server.is_alive()
+    assert 0 < client.list_jobs()[0].frames_done < 6
+    assert run(client, client.submit(shot()))[-1].state == "done"
+
+
 def test_an_engine_that_cannot_start_fails_jobs_with_its_reason(start_server: Callable[..., RunningServer]) -> None:
     server = start_server(options={"broken": True})
     with Client(server.address) as client:
@@ -398,6 +421,34 @@ def test_a_stopped_server_fails_what_ran_and_a_new_one_still_has_it(
     with Client(server.address) as client:
         client.subscribe(done)
         assert len(frames(run(client, done))) == 7
+
+
+def test_a_server_starts_whatever_is_damaged_in_its_jobs(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    server = start_server()
+    with Client(server.address) as client:
+        ids = [client.submit(shot(frames=8)) for _ in range(4)]
+        for job_id in ids:
+            run(client, job_id)
+    server.stop()
+    cut, no_log, bad_state, whole = ids
+    for job_id in (cut, no_log):
+        # As a server that was killed in the middle leaves it.
+        state = tmp_path / "jobs" / job_id / "state.json"
+        state.write_text(state.read_text().replace('"done"', '"running"'))
+    damage(tmp_path / "jobs" / cut / "events.log", 0.5)
+    (tmp_path / "jobs" / no_log / "events.log").unlink()
+    (tmp_path / "jobs" / bad_state / "state.json").write_text('{"state": 7, "created_s": "x", "frames": null}')
+    again = start_server()
+    with Client(again.address) as client:
+        listed = {job.job_id: job for job in client.list_jobs()}
+        assert set(listed) == {cut, no_log, whole}
+        assert {listed[cut].code, listed[no_log].code} == {"server_stopped"}
+        assert 0 < listed[cut].frames_done < 8
+        assert listed[no_log].frames_done == 0
+        client.subscribe(whole)
+        assert len(frames(run(client, whole))) == 8
 
 
 def _serve_until_killed(data_dir: str, address: str) -> None:

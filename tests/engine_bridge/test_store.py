@@ -118,6 +118,23 @@ def test_frames_are_counted_from_the_log(job: StoredJob) -> None:
     assert job.log.count_frames() == 2
 
 
+@pytest.mark.parametrize("damage", ["a byte", "cut", "gone"])
+def test_frames_are_counted_up_to_the_first_damaged_event(job: StoredJob, damage: str) -> None:
+    frame = codec.encode(next(message for message in one_of_each() if isinstance(message, m.FrameEvent)))
+    with job.log.appending() as append:
+        for _ in range(4):
+            append(frame)
+    path = job.folder / "events.log"
+    content = bytearray(path.read_bytes())
+    half = len(content) // 2
+    content[half + 8] ^= 1
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "a byte" else content[: half + 8])
+    assert job.log.count_frames() == (0 if damage == "gone" else 2)
+
+
 def test_only_the_newest_two_splat_files_are_kept(job: StoredJob) -> None:
     assert job.newest_splats() is None
     for revision in range(1, 5):
