@@ -94,7 +94,7 @@ def build(out: Path, platform: str) -> Path:
     Raises:
         BuildError: when a module imports what is not bundled, or a wheel cannot be had.
     """
-    version = re.search(r'^version = "(.+)"$', (ADDON / "blender_manifest.toml").read_text(), re.MULTILINE)[1]
+    version = re.findall(r'^version = "(.+)"$', (ADDON / "blender_manifest.toml").read_text(), re.MULTILINE)[0]
     sources = [file for file in sorted(ADDON.glob("*.py")) if file.name not in LEFT_OUT]
     modules, libraries = client_modules(sources)
     out.mkdir(parents=True, exist_ok=True)

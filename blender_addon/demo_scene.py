@@ -373,9 +373,9 @@ def build_light(scene: bpy.types.Scene, b: Builder) -> None:
     blue = ramp(tree, height, [(0.0, (0.80, 0.80, 0.76)), (0.18, (0.52, 0.70, 0.86)), (0.7, (0.16, 0.38, 0.72))])
     stretched = node(tree, "ShaderNodeMapping", Vector=direction, Scale=(1.0, 1.0, 3.0)).outputs["Vector"]
     cloud = node(tree, "ShaderNodeTexNoise", Vector=stretched, Scale=2.6, Detail=3.0).outputs[0]
-    cover = node(tree, "ShaderNodeMapRange", Value=cloud, **{"From Min": 0.5, "From Max": 0.72, "To Max": 0.8}).outputs[
-        0
-    ]
+    cover = node(
+        tree, "ShaderNodeMapRange", {"Value": cloud, "From Min": 0.5, "From Max": 0.72, "To Max": 0.8}
+    ).outputs[0]
     white = node(tree, "ShaderNodeMix", {0: cover, 6: blue, 7: (0.92, 0.90, 0.87, 1.0)}, data_type="RGBA").outputs[2]
     background = node(tree, "ShaderNodeBackground", Color=white, Strength=0.95)
     node(tree, "ShaderNodeOutputWorld", Surface=background.outputs[0])
@@ -455,7 +455,9 @@ def material(
     if kind == "noise":
         value = node(tree, "ShaderNodeTexNoise", Vector=at, Scale=2 * scale, Detail=4.0, Roughness=0.55).outputs[0]
         colour = ramp(
-            tree, node(tree, "ShaderNodeMapRange", Value=value, **{"From Min": 0.3, "From Max": 0.7}).outputs[0], shades
+            tree,
+            node(tree, "ShaderNodeMapRange", {"Value": value, "From Min": 0.3, "From Max": 0.7}).outputs[0],
+            shades,
         )
     elif kind == "brick":
         rgba = [(*c, 1.0) for c in colours]
@@ -499,7 +501,7 @@ def material(
             colour = scaled(
                 tree,
                 colour,
-                node(tree, "ShaderNodeMapRange", Value=edge, **{"From Max": joint * scale, "To Min": 0.55}).outputs[0],
+                node(tree, "ShaderNodeMapRange", {"Value": edge, "From Max": joint * scale, "To Min": 0.55}).outputs[0],
             )
     else:
         raise ValueError(f"unknown kind of material: {kind}")
@@ -510,7 +512,9 @@ def material(
         tree,
         colour,
         node(
-            tree, "ShaderNodeMapRange", Value=stain, **{"From Min": 0.3, "From Max": 0.7, "To Min": 0.7, "To Max": 1.12}
+            tree,
+            "ShaderNodeMapRange",
+            {"Value": stain, "From Min": 0.3, "From Max": 0.7, "To Min": 0.7, "To Max": 1.12},
         ).outputs[0],
     )
     surface = node(tree, "ShaderNodeBsdfDiffuse", Color=colour, Roughness=0.0)

@@ -73,7 +73,7 @@ class WORLDWARP_OT_export_camera(bpy.types.Operator, ExportHelper):
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
         if not self.filepath:
-            self.filepath = "cameras.json"
+            self.filepath: str = "cameras.json"
         return super().invoke(context, event)
 
     @reported

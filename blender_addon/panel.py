@@ -138,7 +138,7 @@ def draw_export_menu(menu: bpy.types.Menu, context: bpy.types.Context) -> None:
     menu.layout.operator("worldwarp.export_camera", text="Camera Path (.json)")
 
 
-def menus() -> list[tuple[type, Callable[[bpy.types.Menu, bpy.types.Context], None]]]:
+def menus() -> list[tuple[type[bpy.types.Menu], Callable[[bpy.types.Menu, bpy.types.Context], None]]]:
     """Returns Blender's menus and what is added to each."""
     return [(bpy.types.TOPBAR_MT_file_import, draw_import_menu), (bpy.types.TOPBAR_MT_file_export, draw_export_menu)]
 

@@ -19,7 +19,7 @@ import numpy as np
 MAGIC = 20000630
 MULTIPART = 0x1000
 UNCOMPRESSED = 0
-SAMPLES = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
+SAMPLES: dict[int, np.dtype] = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
 
 
 class UnexpectedLayout(Exception):

@@ -46,10 +46,10 @@ class Sequence:
 
     def held(self) -> list[Path]:
         """Returns one file for every scene frame from first to last: where a number has none, the one before it."""
-        shown, files = [], iter(())
+        shown, latest = [], self.files[self.first]
         for frame in range(self.first, self.last + 1):
-            files = self.files.get(frame, files)
-            shown.append(files)
+            latest = self.files.get(frame, latest)
+            shown.append(latest)
         return shown
 
 

@@ -9,6 +9,7 @@ stand for the far background live in a second object, "... Sky", so that they do
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,7 +91,7 @@ def add_splat_objects(
         sky = _filled(context, skies.pop() if skies else None, made.name + SKY_SUFFIX, select(cloud, cloud.sky))
         sky.parent = made
     for sky in skies:
-        _remove_data(sky, then=lambda sky=sky: bpy.data.objects.remove(sky))
+        _remove_data(sky, then=functools.partial(bpy.data.objects.remove, sky))
     context.view_layer.update()
     for thing in list(context.view_layer.objects):
         thing.select_set(thing == made)
@@ -231,7 +232,7 @@ def _read(thing: bpy.types.Object) -> SplatCloud:
         )
     attributes = thing.data.attributes
     means, base = _values(attributes["position"]), _values(attributes[BASE.name])
-    harmonics = []
+    harmonics: list[np.ndarray] = []
     while (name := _harmonic(len(harmonics)).name) in attributes:
         harmonics.append(_values(attributes[name]))
     # A degree that is not whole cannot be said in a file.
@@ -250,8 +251,12 @@ def _read(thing: bpy.types.Object) -> SplatCloud:
         opacities=opacities.clip(-MAX_LOGIT, MAX_LOGIT).astype(np.float32),
         sh0=base[:, None, :3].copy(),
         shN=shN,
-        source_frames=_values(attributes["source_frame"]) if "source_frame" in attributes else None,
-        sky=_values(attributes["sky"]) if "sky" in attributes else None,
+        # What an object lacks of ours is as it is by default.
+        **{
+            field: _values(attributes[name])
+            for field, name in (("source_frames", "source_frame"), ("sky", "sky"))
+            if name in attributes
+        },
     )
 
 
