@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from worldwarp_core.errors import WorldWarpError
 
-from .client import DEFAULT_ADDRESS, Client, ClientEvent, ConnectionLost
+from .client import DEFAULT_ADDRESS, GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
 from .errors import BridgeError
 from .messages import NoticeEvent, StateEvent
 from .messages import Progress as ProgressEvent
@@ -58,6 +58,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Factory = Annotated[str, typer.Option("--engine-factory", hidden=True, help="module:function that makes the engine.")]
 
 DEFAULT_FACTORY = "worldwarp_core.api:load_engine"
+PRIVATE_GONE_TIMEOUT_S = 5.0
 
 
 def main() -> None:
@@ -155,7 +156,8 @@ def generate(
     cache_steps: Annotated[int | None, typer.Option(help="Optimisation steps of the first fit of the world.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     scene_scale: Annotated[
-        float | None, typer.Option(help="Distance of the middle of the picture, in scene units, without exact depth.")
+        float | None,
+        typer.Option(help="Median depth of the start frame in scene units, where a model estimates its depth."),
     ] = None,
     depth_model: DepthModel = None,
     device: Device = "auto",
@@ -218,9 +220,9 @@ def make_shot(
     import uuid
 
     from .deliver import deliver
-    from .job_folder import JobFolder
+    from .job_folder import JobFolder, check_free
     from .preview import sequence, write_video
-    from .private_server import private_server
+    from .private_server import own_server
 
     job_id = uuid.uuid4().hex
     settings = {
@@ -238,26 +240,45 @@ def make_shot(
         "height": spec.cameras.height,
         "fps": spec.cameras.fps,
     }
-    folder = JobFolder(
-        out,
-        job_id=job_id,
-        frames=spec.cameras.frames,
-        settings=settings,
-        records={"inputs": inputs},
-        overwrite=overwrite,
-    )
+    check_free(out, overwrite=overwrite)
+    was_there = out.exists()
     started_s = time.monotonic()
     own = out / ".server"
-    running = nullcontext(server) if server is not None else private_server(own, server_options)
+    folder: JobFolder | None = None
     try:
-        with running as address, _client(address) as client, _stop_on_signal() as stopped:
+        with ExitStack() as open_until_done:
+            private = None if server is not None else open_until_done.enter_context(own_server(own, server_options))
+            address = private.address if private is not None else str(server)
+            client = open_until_done.enter_context(_client(address, private=private is not None))
+            stopped = open_until_done.enter_context(_stop_on_signal())
             client.connect()
+            # Only now: a server that is not there must cost nobody the shot that is in the folder.
+            folder = JobFolder(
+                out,
+                job_id=job_id,
+                frames=spec.cameras.frames,
+                settings=settings,
+                records={"inputs": inputs},
+                overwrite=overwrite,
+            )
             client.submit(spec, engine=engine, job_id=job_id)
+
+            def stop() -> bool:
+                if private is not None:
+                    private.check()
+                return stopped.is_set()
+
             with _Bar(len(spec.cameras)) as bar:
-                end = deliver(client, job_id, folder, on_event=bar.show, stop=stopped.is_set)
+                end = deliver(client, job_id, folder, on_event=bar.show, stop=stop)
     except BaseException as error:
         # First, as it makes room where the disk is full.
         _put_away(own, out)
+        if folder is None:
+            if not was_there:
+                # Nothing came of it, so nothing is left of it; a log that explains it keeps the folder.
+                with suppress(OSError):
+                    out.rmdir()
+            raise
         code = "cancelled" if isinstance(error, KeyboardInterrupt) else getattr(error, "code", "unexpected")
         with suppress(WorldWarpError):
             folder.fail(code, str(error) or "Stopped before the job had ended.")
@@ -418,9 +439,11 @@ def doctor(verbose: Verbose = False) -> None:
         raise typer.Exit(1)
 
 
-def _client(address: str) -> Client:
-    # Short: a server that runs answers at once, and someone is waiting for the sentence that says it does not.
-    return Client(address, program="worldwarp-cli", connect_timeout_s=3.0)
+def _client(address: str, *, private: bool = False) -> Client:
+    # Short: a server that runs answers at once, and someone is waiting for the sentence that says it does not. A
+    # private server that is gone does not come back.
+    gone_timeout_s = PRIVATE_GONE_TIMEOUT_S if private else GONE_TIMEOUT_S
+    return Client(address, program="worldwarp-cli", connect_timeout_s=3.0, gone_timeout_s=gone_timeout_s)
 
 
 def _check_engine(name: str, factory: str) -> None:

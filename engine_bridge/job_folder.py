@@ -34,6 +34,7 @@ SAVE_EVERY_S = 1.0
 """`job.json` is rewritten at most this often for frames alone; repeating a second of frames after a crash is cheap."""
 
 _KINDS = (("frames", ".png"), ("depth", ".exr"), ("mask", ".png"))
+_EXR_START = b"\x76\x2f\x31\x01"
 
 
 class JobFolder:
@@ -83,14 +84,9 @@ class JobFolder:
             **(records or {}),
         }
         with disk_errors(self.out):
-            if not self._continue() and (files := self._earlier_files()):
-                if not overwrite:
-                    raise BridgeError(
-                        "folder_in_use",
-                        f"{self.out} holds another job's files ({len(files)}, such as {files[0].name}). "
-                        "Choose another folder, or allow overwriting (--overwrite on the command line).",
-                    )
-                for file in files:
+            if not self._continue():
+                check_free(self.out, overwrite=overwrite)
+                for file in _earlier_files(self.out):
                     file.unlink()
             for kind, _ in _KINDS:
                 (self.out / kind).mkdir(parents=True, exist_ok=True)
@@ -113,8 +109,7 @@ class JobFolder:
 
     def paths(self, number: int) -> tuple[Path, Path, Path]:
         """Picture, depth and mask of a frame number."""
-        picture, depth, mask = (self.out / kind / f"frame_{number:04d}{suffix}" for kind, suffix in _KINDS)
-        return picture, depth, mask
+        return _paths(self.out, number)
 
     def write(self, event: object) -> None:
         """Writes what an event brings; those that bring nothing for the folder are passed over.
@@ -162,20 +157,7 @@ class JobFolder:
 
         Reads every file: call it once, at the end.
         """
-        faults = []
-        for number in self.frames:
-            for path in self.paths(number):
-                if not path.is_file():
-                    faults.append(f"{path.relative_to(self.out)} is missing")
-                elif path.suffix == ".png" and not is_whole_png(path.read_bytes()):
-                    faults.append(f"{path.relative_to(self.out)} is damaged")
-                elif path.stat().st_size == 0:
-                    faults.append(f"{path.relative_to(self.out)} is empty")
-        if not self.splats_path.is_file():
-            faults.append("splats.ply is missing")
-        elif (size := (self._job["splats"] or {}).get("size_bytes")) != self.splats_path.stat().st_size:
-            faults.append(f"splats.ply is not the {size} bytes that it should be")
-        return faults
+        return missing(self.out, self.frames, (self._job["splats"] or {}).get("size_bytes"))
 
     def save(self) -> None:
         """Writes job.json as things stand."""
@@ -229,10 +211,73 @@ class JobFolder:
         self._written = {number for number in self.frames if all(path.is_file() for path in self.paths(number))}
         return True
 
-    def _earlier_files(self) -> list[Path]:
-        files = [path for kind, suffix in _KINDS for path in sorted((self.out / kind).glob(f"frame_*{suffix}"))]
-        names = ("job.json", "splats.ply", "preview.mp4", "contact_sheet.png")
-        return files + [self.out / name for name in names if (self.out / name).is_file()]
+
+def check_free(out: Path, *, overwrite: bool = False) -> None:
+    """Raises unless a new job may have `out`; changes nothing there.
+
+    A folder may be had that holds no job's files, or no more than the job.json of a job that ended with nothing.
+
+    Raises:
+        BridgeError: `folder_in_use`, or `cannot_write` where `out` is no folder.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise BridgeError("cannot_write", f"Cannot write into {out}: it is a file. Choose another folder.")
+    files = _earlier_files(out)
+    if files and not overwrite and not (files == [out / "job.json"] and _came_to_nothing(out)):
+        raise BridgeError(
+            "folder_in_use",
+            f"{out} holds another job's files ({len(files)}, such as {files[0].name}). "
+            "Choose another folder, or allow overwriting (--overwrite on the command line).",
+        )
+
+
+def missing(out: Path, numbers: Iterable[int], splats_bytes: int | None) -> list[str]:
+    """What a whole job of the frames `numbers` leaves in `out` and is not here or not whole, in words.
+
+    Pictures are read to the end; of a depth file the start is looked at.
+
+    Args:
+        splats_bytes: the size that splats.ply should have; None where the job has made none.
+    """
+    faults = []
+    for number in numbers:
+        for path in _paths(out, number):
+            if not path.is_file():
+                faults.append(f"{path.relative_to(out)} is missing")
+            elif not (is_whole_png(path.read_bytes()) if path.suffix == ".png" else _starts_as_exr(path)):
+                faults.append(f"{path.relative_to(out)} is damaged")
+    splats = out / "splats.ply"
+    if not splats.is_file():
+        faults.append("splats.ply is missing")
+    elif splats_bytes != splats.stat().st_size:
+        faults.append(f"splats.ply is not the {splats_bytes} bytes that it should be")
+    return faults
+
+
+def _paths(out: Path, number: int) -> tuple[Path, Path, Path]:
+    picture, depth, mask = (out / kind / f"frame_{number:04d}{suffix}" for kind, suffix in _KINDS)
+    return picture, depth, mask
+
+
+def _starts_as_exr(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_EXR_START)) == _EXR_START
+
+
+def _earlier_files(out: Path) -> list[Path]:
+    files = [path for kind, suffix in _KINDS for path in sorted((out / kind).glob(f"frame_*{suffix}"))]
+    names = ("job.json", "splats.ply", "preview.mp4", "contact_sheet.png")
+    return files + [out / name for name in names if (out / name).is_file()]
+
+
+def _came_to_nothing(out: Path) -> bool:
+    """Whether the job in `out` failed or was cancelled before anything of it arrived."""
+    try:
+        job = read_job(out)
+        return job["state"] in ("failed", "cancelled") and not job["frames"]["written"] and job["splats"] is None
+    except (WorldWarpError, KeyError, TypeError):
+        return False
 
 
 def read_job(out: Path) -> dict[str, Any]:

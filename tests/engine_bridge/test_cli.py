@@ -116,7 +116,37 @@ def test_a_mistake_is_one_sentence_before_anything_is_made(files: Path, more: li
     own_server = "--engine" not in more
     done = worldwarp(*generation(files, own_server=own_server), *more)
     fails(done, says)
-    assert not list((files / "out").glob("frames/*"))
+    assert not (files / "out").exists()
+
+
+def test_a_server_that_is_not_there_costs_nothing_and_may_be_tried_again(files: Path) -> None:
+    assert worldwarp(*generation(files)).returncode == 0
+    before = {path: path.read_bytes() for path in (files / "out").rglob("*") if path.is_file()}
+    dead = ("--server", "tcp://127.0.0.1:9")
+    fails(worldwarp(*generation(files, *dead, "--overwrite", own_server=False)), "No WorldWarp server answers")
+    assert {path: path.read_bytes() for path in (files / "out").rglob("*") if path.is_file()} == before
+    fails(worldwarp(*generation(files, *dead, out="new", own_server=False)), "No WorldWarp server answers")
+    assert worldwarp(*generation(files, out="new")).returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL to die of")
+def test_a_private_server_that_dies_is_an_error_at_once(files: Path) -> None:
+    process = subprocess.Popen(
+        command(*generation(files, "--prompt", "wait")), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (files / "out" / "job.json").exists() or job_of(files)["state"] != "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (server,) = [p for p in psutil.Process(process.pid).children() if "serve" in p.cmdline()]
+    server.kill()
+    killed_s = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - killed_s < 15
+    assert process.returncode == 1
+    assert re.search(r"Error: The server that was started for this ended unexpectedly \(killed by signal 9\)", errors)
+    assert (job_of(files)["state"], job_of(files)["code"]) == ("failed", "server_gone")
+    assert not (files / "out" / ".server").exists()
 
 
 def test_a_corrupt_start_frame_is_one_sentence(files: Path) -> None:
@@ -126,7 +156,7 @@ def test_a_corrupt_start_frame_is_one_sentence(files: Path) -> None:
 
 def test_an_output_that_cannot_be_written_is_one_sentence(files: Path) -> None:
     (files / "out").write_text("a file")
-    fails(worldwarp(*generation(files)), "Cannot write")
+    fails(worldwarp(*generation(files)), "Cannot write into .*out: it is a file")
 
 
 def test_another_jobs_folder_is_not_mixed_with_this_one(files: Path) -> None:

@@ -125,8 +125,12 @@ def test_what_is_not_there_or_not_whole_is_named(tmp_path: Path) -> None:
     content[60] ^= 1
     picture.write_bytes(content)
     mask.write_bytes(mask.read_bytes()[:-5])
+    for number, start in ((-1, b""), (1, b"no depth at all")):
+        folder.paths(number)[1].write_bytes(start)
     assert sorted(folder.missing()) == [
+        str(Path("depth/frame_-001.exr")) + " is damaged",
         str(Path("depth/frame_0000.exr")) + " is missing",
+        str(Path("depth/frame_0001.exr")) + " is damaged",
         str(Path("frames/frame_0000.png")) + " is damaged",
         str(Path("mask/frame_0000.png")) + " is damaged",
     ]
@@ -170,6 +174,25 @@ def test_a_folder_of_another_job_is_refused_or_emptied_of_that_job(tmp_path: Pat
     assert not first.splats_path.exists()
     assert (tmp_path / "frames" / "notes.txt").read_text() == "mine"
     assert read_job(tmp_path)["job_id"] == OTHER
+
+
+def test_a_job_that_came_to_nothing_is_in_nobodys_way(tmp_path: Path) -> None:
+    first = folder_in(tmp_path)
+    with pytest.raises(BridgeError, match="--overwrite"):
+        # It may be waiting for its first frame at this moment.
+        folder_in(tmp_path, OTHER)
+    first.fail("server_gone", "The server has not come back.")
+    (tmp_path / "notes.txt").write_text("mine")
+    second = folder_in(tmp_path, OTHER)
+    assert read_job(tmp_path)["job_id"] == OTHER
+    second.write(frame(1, -1))
+    second.fail("server_gone", "The server has not come back.")
+    with pytest.raises(BridgeError, match="--overwrite"):
+        folder_in(tmp_path)
+    second.paths(-1)[0].unlink()
+    with pytest.raises(BridgeError, match="--overwrite"):
+        folder_in(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("blocked", [".", "frames"])
