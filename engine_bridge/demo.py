@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,13 +32,16 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from worldwarp_core.errors import WorldWarpError
 
+from .doctor import INSTALL_BLENDER
 from .errors import disk_errors
-from .job_folder import read_job
+from .job_folder import missing, read_job
+from .png_writer import is_whole_png
 from .preview import contact_sheet, sequence, write_video
-from .private_server import private_server
+from .private_server import OwnServer, own_server
 
-INSTALL_BLENDER = "pip install 'worldwarp[blender]' -c constraints.txt"
 POLL_S = 0.1
+ASK_S = 60.0
+"""How long a Blender may take to say which Python it has."""
 AWAY_S = 10.0
 """How long processes may take to leave when they are told to."""
 BEFORE_JOB, AFTER_JOB = 0.12, 0.92
@@ -97,12 +101,12 @@ def run(
         tempfile.TemporaryDirectory(prefix="worldwarp_demo_", ignore_cleanup_errors=True) as scratch,
     ):
         bar.show("starting the server", 0.01)
-        with log_kept(Path(scratch), logs), private_server(Path(scratch), ["--engine", "cache"]) as address:
+        with log_kept(Path(scratch), logs), own_server(Path(scratch), ["--engine", "cache"]) as server:
             report = Path(scratch) / "report.jsonl"
-            options = {"out": out, "address": address, "report": report, "width": settings.width}
+            options = {"out": out, "address": server.address, "report": report, "width": settings.width}
             options |= {"height": settings.height, "frames": settings.frames, "cache-steps": settings.cache_steps}
             arguments = [f"--{name}={value}" for name, value in options.items() if value is not None]
-            fly([*command, *arguments], environment, report, logs, bar)
+            fly([*command, *arguments], environment, report, logs, bar, server)
         bar.show("writing the video and the contact sheet", 0.96, FINISH_S / 2)
         write_video(sequence(out / "frames"), out / "preview.mp4", fps=24)
         contact_sheet(out / "frames", out / "contact_sheet.png")
@@ -119,7 +123,7 @@ def blender_command(blender: str | Path | None) -> tuple[list[str], dict[str, st
     """How a headless Blender runs the add-on's half of the demo: a command, and its environment.
 
     Raises:
-        WorldWarpError: `no_blender`, with what to install.
+        WorldWarpError: `no_blender`, with what to install; `wrong_python`.
     """
     # This very interpreter's packages, also in a Blender that brings its own Python.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -133,16 +137,46 @@ def blender_command(blender: str | Path | None) -> tuple[list[str], dict[str, st
             + f" Install it as a Python module: {INSTALL_BLENDER}\n"
             "or name an installed one: worldwarp demo --blender PATH_TO_BLENDER",
         )
+    check_python(executable)
     run_module = "import runpy; runpy.run_module('blender_addon.demo_shot', run_name='__main__')"
     options = ["--background", "--factory-startup", "--python-use-system-env", "--python-exit-code", "1"]
     return [executable, *options, "--python-expr", run_module, "--"], environment
 
 
-def fly(command: list[str], environment: dict[str, str], report: Path, logs: Path, bar: Bar) -> None:
+def check_python(executable: str) -> None:
+    """Raises unless the Blender `executable` can import this environment's compiled packages.
+
+    Raises:
+        WorldWarpError: `wrong_python` where its Python is another than ours; `no_blender` where it does not say.
+    """
+    ask = "import sys; print('worldwarp asks:', *sys.version_info[:2], flush=True)"
+    command = [executable, "--background", "--factory-startup", "--python-exit-code", "1", "--python-expr", ask]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=ASK_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise WorldWarpError("no_blender", f"{executable} cannot be run as a Blender: {error}.") from error
+    found = re.search(r"^worldwarp asks: (\d+) (\d+)\s*$", said.stdout, re.MULTILINE)
+    if found is None:
+        last = ((said.stderr + said.stdout).strip().splitlines() or ["it said nothing"])[-1]
+        raise WorldWarpError(
+            "no_blender", f"{executable} does not run as a Blender (exit code {said.returncode}): {last}"
+        )
+    theirs, ours = f"{found[1]}.{found[2]}", f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if theirs != ours:
+        raise WorldWarpError(
+            "wrong_python",
+            f"The Blender at {executable} has Python {theirs} and this environment Python {ours}, so it cannot import "
+            f"what is compiled here. Make an environment with Python {theirs} and install WorldWarp in it, name a "
+            f"Blender that has Python {ours}, or install Blender as a module here: {INSTALL_BLENDER}",
+        )
+
+
+def fly(command: list[str], environment: dict[str, str], report: Path, logs: Path, bar: Bar, server: OwnServer) -> None:
     """Runs Blender to its end, showing on the bar what it reports.
 
     Raises:
-        WorldWarpError: what Blender reports as an `error`, or `demo_failed` where it ends without a word.
+        WorldWarpError: what Blender reports as an `error`, `demo_failed` where it ends without a word, or
+            `server_gone` as soon as the server's process has ended: Blender would wait for it to come back.
     """
     log = logs / "blender.log"
     lines, said, ended = Report(report), "", False
@@ -157,6 +191,8 @@ def fly(command: list[str], environment: dict[str, str], report: Path, logs: Pat
                     said = line["kind"]
                     if said == "error":
                         raise WorldWarpError(line["code"], f"{line['message']}\nLogs: {logs}")
+                if not ended:
+                    server.check()
                 time.sleep(POLL_S)
         finally:
             if process.poll() is None:
@@ -308,14 +344,18 @@ def check_whole(out: Path, frames: int) -> dict[str, Path]:
     """All that the demo should leave, name -> path.
 
     Raises:
-        WorldWarpError: `incomplete`, naming what is missing or empty.
+        WorldWarpError: `incomplete`, naming what is missing or damaged; `no_job`.
     """
-    wanted = [out / kind / f"frame_{i:04d}{suffix}" for kind, suffix in KINDS.items() for i in range(1, frames + 1)]
-    wanted += [out / name for name in FILES]
-    missing = [str(path.relative_to(out)) for path in wanted if not path.is_file() or not path.stat().st_size]
-    if not missing and (state := read_job(out).get("state")) != "done":
-        missing.append(f"job.json says {state!r}, not 'done'")
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise WorldWarpError("incomplete", f"The demo in {out} is not whole: {', '.join(missing[:5])}{more}.")
+    job = read_job(out)
+    faults = missing(out, range(1, frames + 1), (job.get("splats") or {}).get("size_bytes"))
+    for path in (out / name for name in FILES):
+        if not path.is_file() or not path.stat().st_size:
+            faults += [f"{path.name} is missing or empty"] if path.name != "splats.ply" else []
+        elif path.suffix == ".png" and not is_whole_png(path.read_bytes()):
+            faults.append(f"{path.name} is damaged")
+    if job.get("state") != "done":
+        faults.append(f"job.json says {job.get('state')!r}, not 'done'")
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise WorldWarpError("incomplete", f"The demo in {out} is not whole: {', '.join(faults[:5])}{more}.")
     return {name: out / name for name in (*KINDS, *FILES)}

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Group
@@ -28,12 +29,24 @@ CLIENT_PACKAGES = ("numpy", "attrs", "cattrs", "msgpack", "pyzmq", "OpenEXR", "p
 ENGINE_PACKAGES = ("opencv-python-headless",)
 PYTHON_MIN = (3, 11)
 PROBE_TIMEOUT_S = 120.0
+DEFAULT_CUDA_HOME = "/usr/local/cuda"
+"""Where torch looks for nvcc last."""
 
 INSTALL_CLIENT = "pip install -c constraints.txt -e ."
-INSTALL_ENGINE = "pip install -c constraints.txt -e '.[engine]'"
-INSTALL_BLENDER = "pip install -c constraints.txt -e '.[blender]'"
-INSTALL_VIDEO = "pip install -c constraints.txt -e '.[video]'"
-TORCH_CUDA_WINDOWS = "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
+# Double quotes: Windows' cmd.exe hands single ones on as part of the name.
+INSTALL_ENGINE = 'pip install -c constraints.txt -e ".[engine]"'
+INSTALL_BLENDER = 'pip install -c constraints.txt -e ".[engine,blender]"'
+INSTALL_VIDEO = 'pip install -c constraints.txt -e ".[video]"'
+# Forced: pip takes an installed CPU build of the same version for the one that is asked for. Alone: what torch needs is
+# not all on that index. The second command brings what the CUDA build needs and the CPU build did not.
+TORCH_CUDA = (
+    "pip install --force-reinstall --no-deps torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130\n"
+    f"{INSTALL_ENGINE}"
+)
+BLENDER_LIBRARIES = (
+    "sudo apt-get install libx11-6 libxi6 libxfixes3 libxrender1 libxext6 libsm6 libice6 libgl1 libxkbcommon0"
+)
+"""What Blender as a module links and a server's or container's Linux often lacks."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +57,22 @@ class Check:
     state: State
     found: str
     remedy: str = ""
-    """What to do, a command where one does it; "" where nothing needs doing."""
+    """What to do: commands to paste, one a line, where commands do it; "" where nothing needs doing."""
 
 
 def examine() -> list[Check]:
     """Everything that was looked at, what the engine needs first."""
     system = platform.system()
     torch = _probe(_TORCH)
+    driver = _first_line("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     return [
         _python(),
         _packages("client packages", CLIENT_PACKAGES, INSTALL_CLIENT),
-        _torch(torch, system),
+        _torch(torch, system, driver),
         _packages("engine packages", ENGINE_PACKAGES, INSTALL_ENGINE),
         _numba(_probe(_NUMBA)),
-        *_gpu(torch, system),
-        _blender(),
+        *_gpu(torch, system, driver),
+        _blender(system),
         _optional_package("camera paths from video", "pycolmap", INSTALL_VIDEO),
         _optional_package("depth of photographs", "transformers", INSTALL_ENGINE),
         _optional_package("SPZ splat files", "gsply", INSTALL_ENGINE),
@@ -71,9 +85,11 @@ def report(checks: list[Check]) -> Group:
     colour = {"ok": "green", "missing": "red", "optional": "yellow"}
     for check in checks:
         table.add_row(Text(check.state, colour[check.state]), check.name, Text(check.found))
-    remedies = [
-        Text(f"{check.name}: {check.remedy}", overflow="ignore", no_wrap=True) for check in checks if check.remedy
-    ]
+    remedies = []
+    for check in checks:
+        if check.remedy:
+            lines = "\n".join(f"    {line}" for line in check.remedy.splitlines())
+            remedies.append(Text(f"{check.name}:\n{lines}", overflow="ignore", no_wrap=True))
     if any(check.state == "missing" for check in checks):
         verdict = "The engine cannot run here yet; this machine can still be a client."
     else:
@@ -104,15 +120,12 @@ def _optional_package(name: str, package: str, remedy: str) -> Check:
     return Check(name, "ok", f"{package} {version}") if version else Check(name, "optional", f"no {package}", remedy)
 
 
-def _torch(torch: dict[str, Any], system: str) -> Check:
+def _torch(torch: dict[str, Any], system: str, driver: str | None) -> Check:
     if "error" in torch:
         installed = version_of("torch")
         if installed is None:
-            remedy = (
-                f"{TORCH_CUDA_WINDOWS}  (with an NVIDIA GPU), then {INSTALL_ENGINE}"
-                if system == "Windows"
-                else INSTALL_ENGINE
-            )
+            # On Windows the package index has the CPU build alone.
+            remedy = TORCH_CUDA if system == "Windows" and driver else INSTALL_ENGINE
             return Check("torch", "missing", "not installed: this machine is a client only", remedy)
         return Check("torch", "missing", f"{installed} does not start: {torch['error']}", INSTALL_ENGINE)
     build = f"CUDA {torch['cuda']} build" if torch["cuda"] else "CPU build"
@@ -127,9 +140,8 @@ def _numba(numba: dict[str, Any]) -> Check:
     )
 
 
-def _gpu(torch: dict[str, Any], system: str) -> list[Check]:
+def _gpu(torch: dict[str, Any], system: str, driver: str | None) -> list[Check]:
     """Whether gsplat's CUDA kernels can run; without them the CPU rasteriser does the work, which is said."""
-    driver = _first_line("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
     if driver is None:
         why = "no NVIDIA driver (nvidia-smi)"
         remedy = (
@@ -139,26 +151,26 @@ def _gpu(torch: dict[str, Any], system: str) -> list[Check]:
         )
         return [Check("GPU", "optional", f"{why}: the CPU rasteriser is used", remedy)]
     checks = [Check("GPU", "ok", driver)]
-    if not torch.get("gpu"):
-        remedy = TORCH_CUDA_WINDOWS if system == "Windows" else "pip install --force-reinstall torch==2.13.0"
-        checks.append(Check("torch on the GPU", "optional", "torch sees no GPU: the CPU rasteriser is used", remedy))
+    if "error" not in torch and not torch.get("gpu"):
+        found = "torch sees no GPU: the CPU rasteriser is used"
+        remedy = f"update NVIDIA's driver: torch is built for CUDA {torch['cuda']}" if torch.get("cuda") else TORCH_CUDA
+        checks.append(Check("torch on the GPU", "optional", found, remedy))
     gsplat = version_of("gsplat")
     checks.append(
         Check("gsplat", "ok", gsplat) if gsplat else Check("gsplat", "optional", "not installed", INSTALL_ENGINE)
     )
-    nvcc = _first_line("nvcc", "--version") and shutil.which("nvcc")
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    cuda_version = (torch.get("cuda") or "13.0").rsplit(".", 1)[0]
+    nvcc, tried = _nvcc()
+    cuda_version = torch.get("cuda") or "13.0"
     checks.append(
-        Check("CUDA toolkit", "ok", str(nvcc or home))
-        if nvcc or home
+        Check("CUDA toolkit", "ok", nvcc)
+        if nvcc
         else Check(
             "CUDA toolkit",
             "optional",
-            "no nvcc: gsplat cannot compile its kernels, the CPU rasteriser is used",
+            f"no nvcc in {tried}: gsplat cannot compile its kernels, the CPU rasteriser is used",
             {
                 "Windows": "winget install Nvidia.CUDA",
-                "Linux": f"conda install -c nvidia cuda-toolkit={cuda_version}  (or your distribution's CUDA toolkit)",
+                "Linux": f"conda install -c nvidia cuda-toolkit={cuda_version}",
             }.get(system, "connect to a server on a machine with a GPU"),
         )
     )
@@ -180,9 +192,27 @@ def _gpu(torch: dict[str, Any], system: str) -> list[Check]:
     return checks
 
 
-def _blender() -> Check:
+def _nvcc() -> tuple[str | None, str]:
+    """The nvcc with which torch would compile gsplat's kernels, if it runs, and where was looked, in torch's order."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        nvcc, tried = str(Path(home) / "bin" / "nvcc"), f"{Path(home) / 'bin'} (CUDA_HOME)"
+    else:
+        nvcc, tried = (
+            shutil.which("nvcc") or str(Path(DEFAULT_CUDA_HOME) / "bin" / "nvcc"),
+            f"PATH or {DEFAULT_CUDA_HOME}",
+        )
+    return (nvcc if _first_line(nvcc, "--version") else None), tried
+
+
+def _blender(system: str) -> Check:
     if version := version_of("bpy"):
-        return Check("Blender", "ok", f"bpy {version}")
+        # Installed is not enough: it links libraries of the system.
+        bpy = _probe(_BPY)
+        if "error" not in bpy:
+            return Check("Blender", "ok", f"bpy {version} (Blender {bpy['version']})")
+        remedy = BLENDER_LIBRARIES if system == "Linux" and ".so" in bpy["error"] else INSTALL_BLENDER
+        return Check("Blender", "optional", f"bpy {version} does not start: {bpy['error']}", remedy)
     if executable := shutil.which("blender"):
         return Check("Blender", "ok", executable)
     return Check("Blender", "optional", "neither bpy nor blender on PATH: `worldwarp demo` needs one", INSTALL_BLENDER)
@@ -204,6 +234,12 @@ import torch, json
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
 facts = {"version": torch.__version__, "cuda": torch.version.cuda, "gpu": gpu, "threads": torch.get_num_threads()}
 print(json.dumps(facts))
+"""
+_BPY = """
+import bpy, json, os
+print()
+print(json.dumps({"version": bpy.app.version_string}), flush=True)
+os._exit(0)  # Blender as a module cannot always be left cleanly.
 """
 _NUMBA = """
 import json, numba

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -16,8 +18,11 @@ from PIL import Image
 from rich.console import Console
 
 from engine_bridge import demo
+from engine_bridge.png_writer import encode_png
+from engine_bridge.private_server import OwnServer
 from worldwarp_core.camera_files import read_cameras
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.exr import write_depth_exr
 from worldwarp_core.splat_files.ply import read_ply
 
 HAS_BPY = importlib.util.find_spec("bpy") is not None
@@ -81,7 +86,7 @@ def test_an_earlier_demo_is_replaced_and_nothing_else_is(made, tmp_path):
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(WorldWarpError, match=r"not empty.*choose another --out") as refused:
-        demo.run(tmp_path, blender=sys.executable)
+        demo.make_room(tmp_path)
     assert refused.value.code == "folder_in_use"
     assert (tmp_path / "thesis.txt").exists()
 
@@ -92,7 +97,7 @@ def test_without_blender_the_message_is_the_command_that_gets_it(monkeypatch, tm
     with pytest.raises(WorldWarpError) as refused:
         demo.run(tmp_path / "out")
     assert refused.value.code == "no_blender"
-    assert "pip install 'worldwarp[blender]' -c constraints.txt" in refused.value.message
+    assert 'pip install -c constraints.txt -e ".[engine,blender]"' in refused.value.message
     assert not (tmp_path / "out").exists()
 
 
@@ -101,18 +106,42 @@ def test_a_blender_that_is_not_there_is_named(tmp_path):
         demo.run(tmp_path / "out", blender=tmp_path / "nowhere")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for Blender's executable is a script")
-@pytest.mark.skipif(not HAS_BPY, reason="needs Blender as a Python module (the `blender` extra)")
-def test_an_installed_blender_runs_the_add_ons_half(tmp_path):
-    stand_in = tmp_path / "blender"
-    stand_in.write_text(
+def stand_in(folder: Path, before: str = "") -> Path:
+    """A script that takes Blender's options and runs the expression in this Python, after `before`."""
+    script = folder / "blender"
+    script.write_text(
         f"#!{sys.executable}\n"
         "import sys\n"
         "assert sys.argv[1:3] == ['--background', '--factory-startup'], sys.argv\n"
+        f"{before}\n"
         "exec(sys.argv[sys.argv.index('--python-expr') + 1])\n"
     )
-    stand_in.chmod(0o755)
-    command, environment = demo.blender_command(stand_in)
+    script.chmod(0o755)
+    return script
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for Blender's executable is a script")
+def test_a_blender_of_another_python_is_refused_before_anything_is_made(tmp_path):
+    blender = stand_in(tmp_path, "print('Blender 5.1.0'); sys.version_info = (3, 99, 0)")
+    with pytest.raises(WorldWarpError, match=r"has Python 3\.99 .* Make an environment with Python 3\.99") as refused:
+        demo.run(tmp_path / "out", blender=blender)
+    assert refused.value.code == "wrong_python"
+    assert str(blender) in refused.value.message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for Blender's executable is a script")
+@pytest.mark.parametrize(("before", "says"), [("sys.exit('no display')", "no display"), ("sys.exit(3)", "exit code 3")])
+def test_what_does_not_run_as_a_blender_is_named(tmp_path, before, says):
+    with pytest.raises(WorldWarpError, match=f"does not run as a Blender.*{says}") as refused:
+        demo.run(tmp_path / "out", blender=stand_in(tmp_path, before))
+    assert refused.value.code == "no_blender"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for Blender's executable is a script")
+@pytest.mark.skipif(not HAS_BPY, reason="needs Blender as a Python module (the `blender` extra)")
+def test_an_installed_blender_runs_the_add_ons_half(tmp_path):
+    command, environment = demo.blender_command(stand_in(tmp_path))
     said = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert "--report" in said.stdout
@@ -130,16 +159,35 @@ def blender_that(code: str) -> list[str]:
 
 
 @pytest.fixture
-def flown(tmp_path):
+def a_server(tmp_path):
+    """A stand-in for the server: a process that lives until the test ends."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        (tmp_path / "server.log").write_text("listening\nout of memory\n")
+        yield OwnServer("tcp://127.0.0.1:9", process, tmp_path / "server.log")
+        process.kill()
+
+
+@pytest.fixture
+def flown(tmp_path, a_server):
     """Runs `fly` with a stand-in; returns what the bar printed."""
 
     def fly(code: str) -> str:
         said, report = io.StringIO(), tmp_path / "report.jsonl"
         with demo.Bar(Console(file=said, width=200)) as bar:
-            demo.fly([*blender_that(code), str(report)], {}, report, tmp_path, bar)
+            demo.fly([*blender_that(code), str(report)], {}, report, tmp_path, bar, a_server)
         return said.getvalue()
 
     return fly
+
+
+def test_a_server_that_dies_ends_the_demo_at_once(flown, a_server):
+    a_server.process.kill()
+    a_server.process.wait()
+    started_s = time.monotonic()
+    with pytest.raises(WorldWarpError, match=r"ended unexpectedly .* out of memory") as failed:
+        flown("import time; time.sleep(60)")
+    assert failed.value.code == "server_gone"
+    assert time.monotonic() - started_s < 15
 
 
 def test_what_blender_reports_is_shown(flown):
@@ -175,17 +223,33 @@ def test_a_line_that_is_half_written_waits_for_its_end(tmp_path):
     assert report.new() == [{"kind": "b"}]
 
 
-@pytest.mark.parametrize("lost", ["frames/frame_0003.png", "splats.ply", "scene.blend"])
-def test_a_demo_that_lacks_something_is_not_whole(tmp_path, lost):
+@pytest.mark.parametrize(
+    "lost", ["frames/frame_0003.png", "depth/frame_0002.exr", "splats.ply", "scene.blend", "contact_sheet.png"]
+)
+@pytest.mark.parametrize("how", ["gone", "empty", "cut", "not what it is called"])
+def test_a_demo_that_lacks_something_is_not_whole(tmp_path, lost, how):
+    png = encode_png(np.zeros((4, 4, 3), np.uint8))
     for kind, suffix in demo.KINDS.items():
         (tmp_path / kind).mkdir()
         for i in range(1, 4):
-            (tmp_path / kind / f"frame_{i:04d}{suffix}").write_text("x")
-    for name in demo.FILES:
-        (tmp_path / name).write_text('{"job_id": "1", "state": "done"}')
+            path = tmp_path / kind / f"frame_{i:04d}{suffix}"
+            if suffix == ".png":
+                path.write_bytes(png)
+            else:
+                write_depth_exr(path, np.ones((4, 4), np.float32))
+    for name in ("splats.ply", "preview.mp4", "scene.blend"):
+        (tmp_path / name).write_text("x" * 10)
+    (tmp_path / "contact_sheet.png").write_bytes(png)
+    (tmp_path / "job.json").write_text('{"job_id": "1", "state": "done", "splats": {"size_bytes": 10}}')
     assert "scene.blend" in demo.check_whole(tmp_path, 3)
-    (tmp_path / lost).write_text("")
-    with pytest.raises(WorldWarpError, match=lost):
+    path = tmp_path / lost
+    if how == "gone":
+        path.unlink()
+    else:
+        # Of a .blend no more is known than that it is not empty, of an EXR no more than how it starts.
+        cut = 0 if how == "empty" or path.suffix == ".blend" else 3
+        path.write_bytes(path.read_bytes()[:cut] if how != "not what it is called" or not cut else b"<html></html>")
+    with pytest.raises(WorldWarpError, match=re.escape(str(Path(lost)))):
         demo.check_whole(tmp_path, 3)
 
 

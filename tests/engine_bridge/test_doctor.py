@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from engine_bridge import doctor
 from engine_bridge.doctor import Check, examine, report
 
 GOOD_TORCH = {"version": "2.13.0", "cuda": "13.0", "gpu": "NVIDIA H100", "threads": 8}
+GOOD_BPY = {"version": "4.5.15 LTS"}
 GOOD_NUMBA = {"version": "0.61", "threads": 8, "layer": "omp"}
 
 
@@ -25,15 +27,26 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         absent: tuple[str, ...] = (),
         torch: dict[str, Any] = GOOD_TORCH,
         numba: dict[str, Any] = GOOD_NUMBA,
+        bpy: dict[str, Any] = GOOD_BPY,
         programs: tuple[str, ...] = ("nvidia-smi", "nvcc", "c++", "cl"),
+        cuda_home: Path | None = None,
     ) -> dict[str, Check]:
         monkeypatch.setattr(doctor.platform, "system", lambda: system)
         monkeypatch.setattr(doctor, "version_of", lambda package: None if package in absent else "1.0")
-        monkeypatch.setattr(doctor, "_probe", lambda code: torch if code == doctor._TORCH else numba)
-        monkeypatch.setattr(doctor, "_first_line", lambda *command: "found" if command[0] in programs else None)
+        said = {doctor._TORCH: torch, doctor._NUMBA: numba, doctor._BPY: bpy}
+        monkeypatch.setattr(doctor, "_probe", lambda code: said[code])
+        known = {*programs, *(f"/bin/{name}" for name in programs)}
+        monkeypatch.setattr(
+            doctor,
+            "_first_line",
+            lambda *command: "found" if {command[0]} & known or Path(command[0]).exists() else None,
+        )
+        monkeypatch.setattr(doctor, "DEFAULT_CUDA_HOME", "/nowhere/cuda")
         monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}" if name in programs else None)
         for name in ("CUDA_HOME", "CUDA_PATH"):
             monkeypatch.delenv(name, raising=False)
+        if cuda_home is not None:
+            monkeypatch.setenv("CUDA_HOME", str(cuda_home))
         return {check.name: check for check in examine()}
 
     return describe
@@ -48,17 +61,61 @@ def test_a_good_gpu_machine_lacks_nothing(machine: Any) -> None:
 def test_a_client_without_torch_is_told_the_command_for_its_platform(machine: Any) -> None:
     gone = {"absent": ("torch", "gsplat"), "torch": {"error": "no module"}, "numba": {"error": "no module"}}
     linux = machine("Linux", **gone)["torch"]
-    assert (linux.state, linux.remedy) == ("missing", "pip install -c constraints.txt -e '.[engine]'")
+    assert (linux.state, linux.remedy) == ("missing", 'pip install -c constraints.txt -e ".[engine]"')
     windows = machine("Windows", **gone)["torch"]
     assert "--index-url https://download.pytorch.org/whl/cu" in windows.remedy
+    no_gpu = machine("Windows", programs=(), **gone)["torch"]
+    assert no_gpu.remedy == linux.remedy
 
 
-def test_the_cpu_build_that_windows_gets_is_named(machine: Any) -> None:
-    checks = machine("Windows", torch=GOOD_TORCH | {"cuda": None, "gpu": None})
+@pytest.mark.parametrize("system", ["Windows", "Linux"])
+def test_a_cpu_build_beside_a_gpu_is_named_and_really_replaced(machine: Any, system: str) -> None:
+    checks = machine(system, torch=GOOD_TORCH | {"cuda": None, "gpu": None})
     assert checks["torch"].state == "ok"
     assert "CPU build" in checks["torch"].found
     assert checks["torch on the GPU"].state == "optional"
-    assert "--index-url" in checks["torch on the GPU"].remedy
+    first, second = checks["torch on the GPU"].remedy.splitlines()
+    assert {"--force-reinstall", "--no-deps", "--index-url"} <= set(first.split())
+    # The CUDA libraries that torch's own build needs and the CPU build did not.
+    assert second == doctor.INSTALL_ENGINE
+
+
+def test_a_cuda_build_that_sees_no_gpu_needs_a_driver_not_another_build(machine: Any) -> None:
+    check = machine(torch=GOOD_TORCH | {"gpu": None})["torch on the GPU"]
+    assert "driver" in check.remedy
+    assert "13.0" in check.remedy
+
+
+def test_a_cuda_home_without_nvcc_is_no_toolkit(machine: Any, tmp_path: Path) -> None:
+    check = machine(cuda_home=tmp_path)["CUDA toolkit"]
+    assert check.state == "optional"
+    assert str(tmp_path) in check.found
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").write_text("")
+    assert machine(cuda_home=tmp_path)["CUDA toolkit"].state == "ok"
+
+
+def test_a_blender_module_that_does_not_start_names_the_libraries(machine: Any) -> None:
+    gone = {"error": "ImportError: libXi.so.6: cannot open shared object file: No such file or directory"}
+    check = machine(bpy=gone)["Blender"]
+    assert check.state == "optional"
+    assert "libXi.so.6" in check.found
+    assert check.remedy.startswith("sudo apt-get install ")
+    assert "libxi6" in check.remedy
+    assert machine("Windows", bpy={"error": "DLL load failed"})["Blender"].remedy == doctor.INSTALL_BLENDER
+    assert "4.5.15 LTS" in machine()["Blender"].found
+
+
+@pytest.mark.parametrize("system", ["Linux", "Windows", "Darwin"])
+@pytest.mark.parametrize("programs", [(), ("nvidia-smi",)])
+def test_commands_can_be_pasted_into_any_shell(machine: Any, system: str, programs: tuple[str, ...]) -> None:
+    bare = {"absent": ("torch", "gsplat", "bpy", "pycolmap", "gsply", "numpy"), "torch": {"error": "no module"}}
+    for torch in (bare, {"torch": GOOD_TORCH | {"cuda": None, "gpu": None}}):
+        for check in machine(system, programs=programs, **torch).values():
+            for line in check.remedy.splitlines():
+                if line.startswith(("pip ", "conda ", "sudo ", "winget ")):
+                    assert not {"'", "(", "&"} & set(line), line
+                    assert "-c constraints.txt" in line or "-e " not in line, line
 
 
 @pytest.mark.parametrize(
@@ -91,7 +148,7 @@ def test_commands_are_printed_whole_on_lines_of_their_own(machine: Any) -> None:
     console = Console(width=60, record=True, file=io.StringIO())
     console.print(report(list(checks.values())), soft_wrap=True)
     text = console.export_text()
-    assert checks["torch"].remedy in text
+    assert f"\n    {checks['torch'].remedy}\n" in text
     assert "still be a client" in text
 
 
