@@ -29,7 +29,7 @@ class FitSettings:
 
     ssim_weight: float = 0.2
     disparity_weight: float = 0.3
-    coverage_weight: float = 0.05
+    coverage_weight: float = 0.2
     """Of 1 - alpha where something was seen: keeps surfaces closed between the pixels that made them."""
     offset_lr: float = 0.08
     """Of the means, in units of each Gaussian's own radius."""
@@ -130,7 +130,10 @@ def _loss(gaussians: Gaussians, views: FitViews, index: int, settings: FitSettin
     target, weight = views.rgb[index], views.weight[index]
     height, width = weight.shape
     render = rasterize(gaussians, views.w2c[index, None], views.K[index, None], width, height)
-    rgb, alpha, depth = render.rgb[0], render.alpha[0], render.depth[0]
+    alpha, depth = render.alpha[0], render.depth[0]
+    # Laid over the target itself: a gap costs nothing in colour, so no Gaussian grows too bright to make up for one;
+    # closing gaps is the coverage term's work.
+    rgb = render.rgb[0] + (1 - alpha)[..., None] * target
 
     total = weight.sum().clamp_min(1e-6)
     l1 = ((rgb - target).abs().mean(-1) * weight).sum() / total

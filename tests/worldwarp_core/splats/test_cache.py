@@ -86,7 +86,7 @@ def opened(world):
 
 
 def test_the_start_view_comes_back(world, opened):
-    assert psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) > 32
+    assert psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) > 35
 
 
 def test_a_later_view_is_right_where_it_is_marked_valid(world, opened):
@@ -108,7 +108,7 @@ def test_an_update_adds_what_was_missing_and_keeps_what_was_there(world, opened)
     assert (updated.source_frames[: len(opened.gaussians)] == 1).all()
     assert psnr(world.priors(updated, 20).rgb[0], world.rgb(20)) > 26
     assert (
-        psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 1.0
+        psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 2.0
     )
     assert float((world.priors(updated, 20).validity >= VALID).float().mean()) > 0.97
 
@@ -179,7 +179,7 @@ def test_a_guessed_depth_never_hides_what_was_seen(world, opened):
 
     updated, _ = run(update_cache(opened, world.history([20]), too_near, SETTINGS, torch.Generator().manual_seed(0)))
     assert (
-        psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 2.5
+        psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 5
     )
 
 

@@ -62,7 +62,7 @@ def test_ssim_of_an_image_with_itself_is_one(picture):
 def test_a_fit_lowers_the_loss_and_reports_every_step(seeds, picture):
     _, losses = run(seeds, views(picture))
     assert len(losses) == 25
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_only_the_trainable_gaussians_move(seeds, picture):
