@@ -24,9 +24,9 @@ from rich.table import Table
 
 from worldwarp_core.errors import WorldWarpError
 
-from .client import DEFAULT_ADDRESS, GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
+from .client import GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
 from .errors import BridgeError
-from .messages import NoticeEvent, StateEvent
+from .messages import DEFAULT_ADDRESS, NoticeEvent, StateEvent
 from .messages import Progress as ProgressEvent
 
 app = typer.Typer(
@@ -95,6 +95,9 @@ def serve(
     device: Device = "auto",
     depth_model: DepthModel = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where jobs are kept.")] = None,
+    keep_gib: Annotated[
+        float, typer.Option(help="Disk space for ended jobs in GiB; the oldest beyond it are deleted.", min=0)
+    ] = 20.0,
     engine_factory: Factory = DEFAULT_FACTORY,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -119,6 +122,7 @@ def serve(
         engine=engine,
         factory=engine_factory,
         options={"device": device, "depth_model": depth_model},
+        keep_bytes=int(keep_gib * 2**30),
     )
     server = JobServer(config)
     if ready_file is not None:

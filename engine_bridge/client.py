@@ -40,6 +40,7 @@ from worldwarp_core.spec import GenerateSpec
 from . import codec
 from .errors import BridgeError, ProtocolError, disk_errors
 from .messages import (
+    DEFAULT_ADDRESS,
     Accepted,
     CacheEvent,
     Cancel,
@@ -60,15 +61,12 @@ from .messages import (
     Subscribed,
     Welcome,
 )
-from .session import FINAL, ClientSession, Follower
+from .session import FINAL, UNANSWERED_LIMIT_S, ClientSession, Follower
 from .version import package_version
 
-DEFAULT_ADDRESS = "tcp://127.0.0.1:5577"
 CREDIT_BYTES = 64 * 2**20
 CONNECT_TIMEOUT_S = 5.0
 GONE_TIMEOUT_S = 120.0
-SILENCE_LIMIT_S = 20.0
-"""A server that answers no ping for this long has lost the connection, whatever the socket says."""
 TICK_MS = 250
 FETCH_RESTARTS = 5
 
@@ -469,8 +467,8 @@ class _Link:
         if self.monitor.poll(0):
             raise _Lost("the server closed the connection")
         now_s = time.monotonic()
-        if self.session.is_open and self.session.is_silent(now_s, SILENCE_LIMIT_S):
-            raise _Lost(f"the server said nothing for {SILENCE_LIMIT_S:g} s")
+        if self.session.is_open and self.session.is_silent(now_s):
+            raise _Lost(f"the server said nothing for {UNANSWERED_LIMIT_S:g} s")
         if self.session.ping_due(now_s):
             self.send(Ping(request_id=0))
 

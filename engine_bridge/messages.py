@@ -18,6 +18,8 @@ import numpy as np
 from attrs import cmp_using, field, frozen, validators
 
 PROTOCOL_VERSION = 1
+DEFAULT_ADDRESS = "tcp://127.0.0.1:5577"
+"""Where a server listens and a client looks for one, unless they are told."""
 
 MAX_SIDE_PX = 16_384
 MAX_FRAMES = 100_000

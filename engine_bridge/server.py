@@ -34,6 +34,7 @@ from worldwarp_core.errors import WorldWarpError
 from . import codec
 from .errors import BridgeError, ProtocolError
 from .messages import (
+    DEFAULT_ADDRESS,
     MAX_TEXT_CHARS,
     Accepted,
     Cancel,
@@ -68,7 +69,6 @@ from .worker import WorkerConfig, read_spec, run_worker
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_ADDRESS = "tcp://127.0.0.1:5577"
 TICK_MS = 250
 """The longest the loop sleeps: how late it notices silence or a signal."""
 HIGH_WATER = 1000
@@ -76,6 +76,7 @@ HIGH_WATER = 1000
 STOP_GRACE_S = 5.0
 """How long a stopping server waits for the engine's next event before it ends the worker."""
 LISTED_JOBS = 1000
+KEEP_BYTES = 20 * 2**30
 STOPPED = "The server was stopped before the job was done. What was delivered is kept; submit it again for the rest."
 
 
@@ -91,6 +92,8 @@ class ServerConfig:
     options: dict[str, Any] = field(default_factory=dict)
     limits: codec.Limits = codec.LIMITS
     max_queued: int = 1000
+    keep_bytes: int = KEEP_BYTES
+    """How much of the disk ended jobs may take; the oldest beyond that are deleted."""
 
     def __post_init__(self) -> None:
         check_loopback(self.address)
@@ -158,6 +161,7 @@ class Server:
         self._engine_info: dict[str, Any] = {}
         self._stopping = threading.Event()
         self._recover()
+        self._delete_oldest()
 
     # ------------------------------------------------------------ the loop
 
@@ -292,6 +296,7 @@ class Server:
                 self._jobs.remove(request.job_id)
                 raise
             _log.info("Job %s: %d frames of %dx%d", job.job_id, job.frames, request.width, request.height)
+            self._delete_oldest()
         return Accepted(
             request_id=request.request_id, job_id=request.job_id, position=self._jobs.position(request.job_id)
         )
@@ -526,6 +531,32 @@ class Server:
             self._jobs.add(job)
             if job.state not in FINAL:
                 self._finish(job.job_id, "failed", "server_stopped", STOPPED)
+
+    def _delete_oldest(self) -> None:
+        """Deletes the oldest ended jobs until those that stay fit into `keep_bytes`.
+
+        A job that has not ended stays, and so does one that an open connection has followed: its client may still be
+        fetching the splats.
+        """
+        followed = {job_id for session in self._sessions.values() for job_id in session.followed}
+        try:
+            sizes = {job.job_id: self._store.size_of(job.job_id) for job in self._jobs if job.state in FINAL}
+        except OSError as error:
+            _log.error("How much the jobs take cannot be found out, so none is deleted: %s", error)
+            return
+        total = sum(sizes.values())
+        for job_id, size in sizes.items():
+            if total <= self.config.keep_bytes:
+                return
+            if job_id in followed:
+                continue
+            self._jobs.remove(job_id)
+            total -= size
+            _log.info("Job %s: deleted to make room (%.1f MiB)", job_id, size / 2**20)
+            try:
+                self._store.remove(job_id)
+            except OSError as error:
+                _log.error("Job %s: its files cannot be deleted: %s", job_id, error)
 
     def _recovered(self, job_id: str) -> JobInfo:
         """A job as an earlier run left it; "running" where it had not ended."""

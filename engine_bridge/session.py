@@ -45,7 +45,9 @@ JOB_STATES: dict[JobState, tuple[JobState, ...]] = {
 FINAL: frozenset[JobState] = frozenset(state for state, following in JOB_STATES.items() if not following)
 
 SILENCE_LIMIT_S = 60.0
-"""After this long without a word a server forgets a connection, and a client gives a connection up."""
+"""After this long without a word a server forgets a connection."""
+UNANSWERED_LIMIT_S = 20.0
+"""After this long without an answer to its pings a client takes a connection for lost, whatever the socket says."""
 PING_EVERY_S = 5.0
 """A client that has nothing else to say says at least this often that it is there."""
 
@@ -87,6 +89,8 @@ class ServerSession:
         self.state: Literal["new", "open"] = "new"
         self.client = ""
         self.subscriptions: dict[str, Subscription] = {}
+        self.followed: set[str] = set()
+        """Every job that was ever subscribed to here, also after its last event was sent."""
         self._heard_s = now_s
 
     def receive(
@@ -119,6 +123,7 @@ class ServerSession:
         """
         _check_credit(message.credit_bytes)
         self.subscriptions[message.job_id] = Subscription(message.after_seq + 1, message.credit_bytes)
+        self.followed.add(message.job_id)
 
     def sent(self, job_id: str, size_bytes: int, *, logged: bool) -> None:
         """Books what was sent: a logged event, or the newest progress."""
@@ -253,9 +258,9 @@ class ClientSession:
         """Whether it is time to say that we are here."""
         return self.is_open and now_s - self._said_s > PING_EVERY_S
 
-    def is_silent(self, now_s: float, limit_s: float = SILENCE_LIMIT_S) -> bool:
+    def is_silent(self, now_s: float) -> bool:
         """Whether the server has said nothing for so long that it must be gone."""
-        return now_s - self._heard_s > limit_s
+        return now_s - self._heard_s > UNANSWERED_LIMIT_S
 
 
 # ---------------------------------------------------------------- the server's jobs

@@ -17,11 +17,12 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import struct
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,6 +85,25 @@ class JobStore:
         """The job of this id, which need not exist yet. Only an id of 32 hex digits ever becomes a folder's name."""
         assert _JOB_ID.fullmatch(job_id), job_id
         return StoredJob(self.root / job_id)
+
+    def size_of(self, job_id: str) -> int:
+        """Bytes that a job takes on the disk."""
+        size = 0
+        for file in self.open(job_id).folder.iterdir():
+            # A splat file may be replaced while we look.
+            with suppress(FileNotFoundError):
+                size += file.stat().st_size
+        return size
+
+    def remove(self, job_id: str) -> None:
+        """Deletes a job whole.
+
+        Raises:
+            OSError: what stays is then no job any more.
+        """
+        folder = self.open(job_id).folder
+        (folder / "state.json").unlink(missing_ok=True)
+        shutil.rmtree(folder)
 
     def create(self, job_id: str, submit: list[Part], state: StoredState) -> StoredJob:
         """Stores a new job; its `state.json`, written last, is what makes it one."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from engine_bridge import codec, messages, session
+from engine_bridge import codec, messages, server, session
 from engine_bridge.errors import CODES
 
 DOCUMENT = (Path(messages.__file__).parent / "PROTOCOL.md").read_text("utf-8")
@@ -54,6 +54,9 @@ def test_it_states_the_limits_as_they_are() -> None:
         f"{session.MAX_CREDIT_BYTES // 2**20} MiB",
         f"`ping` every {session.PING_EVERY_S:g} s",
         f"says nothing for {session.SILENCE_LIMIT_S:g} s",
+        f"heard nothing for {session.UNANSWERED_LIMIT_S:g} s",
+        f"a limit ({server.KEEP_BYTES // 2**30} GiB unless",
+        f"by default `{messages.DEFAULT_ADDRESS}`",
     ):
         assert text in DOCUMENT, text
 

@@ -398,6 +398,62 @@ def test_an_engine_that_cannot_start_fails_jobs_with_its_reason(start_server: Ca
         assert client.list_jobs()[-1].state == "failed"
 
 
+# ---------------------------------------------------------------- jobs of long ago
+
+
+def stored(server: RunningServer) -> set[str]:
+    return {folder.name for folder in server.data_dir.iterdir()}
+
+
+def size_of(server: RunningServer, job_id: str) -> int:
+    return sum(file.stat().st_size for file in (server.data_dir / job_id).iterdir())
+
+
+def test_the_oldest_ended_jobs_make_room_when_a_job_is_accepted(
+    start_server: Callable[..., RunningServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    before = start_server()
+    with Client(before.address) as client:
+        followed, oldest = client.submit(shot()), client.submit(shot())
+        run(client, oldest)
+    before.stop()
+    room = sum(size_of(before, job_id) for job_id in (followed, oldest)) + 2000
+    server = start_server(keep_bytes=room)
+    assert stored(server) == {followed, oldest}
+    with Client(server.address) as client, Client(server.address) as other:
+        other.subscribe(followed)
+        run(other, followed)
+        ended = client.submit(shot())
+        run(client, ended)
+        assert stored(server) == {followed, oldest, ended}
+        running = client.submit(shot(prompt="wait"))
+        waiting = client.submit(shot())
+        until(client, m.Accepted, 2)
+        assert stored(server) == {followed, ended, running, waiting}
+        assert f"Job {oldest}: deleted to make room" in caplog.text
+        assert [job.job_id for job in client.list_jobs()] == [followed, ended, running, waiting]
+        other.subscribe(oldest)
+        with pytest.raises(BridgeError, match="may have been removed"):
+            run(other, oldest)
+        client.cancel(running)
+        assert run(client, waiting)[-1].state == "done"
+
+
+def test_only_ended_jobs_that_nobody_follows_are_deleted(start_server: Callable[..., RunningServer]) -> None:
+    server = start_server(keep_bytes=0)
+    with Client(server.address) as client:
+        ended = client.submit(shot())
+        run(client, ended)
+        running, waiting = client.submit(shot(prompt="wait")), client.submit(shot())
+        until(client, m.Accepted, 2)
+        assert stored(server) == {ended, running, waiting}
+        client.cancel(running)
+        assert run(client, waiting)[-1].state == "done"
+    server.stop()
+    assert stored(start_server(keep_bytes=0)) == set()
+
+
 # ---------------------------------------------------------------- the server stops
 
 
@@ -449,6 +505,21 @@ def test_a_server_starts_whatever_is_damaged_in_its_jobs(
         assert listed[no_log].frames_done == 0
         client.subscribe(whole)
         assert len(frames(run(client, whole))) == 8
+
+
+def test_a_server_deletes_the_oldest_ended_jobs_when_it_starts(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    server = start_server()
+    with Client(server.address) as client:
+        ids = [client.submit(shot()) for _ in range(3)]
+        run(client, ids[-1])
+    server.stop()
+    sizes = [size_of(server, job_id) for job_id in ids]
+    kept = start_server(keep_bytes=sizes[1] + sizes[2])
+    assert stored(kept) == set(ids[1:])
+    kept.stop()
+    assert stored(start_server(keep_bytes=sizes[1] + sizes[2] - 1)) == {ids[2]}
 
 
 def _serve_until_killed(data_dir: str, address: str) -> None:
