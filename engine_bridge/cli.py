@@ -390,15 +390,77 @@ def demo(
 
 @app.command()
 def cameras(
-    video: Annotated[Path, typer.Argument(help="A video of a still scene, filmed by a moving camera.")],
+    video: Annotated[Path | None, typer.Argument(help="A video of a still scene, filmed by a moving camera.")] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(help="A camera move such as DOLLY_IN, instead of a video; several add up.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The camera path to write.")] = Path("cameras.json"),
-    frames: Annotated[int | None, typer.Option(help="How many frames to look at.")] = None,
-    estimator: Annotated[str, typer.Option(help="pycolmap or ttt3r.")] = "pycolmap",
-    fov: Annotated[float | None, typer.Option(help="Horizontal field of view in degrees, where known.")] = None,
-    scene_scale: Annotated[float, typer.Option(help="Median distance of what is seen first, in scene units.")] = 5.0,
+    frames: Annotated[
+        int | None, typer.Option(help="Of a video: how many to look at; of a preset: its length.")
+    ] = None,
+    fov: Annotated[
+        float | None,
+        typer.Option(help="Horizontal field of view in degrees: of a video, where known; of a preset, 50."),
+    ] = None,
+    estimator: Annotated[str | None, typer.Option(help="Video: pycolmap (the default) or ttt3r.")] = None,
+    scene_scale: Annotated[
+        float | None, typer.Option(help="Video: median distance of what is seen first, in scene units (5).")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Preset: frames a second (24).")] = None,
+    width: Annotated[int | None, typer.Option(help="Preset: width of the pictures in pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Preset: height of the pictures in pixels.")] = None,
+    distance: Annotated[
+        float | None, typer.Option(help="Preset: scene units to what the camera moves about or towards (5).")
+    ] = None,
+    amount: Annotated[float | None, typer.Option(help="Preset: times the move's usual length (1).")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Estimate the camera path of a video."""
+    """Make a camera path: estimated from a video, or of named moves."""
+    for_video = {"--estimator": estimator, "--scene-scale": scene_scale}
+    for_presets = {"--fps": fps, "--width": width, "--height": height, "--distance": distance, "--amount": amount}
+    if (video is None) == (not preset):
+        got = "neither" if video is None else "both"
+        raise BridgeError("bad_settings", f"Give one of: a video, or camera moves with --preset; got {got}.")
+    stray = [name for name, value in (for_presets if preset is None else for_video).items() if value is not None]
+    if stray:
+        what = "a video" if preset is None else "--preset"
+        raise BridgeError("bad_settings", f"{', '.join(stray)} cannot be used with {what}.")
+    if video is not None:
+        _cameras_of_video(
+            video, out, frames=frames, estimator=estimator or "pycolmap", fov_deg=fov, scene_scale=_or(scene_scale, 5.0)
+        )
+    else:
+        needed = {"--frames": frames, "--width": width, "--height": height}
+        absent = [name for name, value in needed.items() if value is None]
+        if absent:
+            raise BridgeError("bad_settings", f"--preset needs {', '.join(absent)} too.")
+        _cameras_of_presets(
+            preset or [],
+            out,
+            frames=frames,
+            fps=_or(fps, 24.0),
+            width=width,
+            height=height,
+            fov_deg=_or(fov, 50.0),
+            distance=_or(distance, 5.0),
+            amount=_or(amount, 1.0),
+        )
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _cameras_of_presets(presets: list[str], out: Path, **settings: Any) -> None:
+    from worldwarp_core.camera_files import write_cameras
+    from worldwarp_core.cameras import preset_path
+
+    path = preset_path(presets, **settings)
+    write_cameras(out, path)
+    out_console.print(f"{len(path)} cameras of {path.width}x{path.height} in {out}", soft_wrap=True)
+
+
+def _cameras_of_video(video: Path, out: Path, **settings: Any) -> None:
     from worldwarp_core.camera_files import write_cameras
     from worldwarp_core.video_cameras import cameras_from_video
 
@@ -407,11 +469,8 @@ def cameras(
         task = progress.add_task("reading the video", total=1.0)
         found = cameras_from_video(
             video,
-            frames=frames,
-            estimator=estimator,
-            fov_deg=fov,
-            scene_scale=scene_scale,
             progress=lambda what, share: progress.update(task, description=what, completed=share),
+            **settings,
         )
     write_cameras(out, found.cameras)
     for notice in found.notices:

@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from engine_bridge.job_folder import JobFolder
-from worldwarp_core.camera_files import write_cameras
+from worldwarp_core.camera_files import read_cameras, write_cameras
+from worldwarp_core.cameras import preset_path
 
 from .conftest import FAKE_ENGINE, RunningServer
 from .fake_engine import pixel_of
@@ -281,3 +282,45 @@ def test_the_options_have_the_names_that_others_rely_on() -> None:
 
 def test_cameras_of_a_missing_video_is_one_sentence(tmp_path: Path) -> None:
     fails(worldwarp("cameras", tmp_path / "nowhere.mp4", "--out", tmp_path / "cameras.json"), "nowhere.mp4")
+
+
+SIZED = ("--frames", "9", "--width", "64", "--height", "36")
+
+
+def test_presets_make_the_path_that_they_are_named_for(tmp_path: Path) -> None:
+    out = tmp_path / "cameras.json"
+    arguments = ["--preset", "DOLLY_IN", "--preset", "pan_left", *SIZED, "--fps", "12", "--fov", "40"]
+    done = worldwarp("cameras", *arguments, "--distance", "10", "--amount", "0.5", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "9 cameras of 64x36" in done.stdout
+    made = read_cameras(out)
+    wanted = preset_path(
+        ["DOLLY_IN", "PAN_LEFT"], frames=9, fps=12, width=64, height=36, fov_deg=40, distance=10, amount=0.5
+    )
+    assert (made.fps, made.width, made.height) == (12, 64, 36)
+    assert np.allclose(made.c2w, wanted.c2w)
+    assert np.allclose(made.K, wanted.K)
+    # Half of the usual 40 % of the distance to the pivot, straight ahead.
+    assert np.allclose(made.c2w[-1, :3, 3], [0, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "a video, or camera moves with --preset; got neither"),
+        (["clip.mp4", "--preset", "DOLLY_IN", *SIZED], "got both"),
+        (["--preset", "DOLLY_IN", "--frames", "9"], "--preset needs --width, --height too"),
+        (["--preset", "FLY", *SIZED], "Unknown camera preset: FLY. Known: DOLLY_IN"),
+        (["--preset", "DOLLY_IN", *SIZED, "--distance", "0"], "distance above 0"),
+        (["--preset", "DOLLY_IN", *SIZED, "--scene-scale", "3"], "--scene-scale cannot be used with --preset"),
+        (["clip.mp4", "--width", "64"], "--width cannot be used with a video"),
+    ],
+)
+def test_cameras_says_what_it_cannot_use(tmp_path: Path, arguments: list[str], says: str) -> None:
+    fails(worldwarp("cameras", *arguments, "--out", tmp_path / "cameras.json"), says)
+    assert not (tmp_path / "cameras.json").exists()
+
+
+def test_serve_says_how_much_it_keeps() -> None:
+    assert re.search(r"--keep-gib .*20\.0", worldwarp("serve", "--help").stdout.replace("\n", " "))
+    assert worldwarp("serve", "--keep-gib", "-1").returncode == 2
