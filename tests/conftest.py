@@ -1,4 +1,4 @@
-"""For every test: OpenMP's threads sleep while they wait, as the server has it (two cores are shared with the tests)."""
+"""For every test: OpenMP threads sleep while they wait, as the server has it; on CI a missing package is a failure."""
 
 import os
 
