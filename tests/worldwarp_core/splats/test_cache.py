@@ -178,9 +178,7 @@ def test_a_guessed_depth_never_hides_what_was_seen(world, opened):
         return torch.full_like(known, 0.3), torch.ones_like(known)
 
     updated, _ = run(update_cache(opened, world.history([20]), too_near, SETTINGS, torch.Generator().manual_seed(0)))
-    assert (
-        psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 5
-    )
+    assert psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 5
 
 
 def test_a_fit_keeps_every_gaussian_near_where_it_was_seeded(world):
