@@ -39,7 +39,6 @@ BUNDLED = {
     "attrs": ("attrs",),
     "cattrs": ("cattrs", "attrs", "typing_extensions"),
     "msgpack": ("msgpack",),
-    "png": ("pypng",),
     "typing_extensions": ("typing_extensions",),
     "zmq": ("pyzmq",),
 }
@@ -233,17 +232,39 @@ def download_wheels(folder: Path, libraries: Iterable[str], platform: str) -> No
     """Downloads the wheels of `libraries` for `platform` and every Python of Blender's into `folder`.
 
     Raises:
-        BuildError: with pip's last words.
+        BuildError: when the constraints leave a version open, or with pip's last words.
     """
-    constraints = ROOT / "constraints.txt"
+    wanted = pinned(libraries, (ROOT / "constraints.txt").read_text("utf-8"))
     for python in PYTHONS:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, "--dest", str(folder)]
         command += [f"--platform={tag}" for tag in PLATFORMS[platform]]
-        command += ["--constraint", str(constraints)] if constraints.is_file() else []
-        done = subprocess.run([*command, *sorted(libraries)], capture_output=True, text=True)
+        done = subprocess.run([*command, *wanted], capture_output=True, text=True)
         if done.returncode != 0:
             raise BuildError(f"pip has no wheels for {platform}, Python {python}:\n{done.stderr.strip()[-2000:]}")
+
+
+def pinned(libraries: Iterable[str], constraints: str) -> list[str]:
+    """Returns `name==version` of each library, at the versions of `constraints` (the text of a pip constraints file).
+
+    Raises:
+        BuildError: when it names no version of one: what users get must be what was tested.
+    """
+    versions = {
+        plain_name(match[1]): match[2] for match in re.finditer(r"^([\w.-]+)==([^\s;#]+)", constraints, re.MULTILINE)
+    }
+    wanted = sorted(libraries)
+    if open_ones := [name for name in wanted if plain_name(name) not in versions]:
+        raise BuildError(
+            f"constraints.txt names no version of {', '.join(open_ones)}, which the extension bundles. Add a line "
+            "name==version for each."
+        )
+    return [f"{name}=={versions[plain_name(name)]}" for name in wanted]
+
+
+def plain_name(name: str) -> str:
+    """Returns a distribution's name as package indexes compare it: `Typing_Extensions` is `typing-extensions`."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def manifest_with_wheels(platform: str, wheels: list[str]) -> str:
