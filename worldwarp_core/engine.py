@@ -27,7 +27,12 @@ CPU = PipelineSettings(
         first_steps=200, update_steps=60, sh_degree=0, key_views=4, anchor_views=1, max_gaussians=200_000
     ),
 )
-CUDA = PipelineSettings(device="cuda", max_pixels=832 * 480, points_per_pixel=0.3, cache=CacheSettings())
+CUDA = PipelineSettings(
+    device="cuda",
+    max_pixels=832 * 480,
+    points_per_pixel=0.3,
+    cache=CacheSettings(first_steps=300, update_steps=150),
+)
 
 VERSIONED = ("worldwarp", "torch", "numpy", "numba", "gsplat", "diffusers", "transformers", "opencv-python-headless")
 
