@@ -19,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -126,7 +127,10 @@ def blender_command(blender: str | Path | None) -> tuple[list[str], dict[str, st
         WorldWarpError: `no_blender`, with what to install; `wrong_python`.
     """
     # This very interpreter's packages, also in a Blender that brings its own Python.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # Not sys.path: once `bpy` is imported, Blender's own scripts stand in there, and hide it from the next process.
+    installed = sysconfig.get_paths()
+    packages = dict.fromkeys([str(Path(__file__).parents[1]), installed["purelib"], installed["platlib"]])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(packages)}
     if blender is None and importlib.util.find_spec("bpy") is not None:
         return [sys.executable, "-m", "blender_addon.demo_shot"], environment
     executable = shutil.which(str(blender or "blender"))
