@@ -19,6 +19,8 @@ from .rasterize import rasterize
 
 MAX_DRIFT = 2.0
 """How far a fit may move a Gaussian, in its own radii: it was put where something was seen and stays by it."""
+MAX_GROWTH = 1.4
+"""How far a fit may lengthen an axis of a Gaussian: longer ones become needles that stick out of the next view."""
 SSIM_WINDOW = 7
 """Pixels; a box window, which costs a fifth of the Gaussian one on a CPU and ranks images alike."""
 
@@ -83,6 +85,7 @@ def fit(
     start = gaussians[rows].map(lambda t: t.detach().clone())
     radius = start.scales.exp().median(1, keepdim=True).values  # of a disc: the shorter one along the surface
     offset = torch.zeros_like(start.means)
+    longest = start.scales.clone() + math.log(MAX_GROWTH)
     # One view cannot tell a colour that depends on the direction from one that does not: only several teach shN.
     fixed = {"means"} if len(views) > 1 and start.shN.numel() else {"means", "shN"}
     learned = {"offset": offset, **{k: t for k, t in start.tensors().items() if k not in fixed}}
@@ -96,7 +99,12 @@ def fit(
     def current() -> Gaussians:
         drift = MAX_DRIFT * torch.tanh(offset / MAX_DRIFT)
         # A colour outside [0, 1] would sharpen an edge here and shine out of it from the next camera.
-        moved = replace(start, means=start.means + radius * drift, sh0=start.sh0.clamp(-0.5 / SH_C0, 0.5 / SH_C0))
+        moved = replace(
+            start,
+            means=start.means + radius * drift,
+            scales=torch.minimum(start.scales, longest),
+            sh0=start.sh0.clamp(-0.5 / SH_C0, 0.5 / SH_C0),
+        )
         if everything:
             return moved
         return Gaussians(**{k: t.index_copy(0, rows, moved.tensors()[k]) for k, t in gaussians.tensors().items()})

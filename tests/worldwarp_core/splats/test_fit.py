@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from worldwarp_core.splats.fit import SSIM_WINDOW, FitSettings, FitViews, fit, ssim
+from worldwarp_core.splats.fit import MAX_GROWTH, SSIM_WINDOW, FitSettings, FitViews, fit, ssim
+from worldwarp_core.splats.gaussians import SH_C0
 from worldwarp_core.splats.rasterize import rasterize
 from worldwarp_core.splats.seed import SeedView, seed_gaussians
 
@@ -79,6 +80,12 @@ def test_only_several_views_teach_colours_that_depend_on_the_direction(seeds, pi
     two = FitViews(**{name: torch.cat([value, value]) for name, value in vars(one).items()})
     assert torch.equal(run(seeds, one, steps=3)[0].shN, seeds.shN)
     assert not torch.equal(run(seeds, two, steps=3)[0].shN, seeds.shN)
+
+
+def test_no_gaussian_grows_into_a_needle_or_shines_beyond_white(seeds, picture):
+    fitted, _ = run(seeds, views(picture), steps=60)
+    assert ((fitted.scales - seeds.scales).exp() <= MAX_GROWTH + 1e-4).all()
+    assert (fitted.sh0.abs() * SH_C0 <= 0.5 + 1e-5).all()
 
 
 def test_pixels_without_weight_teach_nothing(seeds, picture):
