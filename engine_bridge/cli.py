@@ -406,6 +406,10 @@ def cameras(
     scene_scale: Annotated[
         float | None, typer.Option(help="Video: median distance of what is seen first, in scene units (5).")
     ] = None,
+    ttt3r: Annotated[
+        Path | None, typer.Option(help="With --estimator ttt3r: your folder of it (not for commercial use).")
+    ] = None,
+    ttt3r_python: Annotated[str | None, typer.Option(help="The Python that TTT3R runs in (this one).")] = None,
     fps: Annotated[float | None, typer.Option(help="Preset: frames a second (24).")] = None,
     width: Annotated[int | None, typer.Option(help="Preset: width of the pictures in pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Preset: height of the pictures in pixels.")] = None,
@@ -416,7 +420,9 @@ def cameras(
     verbose: Verbose = False,
 ) -> None:
     """Make a camera path: estimated from a video, or of named moves."""
-    for_video = {"--estimator": estimator, "--scene-scale": scene_scale}
+    for_video = {
+        "--estimator": estimator, "--scene-scale": scene_scale, "--ttt3r": ttt3r, "--ttt3r-python": ttt3r_python,
+    }  # fmt: skip
     for_presets = {"--fps": fps, "--width": width, "--height": height, "--distance": distance, "--amount": amount}
     if (video is None) == (not preset):
         got = "neither" if video is None else "both"
@@ -427,7 +433,14 @@ def cameras(
         raise BridgeError("bad_settings", f"{', '.join(stray)} cannot be used with {what}.")
     if video is not None:
         _cameras_of_video(
-            video, out, frames=frames, estimator=estimator or "pycolmap", fov_deg=fov, scene_scale=_or(scene_scale, 5.0)
+            video,
+            out,
+            frames=frames,
+            estimator=estimator or "pycolmap",
+            fov_deg=fov,
+            scene_scale=_or(scene_scale, 5.0),
+            ttt3r=ttt3r,
+            ttt3r_python=ttt3r_python,
         )
     else:
         needed = {"--frames": frames, "--width": width, "--height": height}

@@ -1,4 +1,4 @@
-"""A camera path estimated from a reference video: structure from motion over sampled frames, by COLMAP.
+"""A camera path estimated from a reference video: structure from motion over sampled frames, by COLMAP or TTT3R.
 
 In: a video file. Out: one camera for every frame of it, in a world that suits Blender: the first camera stands at the
 origin, level, and looks along +Y with z up. A video does not know its scale, so the scene is scaled to a median depth
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from . import ttt3r as ttt3r_program
 from .cameras import BLENDER_FRONT, MAX_CAMERAS, MAX_SIDE_PX, CameraPath, jump_warning
 from .errors import WorldWarpError
 from .spec import Notice
@@ -61,6 +62,8 @@ def cameras_from_video(
     estimator: str = "pycolmap",
     fov_deg: float | None = None,
     scene_scale: float = 5.0,
+    ttt3r: str | os.PathLike[str] | None = None,
+    ttt3r_python: str | os.PathLike[str] | None = None,
     progress: OnProgress | None = None,
 ) -> VideoCameras:
     """The camera path of the video.
@@ -72,6 +75,8 @@ def cameras_from_video(
         estimator: one of `ESTIMATORS`.
         fov_deg: horizontal field of view where it is known; estimated otherwise.
         scene_scale: median depth of what the first camera sees, in scene units.
+        ttt3r: for the estimator ttt3r, the folder of the user's own checkout of it.
+        ttt3r_python: the Python that runs it; by default this one.
         progress: see `OnProgress`.
 
     Raises:
@@ -86,21 +91,27 @@ def cameras_from_video(
         raise WorldWarpError("bad_settings", f"The field of view must be between 0 and 180 degrees; got {fov_deg}.")
     if not (np.isfinite(scene_scale) and scene_scale > 0):
         raise WorldWarpError("bad_settings", f"The scene scale must be a distance above 0; got {scene_scale}.")
+    if estimator != "ttt3r" and (ttt3r is not None or ttt3r_python is not None):
+        raise WorldWarpError("bad_settings", f"A TTT3R to run was given, but the estimator is {estimator}, not ttt3r.")
     if estimator == "ttt3r":
-        raise WorldWarpError(
-            "not_installed",
-            "TTT3R is not part of this program: its licence forbids commercial use. Its code is at "
-            "https://github.com/Inception3D/TTT3R. Run it there, save its poses as an .npz with c2w and K, and give "
-            "that file as the cameras; or use the estimator pycolmap.",
-        )
-    pycolmap = _load_pycolmap()
+        checkout = ttt3r_program.find_checkout(ttt3r, ttt3r_python)
+    else:
+        pycolmap = _load_pycolmap()
     report = progress or (lambda _what, _share: None)
 
     with tempfile.TemporaryDirectory(prefix="worldwarp-video-") as folder:
         work = Path(folder)
         film = _sample_frames(Path(video), work / "images", frames or DEFAULT_SAMPLES, report)
-        solved = _solve(pycolmap, work, film, fov_deg, report)
+        if estimator == "ttt3r":
+            solved = _solve_by_ttt3r(checkout, work, film, fov_deg, report)
+        else:
+            solved = _solve(pycolmap, work, film, fov_deg, report)
     notices = _notices(film, solved, scene_scale, fov_deg)
+    if estimator == "ttt3r":
+        notices.append(Notice("ttt3r_licence", f"{ttt3r_program.LICENCE}, of these cameras too."))
+        if fov_deg is not None:
+            message = "TTT3R cannot be told the field of view: the cameras have it, but were placed without it."
+            notices.append(Notice("ttt3r_lens", message))
     cameras = _blender_path(film, solved, scene_scale)
     jump = jump_warning(cameras)
     if jump:
@@ -307,6 +318,19 @@ def _from_model(model: Any, film: _Film, estimated: bool) -> _Solved:
         raise _not_enough_motion("The camera of the video stays on the spot.")
     focal = float(images[0].camera.params[0] * film.width / film.image_width)
     return _Solved(positions, c2w, focal, depth, estimated)
+
+
+def _solve_by_ttt3r(
+    checkout: ttt3r_program.Checkout, work: Path, film: _Film, fov_deg: float | None, report: OnProgress
+) -> _Solved:
+    """TTT3R places every frame, by a lens of its own finding; a known lens replaces that in the cameras only."""
+    found = ttt3r_program.estimate(
+        checkout, work / "images", len(film.sampled), work, lambda share: report("running TTT3R", 0.1 + 0.85 * share)
+    )
+    focal = found.focal_ratio * max(film.width, film.height)
+    if fov_deg is not None:
+        focal = film.width / (2 * np.tan(np.radians(fov_deg) / 2))
+    return _Solved(film.sampled, found.c2w, focal, found.median_depth, fov_deg is None)
 
 
 def _blender_path(film: _Film, solved: _Solved, scene_scale: float) -> CameraPath:

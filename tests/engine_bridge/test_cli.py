@@ -314,6 +314,9 @@ def test_presets_make_the_path_that_they_are_named_for(tmp_path: Path) -> None:
         (["--preset", "DOLLY_IN", *SIZED, "--distance", "0"], "distance above 0"),
         (["--preset", "DOLLY_IN", *SIZED, "--scene-scale", "3"], "--scene-scale cannot be used with --preset"),
         (["clip.mp4", "--width", "64"], "--width cannot be used with a video"),
+        (["--preset", "DOLLY_IN", *SIZED, "--ttt3r", "TTT3R"], "--ttt3r cannot be used with --preset"),
+        (["clip.mp4", "--ttt3r", "TTT3R"], "the estimator is pycolmap, not ttt3r"),
+        (["clip.mp4", "--estimator", "ttt3r", "--ttt3r", "nowhere"], "no TTT3R in .*nowhere.*forbids commercial use"),
     ],
 )
 def test_cameras_says_what_it_cannot_use(tmp_path: Path, arguments: list[str], says: str) -> None:

@@ -253,8 +253,9 @@ def test_bad_settings_are_refused(video):
     refused("bad_settings", "scene scale", video, scene_scale=float("nan"))
 
 
-def test_ttt3r_is_refused_with_its_licence_and_a_way_out(video):
-    refused("not_installed", r"forbids commercial use.*github\.com.*\.npz", video, estimator="ttt3r")
+def test_ttt3r_without_its_folder_is_refused_with_its_licence_and_a_way_out(video):
+    refused("not_installed", r"github\.com.*forbids commercial use.*pycolmap", video, estimator="ttt3r")
+    refused("bad_settings", "the estimator is pycolmap, not ttt3r", video, ttt3r="TTT3R")
 
 
 def test_without_pycolmap_the_command_that_installs_it_is_named(video, monkeypatch):
