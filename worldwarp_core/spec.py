@@ -22,6 +22,14 @@ Stage = Literal["load", "geometry", "cache", "priors", "fill", "finish"]
 
 
 @dataclass(frozen=True)
+class PromptKey:
+    """From this frame number on, this prompt."""
+
+    frame: int
+    prompt: str
+
+
+@dataclass(frozen=True)
 class GenerateSpec:
     """One shot to make.
 
@@ -47,6 +55,20 @@ class GenerateSpec:
     seed: int = 0
     scene_scale: float | None = None
     """Median depth of a start frame without exact depth, in scene units (method section 9)."""
+    prompt_keys: tuple[PromptKey, ...] = ()
+    """Other prompts from given frames on, in the order of their frames; `prompt` holds before the first."""
+    auto_prompt: bool = False
+    """Let the engine's captioner describe what each chunk begins with; the artist's words go before its own."""
+    style_image: np.ndarray | None = None
+    """(h, w, 3) uint8 sRGB whose look is described into every prompt."""
+    preset: str = ""
+    """How fast against how exact, by the engine's own names; "" takes its default."""
+    guidance: float | None = None
+    """Classifier-free guidance, at least 1; None takes the preset's."""
+    strength_mask: np.ndarray | None = None
+    """(n, h, w) float32 in [-1, 1] added to the strength by region: n is 1 or the path's length, h x w any size."""
+    graded_validity: bool = False
+    """Noise between valid and blank by confidence (noise_map.NoiseSettings.graded)."""
 
     def __post_init__(self) -> None:
         def settle(ok: bool, code: str, message: str) -> None:
@@ -104,6 +126,36 @@ class GenerateSpec:
             "bad_settings",
             f"scene scale must be a positive distance in scene units; got {self.scene_scale}.",
         )
+        keys = [key.frame for key in self.prompt_keys]
+        settle(
+            keys == sorted(set(keys)),
+            "bad_settings",
+            f"prompt keys must be in the order of their frames, one each; got frames {keys}.",
+        )
+        style = self.style_image
+        settle(
+            style is None or (style.dtype == np.uint8 and style.ndim == 3 and style.shape[2] == 3),
+            "bad_settings",
+            f"The style image must be 8-bit RGB; got {getattr(style, 'dtype', '?')} {getattr(style, 'shape', '?')}.",
+        )
+        settle(
+            self.guidance is None or 1.0 <= self.guidance <= 100.0,
+            "bad_settings",
+            f"guidance must be between 1 and 100; got {self.guidance}.",
+        )
+        if self.strength_mask is not None:
+            check_strength_mask(self.strength_mask, len(self.cameras))
+
+
+def check_strength_mask(mask: np.ndarray, frames: int) -> None:
+    """Raises `bad_settings` unless `mask` can be laid over a path of that many frames."""
+    if mask.dtype != np.float32 or mask.ndim != 3 or mask.shape[0] not in (1, frames) or min(mask.shape) < 1:
+        raise WorldWarpError(
+            "bad_settings",
+            f"A strength mask is float32 of 1 or {frames} pictures; got {mask.dtype} of shape {mask.shape}.",
+        )
+    if not (np.abs(mask) <= 1).all():
+        raise WorldWarpError("bad_settings", "A strength mask's values must be from -1 to 1, and none NaN.")
 
 
 def check_depth(depth: np.ndarray, size: tuple[int, int]) -> None:
