@@ -68,7 +68,7 @@ def tiny_text_encoder(seed: int = 2) -> UMT5EncoderModel:
 
 
 def tiny_tokenizer() -> T5Tokenizer:
-    """A real unigram tokenizer of T5's kind: the words of four sentences, and every printable character for the rest."""
+    """A real unigram tokenizer of T5's kind: the words of four sentences and every character."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     words = [(f"▁{word}", -5.0) for word in sorted({word for line in CORPUS for word in re.findall(r"\w+", line)})]
     characters = [(character, -10.0) for character in ("▁", *map(chr, range(33, 127)))]
