@@ -159,6 +159,18 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     cache_steps: Annotated[int | None, typer.Option(help="Optimisation steps of the first fit of the world.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    prompt_key: Annotated[
+        list[str] | None, typer.Option(help="FRAME=PROMPT: another prompt from that frame on; may be repeated.")
+    ] = None,
+    auto_prompt: Annotated[bool, typer.Option("--auto-prompt", help="Let a captioner describe what is seen.")] = False,
+    style_image: Annotated[Path | None, typer.Option(help="Picture whose look is described into the prompts.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="How closely the prompt is followed, at least 1.")] = None,
+    strength_mask: Annotated[
+        Path | None, typer.Option(help="Picture (mid grey: no change) or .npy added to the strength by region.")
+    ] = None,
+    graded_validity: Annotated[
+        bool, typer.Option("--graded-validity", help="Let doubtful regions change more than certain ones.")
+    ] = False,
     scene_scale: Annotated[
         float | None,
         typer.Option(help="Median depth of the start frame in scene units, where a model estimates its depth."),
@@ -174,7 +186,7 @@ def generate(
     import numpy as np
 
     from worldwarp_core.camera_files import read_cameras
-    from worldwarp_core.images import read_depth, read_start_frame
+    from worldwarp_core.images import read_depth, read_start_frame, read_strength_mask, read_style_image
     from worldwarp_core.spec import GenerateSpec
 
     if server is not None and (depth_model is not None or device != "auto"):
@@ -199,11 +211,37 @@ def generate(
         cache_steps=cache_steps,
         seed=seed,
         scene_scale=scene_scale,
+        prompt_keys=_prompt_keys(prompt_key or []),
+        auto_prompt=auto_prompt,
+        style_image=None if style_image is None else read_style_image(style_image),
+        guidance=guidance,
+        strength_mask=None if strength_mask is None else read_strength_mask(strength_mask),
+        graded_validity=graded_validity,
     )
-    inputs = {"start_frame": str(start_frame), "depth": depth and str(depth), "cameras": str(cameras)}
+    files = {
+        "start_frame": start_frame, "depth": depth, "cameras": cameras,
+        "style_image": style_image, "strength_mask": strength_mask,
+    }  # fmt: skip
+    inputs = {name: None if file is None else str(file) for name, file in files.items()}
     options = ["--engine", engine, "--device", device, "--engine-factory", engine_factory]
     options += ["--depth-model", depth_model] if depth_model else []
     make_shot(spec, out, engine=engine, server=server, server_options=options, inputs=inputs, overwrite=overwrite)
+
+
+def _prompt_keys(written: list[str]) -> tuple[Any, ...]:
+    """FRAME=PROMPT of each, in the order of their frames."""
+    from worldwarp_core.spec import PromptKey
+
+    keys = []
+    for text in written:
+        frame, equals, prompt = text.partition("=")
+        try:
+            keys.append(PromptKey(int(frame), prompt.strip()))
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise BridgeError("bad_settings", f"A prompt key is FRAME=PROMPT, as in 48='a dark forest'; got {text!r}.")
+    return tuple(sorted(keys, key=lambda key: key.frame))
 
 
 def make_shot(
@@ -240,6 +278,11 @@ def make_shot(
         "cache_steps": spec.cache_steps,
         "seed": spec.seed,
         "scene_scale": spec.scene_scale,
+        "prompt_keys": [[key.frame, key.prompt] for key in spec.prompt_keys],
+        "auto_prompt": spec.auto_prompt,
+        "preset": spec.preset,
+        "guidance": spec.guidance,
+        "graded_validity": spec.graded_validity,
         "width": spec.cameras.width,
         "height": spec.cameras.height,
         "fps": spec.cameras.fps,

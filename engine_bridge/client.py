@@ -54,6 +54,7 @@ from .messages import (
     NoticeEvent,
     Ping,
     Progress,
+    PromptKey,
     ServerMessage,
     SplatsBlock,
     StateEvent,
@@ -185,7 +186,7 @@ class Client:
             job_id: to send the same job again (a uuid4's hex); the server then does not make it twice.
 
         Raises:
-            BridgeError: `bad_message`, for settings that the protocol cannot carry.
+            BridgeError: `bad_message` or `too_large`, for settings that the protocol cannot carry.
         """
         request_id = next(self._request_ids)
         job_id = job_id or uuid.uuid4().hex
@@ -204,6 +205,11 @@ class Client:
                 cache_steps=spec.cache_steps,
                 seed=int(spec.seed),
                 scene_scale=None if spec.scene_scale is None else float(spec.scene_scale),
+                prompt_keys=tuple(PromptKey(frame=int(key.frame), prompt=key.prompt) for key in spec.prompt_keys),
+                auto_prompt=bool(spec.auto_prompt),
+                preset=spec.preset,
+                guidance=None if spec.guidance is None else float(spec.guidance),
+                graded_validity=bool(spec.graded_validity),
                 fps=float(cameras.fps),
                 width=int(cameras.width),
                 height=int(cameras.height),
@@ -212,7 +218,12 @@ class Client:
                 c2w=np.asarray(cameras.c2w, np.float64),
                 start_frame=spec.start_frame,
                 depth=None if spec.depth is None else np.asarray(spec.depth, np.float32),
+                style_image=spec.style_image,
+                strength_mask=spec.strength_mask,
             )
+            codec.check_sizes(codec.encode(message))
+        except ProtocolError as error:
+            raise BridgeError(error.code, f"These settings cannot be sent: {error.message}") from error
         except ValueError as error:
             raise BridgeError("bad_message", f"These settings cannot be sent: {error}.") from error
         self._do(lambda: self._wire.submit(message))

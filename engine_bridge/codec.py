@@ -75,7 +75,7 @@ def decode(parts: Sequence[Part], direction: UnionType, limits: Limits = LIMITS)
     Raises:
         ProtocolError: `too_large`, `unknown_message`, `bad_message` or `wrong_protocol_version`.
     """
-    _check_sizes(parts, limits)
+    check_sizes(parts, limits)
     tag, fields, declared = _open_header(parts[0], limits)
     request_id = _request_id(fields)
     if tag in ("hello", "welcome"):
@@ -106,6 +106,19 @@ def decode(parts: Sequence[Part], direction: UnionType, limits: Limits = LIMITS)
 def size_of(parts: Sequence[Part]) -> int:
     """Bytes of all parts: what a message costs in credit."""
     return sum(len(part) for part in parts)
+
+
+def check_sizes(parts: Sequence[Part], limits: Limits = LIMITS) -> None:
+    """Raises `too_large` (ProtocolError) where a receiver with these limits would refuse the message for its sizes."""
+    if not parts:
+        raise ProtocolError("bad_message", "An empty message.")
+    for what, got, limit in (
+        ("parts", len(parts), limits.parts),
+        ("bytes in its header", len(parts[0]), limits.header_bytes),
+        ("bytes", size_of(parts), limits.message_bytes),
+    ):
+        if got > limit:
+            raise ProtocolError("too_large", f"The message has {got} {what}; at most {limit} are allowed.")
 
 
 def joined(parts: Sequence[Part]) -> list[Part]:
@@ -144,18 +157,6 @@ def split(joined: Part, limits: Limits = LIMITS) -> list[Part]:
 
 
 # ---------------------------------------------------------------- opening what arrived
-
-
-def _check_sizes(parts: Sequence[Part], limits: Limits) -> None:
-    if not parts:
-        raise ProtocolError("bad_message", "An empty message.")
-    for what, got, limit in (
-        ("parts", len(parts), limits.parts),
-        ("bytes in its header", len(parts[0]), limits.header_bytes),
-        ("bytes", size_of(parts), limits.message_bytes),
-    ):
-        if got > limit:
-            raise ProtocolError("too_large", f"The message has {got} {what}; at most {limit} are allowed.")
 
 
 def _open_header(part: Part, limits: Limits) -> tuple[str, dict[str, Any], list[Any]]:
@@ -264,10 +265,13 @@ def _array_value(value: Any, _: Any) -> np.ndarray:
     return value
 
 
-def _job_list(value: Any, _: Any) -> tuple[messages.JobInfo, ...]:
-    if type(value) is not list:
-        raise TypeError(f"expected a list, got {type(value).__name__}")
-    return tuple(_CONVERTER.structure(item, messages.JobInfo) for item in value)
+def _list_of(kind: type) -> Any:
+    def structure(value: Any, _: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise TypeError(f"expected a list, got {type(value).__name__}")
+        return tuple(_CONVERTER.structure(item, kind) for item in value)
+
+    return structure
 
 
 def _fault(error: BaseException, kind: type | None) -> str:
@@ -277,11 +281,21 @@ def _fault(error: BaseException, kind: type | None) -> str:
 
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
-    for kind, strict in ((int, _exactly(int)), (float, _finite), (str, _exactly(str)), (np.ndarray, _array_value)):
+    for kind, strict in (
+        (bool, _exactly(bool)),
+        (int, _exactly(int)),
+        (float, _finite),
+        (str, _exactly(str)),
+        (np.ndarray, _array_value),
+    ):
         converter.register_structure_hook(kind, strict)
         converter.register_structure_hook_func(functools.partial(operator.eq, kind | None), _optional(strict))
     converter.register_structure_hook_func(lambda t: t == dict[str, Any], _exactly(dict))
-    converter.register_structure_hook_func(lambda t: t == tuple[messages.JobInfo, ...], _job_list)
+    for item, listed in (
+        (messages.JobInfo, tuple[messages.JobInfo, ...]),
+        (messages.PromptKey, tuple[messages.PromptKey, ...]),
+    ):
+        converter.register_structure_hook_func(functools.partial(operator.eq, listed), _list_of(item))
     return converter
 
 

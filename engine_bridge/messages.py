@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from attrs import cmp_using, field, frozen, validators
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5577"
 """Where a server listens and a client looks for one, unless they are told."""
 
@@ -25,6 +25,7 @@ MAX_SIDE_PX = 16_384
 MAX_FRAMES = 100_000
 MAX_SHORT_CHARS = 200
 MAX_TEXT_CHARS = 10_000
+MAX_PROMPT_KEYS = 1000
 MAX_BLOCK_BYTES = 4 * 2**20
 MAX_INT = 2**53
 
@@ -96,6 +97,7 @@ _TEXT: Check = validators.max_len(MAX_TEXT_CHARS)
 _JOB_ID = _matches(r"[0-9a-f]{32}", "32 lower-case hexadecimal digits")
 _SIDE = _between(1, MAX_SIDE_PX)
 _FRACTION = _between(0, 1)
+_FRAME_NUMBER = _between(-MAX_INT, MAX_INT)
 _BY_VALUE: Any = cmp_using(eq=np.array_equal)
 
 
@@ -115,6 +117,14 @@ class Hello:
 
 
 @frozen(kw_only=True)
+class PromptKey:
+    """From this frame number on, this prompt."""
+
+    frame: int = field(validator=_FRAME_NUMBER)
+    prompt: str = field(validator=_TEXT)
+
+
+@frozen(kw_only=True)
 class Submit:
     """A shot to make. The client makes `job_id` (a uuid4 in 32 hex digits): a repeat is the same job, not another."""
 
@@ -131,6 +141,13 @@ class Submit:
     cache_steps: int | None = field(validator=validators.optional(_between(1, 100_000)))
     seed: int = field(validator=_between(-MAX_INT, MAX_INT))
     scene_scale: float | None = field(validator=validators.optional(_between(0, 1e12)))
+    prompt_keys: tuple[PromptKey, ...] = field(validator=validators.max_len(MAX_PROMPT_KEYS))
+    """Other prompts from given frame numbers on, in the order of their frames."""
+    auto_prompt: bool = field()
+    preset: str = field(validator=_SHORT)
+    """How fast against how exact, by the engine's own names; "" takes its default."""
+    guidance: float | None = field(validator=validators.optional(_between(0, 1e6)))
+    graded_validity: bool = field()
     fps: float = field(validator=_between(1e-3, 1e5))
     width: int = field(validator=_SIDE)
     height: int = field(validator=_SIDE)
@@ -143,6 +160,14 @@ class Submit:
     start_frame: np.ndarray = field(validator=_array("uint8", "H", "W", 3), eq=_BY_VALUE)
     depth: np.ndarray | None = field(default=None, eq=_BY_VALUE)
     """(h, w) float32 of the start frame, or None."""
+    style_image: np.ndarray | None = field(
+        default=None, validator=validators.optional(_array("uint8", "H", "W", 3)), eq=_BY_VALUE
+    )
+    """sRGB, of any size."""
+    strength_mask: np.ndarray | None = field(
+        default=None, validator=validators.optional(_array("float32", "N", "H", "W")), eq=_BY_VALUE
+    )
+    """Added to the strength by region; N is 1 or the path's length, of any size."""
 
     def __attrs_post_init__(self) -> None:
         t = len(self.frames)
@@ -335,7 +360,7 @@ class FrameEvent:
     seq: int = field(validator=_between(1, MAX_INT))
     index: int = field(validator=_COUNT)
     """Position in the path, from 0."""
-    number: int = field(validator=_between(-MAX_INT, MAX_INT))
+    number: int = field(validator=_FRAME_NUMBER)
     """The path's own frame number."""
     chunk: int = field(validator=_COUNT)
     rgb: np.ndarray = field(validator=_array("uint8", "H", "W", 3), eq=_BY_VALUE)

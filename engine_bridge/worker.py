@@ -110,6 +110,13 @@ def read_spec(submit: Submit) -> core.GenerateSpec:
         cache_steps=submit.cache_steps,
         seed=submit.seed,
         scene_scale=submit.scene_scale,
+        prompt_keys=tuple(core.PromptKey(key.frame, key.prompt) for key in submit.prompt_keys),
+        auto_prompt=submit.auto_prompt,
+        style_image=submit.style_image,
+        preset=submit.preset,
+        guidance=submit.guidance,
+        strength_mask=submit.strength_mask,
+        graded_validity=submit.graded_validity,
     )
 
 

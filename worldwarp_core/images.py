@@ -1,7 +1,7 @@
-"""The start frame and its depth, read from files.
+"""The start frame, its depth and what else a shot is made with, read from files.
 
-In: a path. Out: (H, W, 3) uint8 sRGB, or (H, W) float32 planar z in scene units; both top row first. The kind of a
-file is told from its content, not from its name.
+In: a path. Out: (H, W, 3) uint8 sRGB, (H, W) float32 planar z in scene units, or (n, H, W) float32 of a strength mask;
+all top row first. The kind of a file is told from its content, not from its name.
 """
 
 from __future__ import annotations
@@ -35,31 +35,72 @@ def read_start_frame(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         WorldWarpError: `bad_start_frame`.
     """
+    return _read_picture(Path(path), "bad_start_frame", "start frame")
+
+
+def read_style_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """(H, W, 3) uint8 sRGB of any picture that `read_start_frame` takes.
+
+    Raises:
+        WorldWarpError: `bad_style_image`.
+    """
+    return _read_picture(Path(path), "bad_style_image", "style image")
+
+
+def read_strength_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """(n, H, W) float32 in [-1, 1]: what to add to the strength, by region.
+
+    A picture is one mask for all frames: mid grey (128) changes nothing, black is -1, white +1. A NumPy .npy is taken
+    as it is: (H, W), or (n, H, W) with one for each frame of the path.
+
+    Raises:
+        WorldWarpError: `bad_strength_mask`.
+    """
     path = Path(path)
-    _require_file(path, "bad_start_frame", "start frame")
+    _require_file(path, "bad_strength_mask", "strength mask")
+    with path.open("rb") as file:
+        is_array = file.read(len(_NPY)) == _NPY
+    if not is_array:
+        grey = _read_picture(path, "bad_strength_mask", "strength mask").mean(axis=2, dtype=np.float32)
+        return np.clip((grey - 128) / 127, -1, 1)[None]
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError, OverflowError, SyntaxError) as error:
+        raise WorldWarpError("bad_strength_mask", f"The strength mask {path} cannot be read: {error}.") from error
+    if stored.ndim not in (2, 3) or stored.dtype.kind not in "fiu" or not (np.abs(stored) <= 1).all():
+        raise WorldWarpError(
+            "bad_strength_mask",
+            f"The strength mask {path} must be (H, W) or (frames, H, W) numbers from -1 to 1; got {stored.dtype} of "
+            f"shape {stored.shape}.",
+        )
+    return stored.astype(np.float32).reshape(-1, *stored.shape[-2:])
+
+
+def _read_picture(path: Path, code: str, what: str) -> np.ndarray:
+    _require_file(path, code, what)
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if max(image.size) > MAX_SIDE_PX or image.width * image.height > MAX_PIXELS:
                 raise WorldWarpError(
-                    "bad_start_frame",
-                    f"The start frame {path} is {image.width}x{image.height} pixels; at most {MAX_PIXELS / 1e6:.0f} "
+                    code,
+                    f"The {what} {path} is {image.width}x{image.height} pixels; at most {MAX_PIXELS / 1e6:.0f} "
                     f"megapixels and {MAX_SIDE_PX} a side are taken. Scale it down.",
                 )
             if image.mode == "F":
                 raise WorldWarpError(
-                    "bad_start_frame",
-                    f"The start frame {path} has floating-point values, so what they look like is not said. Save it as "
+                    code,
+                    f"The {what} {path} has floating-point values, so what they look like is not said. Save it as "
                     "PNG with the view transform that you see.",
                 )
             return np.array(_in_srgb(ImageOps.exif_transpose(image)))
     except WorldWarpError:
         raise
     except Image.DecompressionBombError as error:
-        raise WorldWarpError("bad_start_frame", f"The start frame {path} is too large: {error}") from error
+        raise WorldWarpError(code, f"The {what} {path} is too large: {error}") from error
     except Exception as error:  # decoders of damaged files raise whatever their parsing trips over
         raise WorldWarpError(
-            "bad_start_frame",
-            f"The start frame {path} cannot be read: {error or type(error).__name__}. It must be a whole image file "
+            code,
+            f"The {what} {path} cannot be read: {error or type(error).__name__}. It must be a whole image file "
             "(PNG, JPEG, TIFF or WebP); save it again.",
         ) from error
 

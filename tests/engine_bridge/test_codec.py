@@ -133,8 +133,15 @@ def test_a_refusal_names_the_request_it_answers() -> None:
         ("ping", {}, "required field missing"),
         ("ping", {"request_id": 1, "more": 2}, "extra fields found"),
         ("cancel", {"request_id": 1, "job_id": "../../etc/passwd"}, "32 lower-case hexadecimal digits"),
+        ("submit", {"request_id": 1, "auto_prompt": 1}, "expected bool, got int"),
+        ("submit", {"request_id": 1, "prompt_keys": [{"frame": 1}]}, "required field missing"),
+        ("submit", {"request_id": 1, "prompt_keys": {"frame": 1}}, "expected a list"),
         ("cancel", {"request_id": 1, "job_id": "A" * 32}, "32 lower-case hexadecimal digits"),
-        ("hello", {"request_id": 1, "protocol_version": 1, "client": "x" * 201, "version": ""}, "client"),
+        (
+            "hello",
+            {"request_id": 1, "protocol_version": m.PROTOCOL_VERSION, "client": "x" * 201, "version": ""},
+            "client",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(tag: str, fields: dict[str, Any], says: str) -> None:
@@ -201,7 +208,7 @@ def test_binary_and_extension_types_are_refused() -> None:
         assert refusal([header("ping", {"request_id": 1, "x": odd})]).code == "bad_message"
 
 
-@pytest.mark.parametrize(("version", "older"), [(0, "client"), (2, "server"), (99, "server")])
+@pytest.mark.parametrize(("version", "older"), [(0, "client"), (1, "client"), (99, "server")])
 def test_another_protocol_version_says_which_side_to_update(version: int, older: str) -> None:
     # With fields that this version does not know: the version is what is wrong, not they.
     error = refusal([header("hello", {"request_id": 3, "protocol_version": version, "keys": "curve"})])
@@ -210,8 +217,20 @@ def test_another_protocol_version_says_which_side_to_update(version: int, older:
     assert error.request_id == 3
 
 
+def test_the_previous_version_of_the_extension_is_told_to_update() -> None:
+    # As it sent it, byte for byte.
+    hello = msgpack.packb(
+        ["hello", {"request_id": 0, "protocol_version": 1, "client": "worldwarp-blender", "version": "0.1.0"}, []]
+    )
+    error = refusal([hello])
+    assert error.message == (
+        "The client speaks protocol 1 and the server protocol 2: "
+        "update the client (in Blender: the WorldWarp extension)."
+    )
+
+
 def test_a_welcome_of_another_version_says_it_too() -> None:
-    error = refusal([header("welcome", {"request_id": 3, "protocol_version": 2})], m.ServerMessage)
+    error = refusal([header("welcome", {"request_id": 3, "protocol_version": m.PROTOCOL_VERSION + 1})], m.ServerMessage)
     assert error.code == "wrong_protocol_version"
     assert "update the client" in error.message
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import multiprocessing
 import os
@@ -25,6 +26,8 @@ from engine_bridge import messages as m
 from engine_bridge.client import Client, Connected, ConnectionLost, Disconnected
 from engine_bridge.errors import BridgeError
 from engine_bridge.server import HIGH_WATER, ServerConfig, check_loopback
+from engine_bridge.worker import read_spec
+from worldwarp_core.spec import GenerateSpec, PromptKey
 
 from .conftest import RunningServer
 from .fake_engine import pixel_of
@@ -174,6 +177,35 @@ def test_settings_that_cannot_work_are_refused_at_once(connect: Connect, change:
         assert isinstance(answer, m.Error)
         assert answer.code in ("bad_settings", "bad_camera_path", "bad_start_frame")
         assert raw.ask(m.ListJobs(request_id=1)).jobs == ()
+
+
+def test_every_setting_of_a_shot_reaches_the_engine_as_it_was(connect: Connect, server: RunningServer) -> None:
+    rng = np.random.default_rng(3)
+    sent = shot(
+        negative_prompt="people", strength=0.5, steps=7, cache_steps=3, seed=-4, scene_scale=2.5,
+        prompt_keys=(PromptKey(2, "dusk"), PromptKey(5, "ночь")), auto_prompt=True, preset="draft", guidance=4.5,
+        style_image=rng.integers(0, 256, (3, 9, 3), np.uint8), graded_validity=True,
+        strength_mask=rng.uniform(-1, 1, (7, 2, 2)).astype(np.float32),
+    )  # fmt: skip
+    client = connect()
+    job_id = client.submit(sent)
+    run(client, job_id)
+    got = read_spec(server.server._store.open(job_id).submit())
+    for field in dataclasses.fields(GenerateSpec):
+        there, here = getattr(got, field.name), getattr(sent, field.name)
+        if field.name == "cameras":
+            assert (there.K == here.K).all()
+            assert (there.c2w == here.c2w).all()
+        else:
+            assert np.array_equal(there, here), field.name
+            assert type(there) is type(here), field.name
+
+
+def test_settings_too_large_to_send_are_refused_before_they_are_sent(connect: Connect) -> None:
+    keys = tuple(PromptKey(frame, "x" * 9000) for frame in range(200))
+    with pytest.raises(BridgeError, match="in its header") as caught:
+        connect().submit(shot(prompt_keys=keys))
+    assert caught.value.code == "too_large"
 
 
 def test_a_summary_that_cannot_be_sent_fails_the_job_not_the_worker(connect: Connect) -> None:
@@ -642,7 +674,7 @@ def test_another_protocol_version_gets_a_sentence(server: RunningServer, monkeyp
         raw.say(msgpack.packb(["hello", {"request_id": 5, "protocol_version": 7, "new": True}, []]))
         answer = raw.hear()
     assert (answer.code, answer.request_id) == ("wrong_protocol_version", 5)
-    assert answer.message == "The client speaks protocol 7 and the server protocol 1: update the server."
+    assert answer.message == "The client speaks protocol 7 and the server protocol 2: update the server."
     monkeypatch.setattr("engine_bridge.session.PROTOCOL_VERSION", 0)
     with Client(server.address) as client, pytest.raises(BridgeError, match="update the client") as caught:
         client.connect()

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.exr import write_depth_exr
-from worldwarp_core.images import read_depth, read_start_frame
+from worldwarp_core.images import read_depth, read_start_frame, read_strength_mask, read_style_image
 
 RNG = np.random.default_rng(3)
 FRAME = RNG.integers(0, 256, (18, 32, 3), dtype=np.uint8)
@@ -261,3 +261,33 @@ def test_a_depth_png_that_is_not_whole_is_refused(tmp_path):
     for end in (20, len(content) // 2):
         (tmp_path / "depth.png").write_bytes(content[:end])
         refused("bad_depth", "damaged or not whole", read_depth, tmp_path / "depth.png", scale=0.01)
+
+
+def test_a_mask_drawn_in_grey_is_from_minus_one_to_one_about_mid_grey(tmp_path):
+    Image.fromarray(np.uint8([[0, 1, 128, 255]])).save(tmp_path / "mask.png")
+    mask = read_strength_mask(tmp_path / "mask.png")
+    assert mask.dtype == np.float32
+    np.testing.assert_array_equal(mask, np.float32([[[-1, -1, 0, 1]]]))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4)])
+def test_an_array_of_masks_is_taken_as_it_is(tmp_path, shape):
+    stored = RNG.uniform(-1, 1, shape)
+    np.save(tmp_path / "mask.npy", stored)
+    mask = read_strength_mask(tmp_path / "mask.npy")
+    assert mask.dtype == np.float32
+    np.testing.assert_array_equal(mask, stored.astype(np.float32).reshape(-1, 3, 4))
+
+
+@pytest.mark.parametrize("array", [np.ones(4), np.full((3, 4), 1.5), np.full((3, 4), np.nan), np.array([["a"]])])
+def test_arrays_that_are_no_mask_are_refused(tmp_path, array):
+    np.save(tmp_path / "mask.npy", array)
+    refused("bad_strength_mask", "numbers from -1 to 1", read_strength_mask, tmp_path / "mask.npy")
+
+
+def test_a_picture_that_cannot_be_read_is_called_what_it_is_for(tmp_path):
+    (tmp_path / "a.png").write_text("a letter")
+    refused("bad_style_image", "The style image .*a.png cannot be read", read_style_image, tmp_path / "a.png")
+    refused("bad_strength_mask", "The strength mask .*a.png cannot", read_strength_mask, tmp_path / "a.png")
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY and no more")
+    refused("bad_strength_mask", "cannot be read", read_strength_mask, tmp_path / "a.npy")
