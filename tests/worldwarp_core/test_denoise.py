@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from tests.support import reference_sampler
 from worldwarp_core.denoise import SamplerSettings, compose_latents, denoise, draw_noise
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.noise_map import NoiseSettings, build_sigma_map, expand_to_latents, sigma_schedule, start_sigma
+from worldwarp_core.transformer import prepare_transformer
 
 T, H, W = 9, 64, 80  # 3 latent frames of 4x5 tokens
 SHAPE = (1, 16, 3, H // 8, W // 8)
@@ -24,12 +26,17 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def wan():
+def stock():
     torch.manual_seed(0)
     model = WanTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, text_dim=24, freq_dim=32, ffn_dim=48, num_layers=2
     )
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def wan(stock):
+    return prepare_transformer(copy.deepcopy(stock))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +64,7 @@ def run(model, clip, steps=4, strength=0.8, context=1, settings=None, **noise_se
 
 
 class Oracle(torch.nn.Module):
-    """Knows the answer: the velocity is eps - z everywhere; writes down what it was asked."""
+    """Knows the answer: the velocity is eps - z everywhere; writes down the timestep of each token it was asked for."""
 
     dtype = torch.float64
 
@@ -66,9 +73,9 @@ class Oracle(torch.nn.Module):
         self.velocity = noise - clean
         self.timesteps = []
 
-    def forward(self, hidden_states, timestep, encoder_hidden_states, *, return_dict):
-        self.timesteps.append(timestep)
-        return (self.velocity.repeat(len(hidden_states), 1, 1, 1, 1),)
+    def forward(self, hidden_states, levels, index, encoder_hidden_states):
+        self.timesteps.append(levels[index])
+        return self.velocity.repeat(len(hidden_states), 1, 1, 1, 1)
 
 
 # Against the slow reference and diffusers
@@ -76,10 +83,10 @@ class Oracle(torch.nn.Module):
 
 @pytest.mark.parametrize("steps", [3, 8])
 @pytest.mark.parametrize("batched", [True, False])
-def test_the_sampler_equals_the_slow_reference(wan, clip, steps, batched):
+def test_the_sampler_equals_the_slow_reference(stock, wan, clip, steps, batched):
     fast = run(wan, clip, steps, settings=SamplerSettings(guidance=5.0, batched=batched))[-1]
     slow = reference_sampler.sample(
-        wan,
+        stock,
         clip["prior"],
         clip["history"],
         clip["noise"],
@@ -94,23 +101,23 @@ def test_the_sampler_equals_the_slow_reference(wan, clip, steps, batched):
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
 
 
-def test_fifty_steps_equal_the_slow_reference(wan, clip):
+def test_fifty_steps_equal_the_slow_reference(stock, wan, clip):
     fast = run(wan, clip, 50, settings=SamplerSettings(guidance=2.0))[-1]
     valid = reference_sampler.sparing_tokens(clip["validity"].numpy())
     tensors = (clip["prior"], clip["history"], clip["noise"])
     prompts = (clip["prompt"], clip["negative_prompt"])
-    slow = reference_sampler.sample(wan, *tensors, valid, sigma_schedule(50), start_sigma(0.8), *prompts, 2.0)
+    slow = reference_sampler.sample(stock, *tensors, valid, sigma_schedule(50), start_sigma(0.8), *prompts, 2.0)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
 
 
-def test_full_noise_without_context_is_diffusers_own_sampling(wan, clip):
+def test_full_noise_without_context_is_diffusers_own_sampling(stock, wan, clip):
     ours = run(wan, clip, 8, strength=1.0, context=0, variant="full_noise")
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5)
     scheduler.set_timesteps(8)
     latents = clip["noise"]
     for t in scheduler.timesteps:
-        wanted = wan(latents, t[None], clip["prompt"]).sample
-        unwanted = wan(latents, t[None], clip["negative_prompt"]).sample
+        wanted = stock(latents, t[None], clip["prompt"]).sample
+        unwanted = stock(latents, t[None], clip["negative_prompt"]).sample
         latents = scheduler.step(unwanted + 5.0 * (wanted - unwanted), t, latents).prev_sample
     assert len(ours) == 8
     torch.testing.assert_close(ours[-1], latents, rtol=1e-5, atol=1e-5)
@@ -218,9 +225,8 @@ def test_guidance_below_one_is_refused():
             SamplerSettings(guidance=guidance)
 
 
-def test_a_half_precision_model_still_steps_in_float32(wan, clip):
-    half = WanTransformer3DModel.from_config(wan.config).eval().to(torch.bfloat16)
-    half.load_state_dict(wan.state_dict())
+def test_a_half_precision_model_still_steps_in_float32(stock, wan, clip):
+    half = prepare_transformer(copy.deepcopy(stock).to(torch.bfloat16))
     states = run(half, clip)
     assert {s.dtype for s in states} == {torch.float32}
     error = (states[-1] - run(wan, clip)[-1]).abs().mean()
