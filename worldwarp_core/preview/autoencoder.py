@@ -51,7 +51,7 @@ class AutoencoderConfig:
 
 
 class PreviewAutoencoder(nn.Module):
-    """An `Autoencoder` (worldwarp_core.autoencoder) by `encode` and `decode`; trained by `to_latents` and `to_frames`."""
+    """An `Autoencoder` (worldwarp_core.autoencoder); `to_latents` and `to_frames` are its differentiable halves."""
 
     name = "preview"
     mean: Tensor
@@ -79,7 +79,7 @@ class PreviewAutoencoder(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor, priors: Priors | None = None) -> Iterator[Tensor]:
         """Yields T frames, (H, W, 3) float32 in [0, 1], latent by latent; `priors` of the same T frames guide it."""
-        assert latents.shape[0] == 1 and latents.shape[1] == self.channels, latents.shape
+        assert latents.shape[:2] == (1, self.channels), latents.shape
         frames = LATENT_FRAMES * (latents.shape[2] - 1) + 1
         guide = None
         if priors is not None:
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
 
     def forward(self, groups: Tensor, past: Past | None = None) -> Tensor:
         clips, steps = groups.shape[:2]
-        assert groups.shape[-2] % TOKEN_PX == 0 and groups.shape[-1] % TOKEN_PX == 0, groups.shape
+        assert not any(side % TOKEN_PX for side in groups.shape[-2:]), groups.shape
         x = F.pixel_unshuffle(groups.flatten(0, 2) * 2 - 1, 2).contiguous(memory_format=torch.channels_last)
         x = self.half_block(F.relu(self.stem(x)))
         x = self.quarter_block(F.relu(self.to_quarter(x)))

@@ -1,0 +1,179 @@
+"""What ST-Diff learns (method section 3): clips at the joint noise levels that the sampler visits, and where to go.
+
+In: latents of true clips z and of their priors z_w, the confidence of every token, how many latents are context. Out:
+noisy clips, their levels and the velocity to predict. Shapes are those of the sampler: latents (B, C, T', H/8, W/8),
+token maps (B, T', H/16, W/16), levels (n,) float32 in [0, 1] and an index of tokens into them.
+
+One state of the sampler: the schedule stands at sigma. A blank token is at sigma, a valid one at
+min(sigma, its start), a context token is clean (level 0, timestep 0) and not learned from. Starts come from a
+strength drawn for each clip, by confidence where the validity is graded, exactly as `noise_map.build_sigma_map` does.
+
+Two targets, of which measurement chooses:
+
+- `paper`: x = (1 - sigma) z_c + sigma eps with z_c = z_w where valid, z where blank; target eps - z. Simple, but a
+  perfect model then ends the sampler at (1 - start) z_w + start z: a part of the prior's error stays, the more the
+  lower the strength. And after its first update the sampler is off this distribution.
+- `consistent`: a valid token starts at x_s = (1 - s) z_w + s eps, s being its start, and the model should lead it
+  straight to z. Then every state on the way is x = z + (sigma / s)(x_s - z), and the velocity is (x - z) / sigma
+  everywhere: (x_s - z) / s = (eps - z) + (1 - s) / s (z_w - z), bounded for any sigma. A perfect model ends the
+  sampler at z, from any strength and with any number of steps. For a blank token (s = 1) this is flow matching's own.
+
+The velocity says as much as the clean latents do: z = x - sigma v. Errors of v weigh on z with sigma, so learning v
+in plain L2 is learning z with weight 1 / sigma^2: fine detail counts at low noise, layout at high noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Generator, Tensor
+
+from ..errors import WorldWarpError
+from ..noise_map import REFERENCE_SIGMAS, REFERENCE_STEPS, expand_to_latents
+
+Target = Literal["consistent", "paper"]
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Which states are drawn.
+
+    Attributes:
+        target: see above.
+        strengths: the range that a clip's strength is drawn from, evenly.
+        graded: the share of clips whose valid tokens start by their confidence; the rest start alike.
+        independent: the share of clips in which every latent frame is at a step of its own. The sampler never visits
+            these; the ablation with noise that varies in time alone does.
+        erased: the share of clips whose prior is not used at all (all blank): the ablation with full noise.
+        jitter: levels are drawn between those of the reference schedule too: schedules of few steps stand there.
+    """
+
+    target: Target = "consistent"
+    strengths: tuple[float, float] = (0.3, 1.0)
+    graded: float = 0.3
+    independent: float = 0.1
+    erased: float = 0.05
+    jitter: bool = True
+
+    def __post_init__(self) -> None:
+        if self.target not in get_args(Target):
+            raise WorldWarpError(
+                "bad_settings", f"target must be one of {', '.join(get_args(Target))}; got {self.target!r}."
+            )
+        low, high = self.strengths
+        if not 0.0 < low <= high <= 1.0:
+            raise WorldWarpError("bad_settings", f"strengths must rise within (0, 1]; got {low} to {high}.")
+        for name in ("graded", "independent", "erased"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise WorldWarpError("bad_settings", f"{name} is a share in [0, 1]; got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class NoisyClips:
+    """One batch to learn from.
+
+    Attributes:
+        latents: (B, C, T', H/8, W/8), noisy.
+        levels: (51,) float32, falling from 1 to 0.
+        index: (B, L) int64, the level of each token, in the order t, h, w.
+        target: like `latents`: the velocity to predict.
+        learned: (B, 1, T', H/8, W/8), 1 where the target counts: not in context.
+    """
+
+    latents: Tensor
+    levels: Tensor
+    index: Tensor
+    target: Tensor
+    learned: Tensor
+
+
+def draw_states(
+    truth: Tensor,
+    prior: Tensor,
+    confidence: Tensor,
+    context: Tensor,
+    generator: Generator,
+    settings: ObjectiveSettings = ObjectiveSettings(),
+) -> NoisyClips:
+    """Draws a state of the sampler for each clip.
+
+    Args:
+        truth: (B, C, T', H/8, W/8) latents z.
+        prior: like `truth`, z_w.
+        confidence: (B, T', H/16, W/16) in [0, 1], above 0 where a token is valid; see `noise_map.token_confidence`.
+        context: (B,) int64, latents of each clip that are history.
+        generator: of the device of `truth`.
+        settings: which states.
+    """
+    clips, _, frames, height, width = truth.shape
+    assert prior.shape == truth.shape, (prior.shape, truth.shape)
+    assert confidence.shape == (clips, frames, height // 2, width // 2), (confidence.shape, truth.shape)
+    assert context.shape == (clips,), context.shape
+
+    levels = draw_levels(generator, settings.jitter)
+    start = _draw_starts(confidence, generator, settings)
+    at = torch.maximum(_draw_steps(clips, frames, generator, settings), start)  # a higher index is a lower level
+    clean = torch.arange(frames, device=truth.device) < context[:, None]
+    at = at.masked_fill(clean[:, :, None, None], REFERENCE_STEPS)
+
+    sigma = expand_to_latents(levels[at])[:, None].to(truth.dtype)
+    begin = expand_to_latents(levels[start])[:, None].to(truth.dtype)
+    eps = torch.randn(truth.shape, generator=generator, device=truth.device, dtype=truth.dtype)
+    if settings.target == "consistent":
+        outset = (1 - begin) * prior + begin * eps
+        latents = truth + sigma / begin * (outset - truth)
+        target = (outset - truth) / begin
+    else:
+        composite = torch.where(expand_to_latents(start > 0)[:, None], prior, truth)
+        latents = (1 - sigma) * composite + sigma * eps
+        target = eps - truth
+    learned = (~clean)[:, None, :, None, None].to(truth.dtype)
+    latents = torch.where(learned > 0, latents, truth)
+    return NoisyClips(latents, levels, at.flatten(1), target, learned.expand(-1, 1, -1, height, width))
+
+
+def velocity_loss(velocity: Tensor, clips: NoisyClips) -> Tensor:
+    """Mean squared error over all that is not context."""
+    error = (velocity.float() - clips.target.float()).square() * clips.learned
+    return error.sum() / (clips.learned.sum() * clips.target.shape[1])
+
+
+def draw_levels(generator: Generator, jitter: bool = True) -> Tensor:
+    """(51,) levels falling from 1 to 0: the reference schedule's, each moved at random up to half way to the next."""
+    levels = torch.tensor(REFERENCE_SIGMAS, device=generator.device)
+    if not jitter:
+        return levels
+    edges = (levels[:-1] + levels[1:]) / 2
+    share = torch.rand(len(levels) - 2, generator=generator, device=generator.device)
+    inner = torch.lerp(edges[1:], edges[:-1], share)
+    return torch.cat([levels[:1], inner, levels[-1:]])
+
+
+def _draw_starts(confidence: Tensor, generator: Generator, settings: ObjectiveSettings) -> Tensor:
+    """(B, T', H/16, W/16) int64: where on the schedule each token starts; 0 is blank."""
+
+    def draw(share: float) -> Tensor:
+        return _uniform(confidence.shape[0], generator) < share
+
+    low, high = settings.strengths
+    strength = low + (high - low) * _uniform(confidence.shape[0], generator).double()
+    trust = torch.where(draw(settings.graded), confidence.double(), (confidence > 0).double())
+    trust = torch.where(draw(settings.erased), 0.0, trust)
+    # Confidence c acts as strength 1 - c (1 - strength), truncated to a step as noise_map does: 0.6 is index 20.
+    left_out = (trust * (1 - strength)).round(decimals=6)
+    return (left_out * REFERENCE_STEPS).long().clamp(0, REFERENCE_STEPS - 1)
+
+
+def _draw_steps(clips: int, frames: int, generator: Generator, settings: ObjectiveSettings) -> Tensor:
+    """(B, T', 1, 1) int64: the step at which the schedule stands, for each frame."""
+    device = generator.device
+    alike = torch.randint(REFERENCE_STEPS, (clips, 1, 1, 1), generator=generator, device=device)
+    alone = torch.randint(REFERENCE_STEPS, (clips, frames, 1, 1), generator=generator, device=device)
+    return torch.where(_uniform(clips, generator) < settings.independent, alone, alike)
+
+
+def _uniform(clips: int, generator: Generator) -> Tensor:
+    """(B, 1, 1, 1) in [0, 1)."""
+    return torch.rand((clips, 1, 1, 1), generator=generator, device=generator.device)
