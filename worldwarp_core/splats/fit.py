@@ -21,6 +21,7 @@ MAX_DRIFT = 2.0
 """How far a fit may move a Gaussian, in its own radii: it was put where something was seen and stays by it."""
 MAX_GROWTH = 1.4
 """How far a fit may lengthen an axis of a Gaussian: longer ones become needles that stick out of the next view."""
+ADAM_EPS = 1e-15
 SSIM_WINDOW = 7
 """Pixels; a box window, which costs a fifth of the Gaussian one on a CPU and ranks images alike."""
 
@@ -40,6 +41,10 @@ class FitSettings:
     opacities_lr: float = 0.03
     sh0_lr: float = 0.01
     shN_lr: float = 0.0005
+
+    def rate(self, name: str) -> float:
+        """The learning rate at the first step of the parameter called `name`."""
+        return float(getattr(self, f"{name}_lr"))
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,29 @@ class FitViews:
         return len(self.rgb)
 
 
+@dataclass(frozen=True)
+class Moving:
+    """Gaussians on a leash: the parameters that a fit turns, and how far they may take each Gaussian.
+
+    Attributes:
+        start: where they begin, which they never leave by more than `MAX_DRIFT` and `MAX_GROWTH`.
+        radius: (N, 1) of each disc, the shorter one along its surface.
+        learned: leaf tensors by name: `offset` (N, 3) in radii, and fields of `Gaussians`.
+    """
+
+    start: Gaussians
+    radius: Tensor
+    learned: dict[str, Tensor]
+
+    def now(self) -> Gaussians:
+        """The Gaussians at the present parameters, differentiable in them."""
+        means, scales, sh0 = within_bounds(
+            self.start.means, self.radius, self.start.scales, *(self.learned[k] for k in ("offset", "scales", "sh0"))
+        )
+        free = {k: t for k, t in self.learned.items() if k != "offset"}
+        return replace(self.start, **(free | {"means": means, "scales": scales, "sh0": sh0}))
+
+
 def fit(
     gaussians: Gaussians,
     trainable: Tensor,
@@ -82,45 +110,87 @@ def fit(
     rows = torch.nonzero(trainable).squeeze(1)
     if len(rows) == 0 or steps == 0:
         return gaussians
-    start = gaussians[rows].map(lambda t: t.detach().clone())
-    radius = start.scales.exp().median(1, keepdim=True).values  # of a disc: the shorter one along the surface
-    offset = torch.zeros_like(start.means)
-    longest = start.scales.clone() + math.log(MAX_GROWTH)
     # One view cannot tell a colour that depends on the direction from one that does not: only several teach shN.
-    fixed = {"means"} if len(views) > 1 and start.shN.numel() else {"means", "shN"}
-    learned = {"offset": offset, **{k: t for k, t in start.tensors().items() if k not in fixed}}
+    moving = let_move(gaussians[rows], with_shN=len(views) > 1)
+    order = _order_of_views(len(views), steps, generator)
+    yield from optimise(moving, gaussians, rows, views, order, settings)
+    with torch.no_grad():
+        return _put_back(gaussians, rows, moving.now().map(lambda t: t.detach()))
+
+
+def let_move(gaussians: Gaussians, with_shN: bool) -> Moving:
+    """Parameters that start at these Gaussians; the Gaussians themselves are left alone."""
+    start = gaussians.map(lambda t: t.detach().clone())
+    fixed = {"means"} if with_shN and start.shN.numel() else {"means", "shN"}
+    learned = {"offset": torch.zeros_like(start.means)}
+    learned |= {name: t.clone() for name, t in start.tensors().items() if name not in fixed}
     for t in learned.values():
         t.requires_grad_(True)
-    rates = {name: getattr(settings, f"{name}_lr") for name in learned}
-    adam = torch.optim.Adam([{"params": [t], "lr": rates[name]} for name, t in learned.items()], eps=1e-15, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: _cosine(step / steps))
-    everything = len(rows) == len(gaussians)
+    return Moving(start, start.scales.exp().median(1, keepdim=True).values, learned)
 
-    def current() -> Gaussians:
-        drift = MAX_DRIFT * torch.tanh(offset / MAX_DRIFT)
-        # A colour outside [0, 1] would sharpen an edge here and shine out of it from the next camera.
-        moved = replace(
-            start,
-            means=start.means + radius * drift,
-            scales=torch.minimum(start.scales, longest),
-            sh0=start.sh0.clamp(-0.5 / SH_C0, 0.5 / SH_C0),
-        )
-        if everything:
-            return moved
-        return Gaussians(**{k: t.index_copy(0, rows, moved.tensors()[k]) for k, t in gaussians.tensors().items()})
 
-    order: list[int] = []
-    for _ in range(steps):
-        if not order:
-            order = torch.randperm(len(views), generator=generator).tolist()
-        loss = _loss(current(), views, order.pop(), settings)
+def within_bounds(
+    start_means: Tensor, radius: Tensor, start_scales: Tensor, offset: Tensor, scales: Tensor, sh0: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, scales and sh0 of Gaussians whose parameters may have gone farther than is allowed."""
+    drift = MAX_DRIFT * torch.tanh(offset / MAX_DRIFT)
+    longest = start_scales + math.log(MAX_GROWTH)
+    # A colour outside [0, 1] would sharpen an edge here and shine out of it from the next camera.
+    return start_means + radius * drift, torch.minimum(scales, longest), sh0.clamp(-0.5 / SH_C0, 0.5 / SH_C0)
+
+
+def optimise(
+    moving: Moving, gaussians: Gaussians, rows: Tensor, views: FitViews, order: list[int], settings: FitSettings
+) -> Generator[float, None, None]:
+    """Turns the parameters of `moving`, which stand for the `rows` of `gaussians`, one view of `order` a step."""
+    groups = [{"params": [t], "lr": settings.rate(name)} for name, t in moving.learned.items()]
+    adam = torch.optim.Adam(groups, eps=ADAM_EPS, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: cosine(step / len(order)))
+    for v in order:
+        now = _put_back(gaussians, rows, moving.now())
+        height, width = views.weight.shape[1:]
+        render = rasterize(now, views.w2c[v, None], views.K[v, None], width, height)
+        seen = render.rgb[0], render.alpha[0], render.depth[0]
+        loss = view_loss(*seen, views.rgb[v], views.disparity[v], views.weight[v], views.depth_weight[v], settings)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         adam.step()
         schedule.step()
         yield float(loss.detach())
-    with torch.no_grad():
-        return current().map(lambda t: t.detach())
+
+
+def view_loss(
+    rgb: Tensor,
+    alpha: Tensor,
+    depth: Tensor,
+    target: Tensor,
+    disparity: Tensor,
+    weight: Tensor,
+    depth_weight: Tensor,
+    settings: FitSettings,
+) -> Tensor:
+    """() loss of a rendered view (premultiplied (H, W, 3), (H, W), (H, W)) against what was seen (see `FitViews`)."""
+    height, width = weight.shape
+    # Laid over the target itself: a gap costs nothing in colour, so no Gaussian grows too bright to make up for one;
+    # closing gaps is the coverage term's work.
+    rgb = rgb + (1 - alpha)[..., None] * target
+
+    total = weight.sum().clamp_min(1e-6)
+    l1 = ((rgb - target).abs().mean(-1) * weight).sum() / total
+    similarity = ssim(rgb.permute(2, 0, 1), target.permute(2, 0, 1))
+    margin = (height - similarity.shape[0]) // 2, (width - similarity.shape[1]) // 2
+    inner = weight[margin[0] : margin[0] + similarity.shape[0], margin[1] : margin[1] + similarity.shape[1]]
+    dissimilarity = ((1 - similarity) * inner).sum() / inner.sum().clamp_min(1e-6)
+    coverage = ((1 - alpha) * weight).sum() / total
+
+    depth_weight = depth_weight * (alpha.detach() > 0.5)
+    off = ((1 / depth.clamp_min(1e-3) - disparity).abs() * depth_weight).sum() / depth_weight.sum().clamp_min(1e-6)
+    return (
+        (1 - settings.ssim_weight) * l1
+        + settings.ssim_weight * dissimilarity
+        + settings.disparity_weight * off
+        + settings.coverage_weight * coverage
+    )
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -134,33 +204,20 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (similar / scale).mean(0)
 
 
-def _loss(gaussians: Gaussians, views: FitViews, index: int, settings: FitSettings) -> Tensor:
-    target, weight = views.rgb[index], views.weight[index]
-    height, width = weight.shape
-    render = rasterize(gaussians, views.w2c[index, None], views.K[index, None], width, height)
-    alpha, depth = render.alpha[0], render.depth[0]
-    # Laid over the target itself: a gap costs nothing in colour, so no Gaussian grows too bright to make up for one;
-    # closing gaps is the coverage term's work.
-    rgb = render.rgb[0] + (1 - alpha)[..., None] * target
-
-    total = weight.sum().clamp_min(1e-6)
-    l1 = ((rgb - target).abs().mean(-1) * weight).sum() / total
-    similarity = ssim(rgb.permute(2, 0, 1), target.permute(2, 0, 1))
-    margin = (height - similarity.shape[0]) // 2, (width - similarity.shape[1]) // 2
-    inner = weight[margin[0] : margin[0] + similarity.shape[0], margin[1] : margin[1] + similarity.shape[1]]
-    dissimilarity = ((1 - similarity) * inner).sum() / inner.sum().clamp_min(1e-6)
-    coverage = ((1 - alpha) * weight).sum() / total
-
-    depth_weight = views.depth_weight[index] * (alpha.detach() > 0.5)
-    disparity = 1 / depth.clamp_min(1e-3)
-    off = ((disparity - views.disparity[index]).abs() * depth_weight).sum() / depth_weight.sum().clamp_min(1e-6)
-    return (
-        (1 - settings.ssim_weight) * l1
-        + settings.ssim_weight * dissimilarity
-        + settings.disparity_weight * off
-        + settings.coverage_weight * coverage
-    )
-
-
-def _cosine(t: float) -> float:
+def cosine(t: float) -> float:
+    """The share of a learning rate that is left after the share t of the steps."""
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * t))
+
+
+def _order_of_views(count: int, steps: int, generator: torch.Generator) -> list[int]:
+    """One view a step: each view once, in a new random order, over and over."""
+    order: list[int] = []
+    while len(order) < steps:
+        order += reversed(torch.randperm(count, generator=generator).tolist())
+    return order[:steps]
+
+
+def _put_back(gaussians: Gaussians, rows: Tensor, moved: Gaussians) -> Gaussians:
+    if len(rows) == len(gaussians):
+        return moved
+    return Gaussians(**{k: t.index_copy(0, rows, moved.tensors()[k]) for k, t in gaussians.tensors().items()})
