@@ -55,10 +55,12 @@ def clip():
     }
 
 
-def run(model, clip, steps=4, strength=0.8, context=1, settings=None, **noise_settings):
+def run(model, clip, steps=4, strength=0.8, context=1, settings=None, even=False, **noise_settings):
     sigma_map = build_sigma_map(clip["validity"], strength, context, NoiseSettings(**noise_settings))[None]
     latents = compose_latents(clip["prior"], clip["history"][:, :, :context], clip["noise"], sigma_map)
     sigmas = sigma_schedule(steps, [strength])
+    if even:  # the schedule's own last step is as long at 1000 steps as at 10
+        sigmas = sorted({start_sigma(strength), *torch.linspace(0, 1, steps).tolist()}, reverse=True)
     prompts = (clip["prompt"], clip["negative_prompt"])
     return list(denoise(model, latents, sigma_map, sigmas, *prompts, settings or SamplerSettings()))
 
@@ -219,10 +221,22 @@ def test_guidance_of_one_is_the_prompt_alone(wan, clip):
     assert (alone - guided).abs().max() > 1e-3
 
 
-def test_guidance_below_one_is_refused():
-    for guidance in (0.5, math.nan):
-        with pytest.raises(WorldWarpError, match="Guidance must be at least 1"):
-            SamplerSettings(guidance=guidance)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"guidance": 0.5},
+        {"guidance": math.nan},
+        {"guidance_interval": (0.8, 0.2)},
+        {"guidance_interval": (0.0, 1.5)},
+        {"guidance_every": 0},
+        {"solver": "heun"},
+        {"reuse": 1.0},
+        {"reuse": math.nan},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(WorldWarpError):
+        SamplerSettings(**wrong)
 
 
 def test_a_half_precision_model_still_steps_in_float32(stock, wan, clip):
@@ -263,3 +277,132 @@ def test_between_steps_the_caller_s_gradients_are_as_it_left_them(clip):
     for latents in denoise(oracle, clip["noise"].double(), sigma_map, [1.0, 0.5, 0.0], *prompts):
         assert torch.is_grad_enabled()
         assert not latents.requires_grad
+
+
+# What is faster and not the same
+
+
+class Field(torch.nn.Module):
+    """A velocity by formula; writes down how many clips it was asked for at once."""
+
+    dtype = torch.float64
+
+    def __init__(self, velocity):
+        super().__init__()
+        self.velocity = velocity
+        self.batches = []
+
+    def forward(self, hidden_states, levels, index, encoder_hidden_states):
+        self.batches.append(len(hidden_states))
+        sigma = expand_to_latents((levels[index] / 1000).unflatten(1, (3, 4, 5)))[:, None]
+        return self.velocity(hidden_states, sigma, encoder_hidden_states[:, :1, :1, None, None])
+
+
+def walk(field, clip, steps=12, settings=None, even=False, **noise_settings):
+    """All states in float64, the prompt all ones and the negative prompt all zeros, context at 0."""
+    tensors = {name: clip[name].double() for name in ("prior", "noise", "history")}
+    prompts = {"prompt": torch.ones(1, 7, 24).double(), "negative_prompt": torch.zeros(1, 7, 24).double()}
+    return run(field, {**clip, **tensors, **prompts}, steps, settings=settings, even=even, **noise_settings)
+
+
+PLAIN = SamplerSettings(guidance=1.0)
+
+
+def growth(x, sigma, text):
+    return x.cos() + 2 * sigma
+
+
+@pytest.mark.parametrize("graded", [False, True])
+def test_adams_is_of_second_order_for_tokens_that_held_too(clip, graded):
+    doubtful = {**clip, "validity": clip["validity"] * torch.linspace(0.4, 1, W)}
+    sigma_map = build_sigma_map(doubtful["validity"], 0.8, 1, NoiseSettings(graded=graded))[None]
+    held = (expand_to_latents(sigma_map)[:, None] < 1).expand(SHAPE)
+    assert held.float().mean() > 0.4
+
+    def error(steps, solver, tokens):
+        settings = SamplerSettings(guidance=1.0, solver=solver)
+        return (walk(Field(growth), doubtful, steps, settings, even=True, graded=graded)[-1] - exact)[tokens].norm()
+
+    fine = SamplerSettings(guidance=1.0, solver="adams")
+    exact = walk(Field(growth), doubtful, 1600, fine, even=True, graded=graded)[-1]
+    for tokens in (held, ~held):
+        assert 1.7 < error(100, "euler", tokens) / error(200, "euler", tokens) < 2.5
+        assert 3.0 < error(100, "adams", tokens) / error(200, "adams", tokens) < 5.5
+        assert error(25, "adams", tokens) < 0.3 * error(25, "euler", tokens)
+
+
+def test_a_token_s_first_step_with_adams_is_euler_s(clip):
+    sigma_map = build_sigma_map(clip["validity"], 0.8, 1)[None]
+    valid = (expand_to_latents(sigma_map)[:, None] == start_sigma(0.8)).expand(SHAPE)
+    adams = walk(Field(growth), clip, 50, SamplerSettings(guidance=1.0, solver="adams"))
+    euler = walk(Field(growth), clip, 50, PLAIN)
+    assert torch.equal(adams[9][valid], euler[9][valid])
+    assert not torch.equal(adams[10][valid], euler[10][valid])
+    assert torch.equal(adams[-1][:, :, :1], clip["history"].double())
+
+
+def test_between_nodes_that_nearly_coincide_adams_keeps_its_head(clip):
+    sigmas = [1.0, 0.7, 0.7 - 1e-6, 0.3, 0.0]
+    jitter = iter([0.0, 0.0, 1.0, 0.0])
+    field = Field(lambda x, sigma, text: torch.ones_like(x) + next(jitter))
+    ones = torch.ones(1, 3, 4, 5)
+    settings = SamplerSettings(guidance=1.0, solver="adams")
+    *_, last = denoise(field, clip["noise"].double(), ones, sigmas, torch.ones(1, 7, 24), None, settings)
+    assert (last - (clip["noise"].double() - 1)).abs().max() < 2
+
+
+def test_guidance_may_be_confined_to_a_range_of_noise_levels(clip):
+    def towards(x, sigma, text):
+        return growth(x, sigma, text) * (1 + text)
+
+    field, sigmas = Field(towards), sigma_schedule(12, [0.8])
+    settings = SamplerSettings(guidance=3.0, guidance_interval=(0.5, 0.96))
+    states = walk(field, clip, settings=settings)
+    assert field.batches == [2 if 0.5 <= sigma <= 0.96 else 1 for sigma in sigmas[:-1]]
+    assert 1 in field.batches[:2]
+    assert 2 in field.batches
+    unguided = walk(Field(towards), clip, settings=PLAIN)
+    assert torch.equal(states[0], unguided[0])
+    assert not torch.equal(states[-1], unguided[-1])
+    everywhere = walk(Field(towards), clip, settings=SamplerSettings(guidance=3.0, guidance_interval=(0.0, 1.0)))
+    assert torch.equal(everywhere[-1], walk(Field(towards), clip, settings=SamplerSettings(guidance=3.0))[-1])
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_the_negative_prompt_may_be_asked_at_every_nth_step(clip, batched):
+    """Where what it would say does not change, nothing is lost."""
+
+    def shifted(x, sigma, text):
+        return growth(x, sigma, text) + text
+
+    field = Field(shifted)
+    sparse = walk(field, clip, settings=SamplerSettings(guidance=3.0, guidance_every=3, batched=batched))
+    both = [2] if batched else [1, 1]
+    assert field.batches == [*both, 1, 1] * 4 + both  # 12 steps and the start of valid tokens
+    full = walk(Field(shifted), clip, settings=SamplerSettings(guidance=3.0))
+    torch.testing.assert_close(sparse[-1], full[-1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["euler", "adams"])
+def test_a_velocity_that_does_not_change_is_asked_for_twice(clip, solver):
+    clean, noise = clip["prior"].double(), clip["noise"].double()
+    oracle = Oracle(noise, clean)
+    tensors = {**clip, "prior": clean, "noise": noise, "history": clean[:, :, :1]}
+    states = run(oracle, tensors, 50, settings=SamplerSettings(guidance=1.0, solver=solver, reuse=0.01))
+    assert len(states) == 50
+    assert len(oracle.timesteps) == 2
+    torch.testing.assert_close(states[-1], clean, rtol=0, atol=1e-6)
+
+
+def test_the_more_change_is_allowed_the_fewer_velocities_are_asked_for(clip):
+    exact = walk(Field(growth), clip, 1600, SamplerSettings(guidance=1.0, solver="adams"), even=True)[-1]
+    asked, errors = [], []
+    for reuse in (0.0, 0.05, 0.2):
+        field = Field(growth)
+        got = walk(field, clip, 50, SamplerSettings(guidance=1.0, solver="adams", reuse=reuse), even=True)[-1]
+        asked.append(len(field.batches))
+        errors.append((got - exact).norm().item())
+    assert 50 == asked[0] > asked[1] > asked[2] > 5
+    assert errors == sorted(errors)
+    few = walk(Field(growth), clip, asked[2], PLAIN, even=True)[-1]
+    assert errors[2] < (few - exact).norm()  # better than as many Euler steps
