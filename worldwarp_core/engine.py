@@ -59,7 +59,7 @@ class Engine:
         device = self.settings.device
         return {
             "engine": self.name,
-            "fill": self.models.fill.description,
+            "fill": self.models.fill.describe(),
             "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
             "device_kind": device,
             "rasterizer": rasterizer_info(device),

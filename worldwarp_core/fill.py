@@ -1,13 +1,14 @@
 """What turns priors into frames.
 
 `cache` is the baseline without any learned model: the prior itself, its holes closed by OpenCV's inpainting. It is
-honest about that in the job's metadata, and it is what a learned fill has to beat.
+honest about that in the job's metadata, and it is what a learned fill (st_diff.py) has to beat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -17,28 +18,60 @@ from torch import Tensor
 from .chunks import ChunkPlan
 from .history import History
 from .priors import VALID, Priors
+from .spec import GenerateSpec, Notice, Stage
 
 INPAINT_RADIUS_PX = 3.0
 """How far Telea's method looks for colour; its time grows with the square of it."""
+
+
+@dataclass(frozen=True)
+class FillStep:
+    """One step of `steps` that a fill has taken on the way to its frames."""
+
+    stage: Stage
+    step: int
+    steps: int
 
 
 class Fill(Protocol):
     """Turns the priors of a chunk into its frames."""
 
     name: str
-    description: str
-    """For the job's metadata: what made the pixels that the cache did not know."""
-    ignores: tuple[str, ...]
-    """Settings of `GenerateSpec` that change nothing here."""
     holes_agree: bool
     """Whether a hole is filled alike in every frame that shows it; if not, the cache learns it from one frame only."""
+    frame_stage: Stage
+    """What is going on while frames come out, one step each."""
 
-    def fill(self, context: History, priors: Priors, plan: ChunkPlan, seed: int) -> Iterator[Tensor]:
+    def describe(self) -> dict[str, Any]:
+        """What makes the pixels that the cache did not know, as plain values: for `job.json` and for who asks."""
+        ...
+
+    def prepare(self, spec: GenerateSpec, plans: Sequence[ChunkPlan]) -> Iterator[Notice]:
+        """Yields what the user should know before a shot is begun: settings without effect, approximations.
+
+        Raises:
+            WorldWarpError: `bad_settings`, ... where the shot cannot be made as asked.
+        """
+        ...
+
+    def count_steps(self, spec: GenerateSpec, plan: ChunkPlan) -> Mapping[Stage, int]:
+        """How many `FillStep`s of each stage a chunk takes, its frames left out."""
+        ...
+
+    def fill(
+        self, context: History, priors: Priors, plan: ChunkPlan, spec: GenerateSpec
+    ) -> Iterator[FillStep | Notice | Tensor]:
         """Yields (H, W, 3) frames in [0, 1], one for each of the plan's new frames, each as soon as it exists.
+
+        Between them it yields its steps, so that whoever stops asking stops the work within one of them.
 
         `context` holds the frames before them and `priors` is of the new frames alone; a model that wants the plan's
         whole padded length adds the padding itself.
         """
+        ...
+
+    def make_room(self) -> Notice | None:
+        """Gives up memory of the device for good, and says how; None when there is no more to give."""
         ...
 
 
@@ -46,13 +79,43 @@ class CacheFill:
     """The prior with its holes inpainted, frame by frame; no model, nothing random."""
 
     name = "cache"
-    description = "rendered cache; holes inpainted by OpenCV (Telea), no learned model"
-    ignores: tuple[str, ...] = ("prompt", "negative_prompt", "strength", "steps")
     holes_agree = False
+    frame_stage: Stage = "fill"
 
-    def fill(self, context: History, priors: Priors, plan: ChunkPlan, seed: int) -> Iterator[Tensor]:
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "description": "rendered cache; holes inpainted by OpenCV (Telea), no learned model",
+        }
+
+    def prepare(self, spec: GenerateSpec, plans: Sequence[ChunkPlan]) -> Iterator[Notice]:
+        given = {
+            "prompt": spec.prompt,
+            "prompt keys": spec.prompt_keys,
+            "negative prompt": spec.negative_prompt,
+            "auto prompt": spec.auto_prompt,
+            "style image": spec.style_image is not None,
+            "strength": spec.strength != GenerateSpec.strength,
+            "strength mask": spec.strength_mask is not None,
+            "graded validity": spec.graded_validity,
+            "steps": spec.steps,
+            "guidance": spec.guidance is not None,
+            "preset": spec.preset,
+        }
+        idle = [name for name, value in given.items() if value]
+        if idle:
+            change = "changes" if len(idle) == 1 else "change"
+            yield Notice("no_effect", f"The engine 'cache' has no learned model: {', '.join(idle)} {change} nothing.")
+
+    def count_steps(self, spec: GenerateSpec, plan: ChunkPlan) -> Mapping[Stage, int]:
+        return {}
+
+    def fill(self, context: History, priors: Priors, plan: ChunkPlan, spec: GenerateSpec) -> Iterator[Tensor]:
         for rgb, validity in zip(priors.rgb, priors.validity, strict=True):
             yield _inpaint(rgb, validity < VALID)
+
+    def make_room(self) -> Notice | None:
+        return None
 
 
 def _inpaint(rgb: Tensor, holes: Tensor) -> Tensor:

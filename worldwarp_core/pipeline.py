@@ -8,8 +8,9 @@ the next one, and frames leave as soon as they exist.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from .cameras import CameraPath, jump_warning
 from .chunks import ChunkPlan, split_chunks
-from .fill import Fill
+from .errors import WorldWarpError
+from .fill import Fill, FillStep
 from .framing import resize_map, resize_picture, working_size
 from .geometry.complete import complete_depth
 from .geometry.monocular import MonocularDepth
@@ -33,7 +35,18 @@ PRIORS_BATCH = 8
 """Cameras rendered between two progress events."""
 NOTHING_IN_VIEW = 0.01
 """A frame of whose pixels less than this share is valid was made from next to nothing, and the user is told."""
-GUESS_S: dict[Stage, float] = {"geometry": 0.05, "cache": 0.1, "priors": 0.05, "fill": 0.03}
+GUESS_S: dict[Stage, float] = {
+    "cache": 0.1,
+    "priors": 0.05,
+    "fill": 0.03,
+    "encode": 1.0,
+    "denoise": 0.5,
+    "decode": 0.03,
+    "finish": 0.0,
+}
+"""Seconds a step before any was measured; only their ratios matter."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,40 +79,49 @@ def generate(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> 
     Raises:
         WorldWarpError: `no_depth`, `bad_depth`, ... when the input cannot be used; frames yielded before stay good.
     """
+    plans = split_chunks(len(spec.cameras), spec.chunk, spec.overlap)
+    yield from models.fill.prepare(spec, plans)
     stage = _set_up(spec, models, settings)
     yield from stage.notices
-    plans = split_chunks(len(spec.cameras), spec.chunk, spec.overlap)
     cache_settings = stage.cache_settings
     generator = torch.Generator().manual_seed(spec.seed)
-    timeline = _plan_timeline(plans, cache_settings)
+    timeline = _plan_timeline(plans, cache_settings, models.fill, spec)
 
     def estimate_depth(rgb: Tensor, known: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         geometry = complete_depth(known[None], seen[None], rgb[None], models.monocular)
         return geometry.depth[0], geometry.confidence[0]
 
-    opening = open_cache(stage.space, stage.history, stage.depth, cache_settings, generator)
-    cache = yield from _report_fit(opening, timeline, 0)
+    def open_world() -> Generator[Event, None, tuple[SplatCache, Priors]]:
+        opening = open_cache(stage.space, stage.history, stage.depth, cache_settings, generator)
+        cache = yield from _report_fit(opening, timeline, 0)
+        return cache, render_priors(cache, stage.w2c[:1], stage.K[:1], stage.width, stage.height)
+
+    cache, start = yield from _with_room(open_world, models.fill, generator)
     yield CacheUpdate(0, _export(cache))
-    start = render_priors(cache, stage.w2c[:1], stage.K[:1], stage.width, stage.height)
     yield stage.deliver(0, 0, spec.start_frame, start.depth[0], torch.ones_like(start.validity[0]))
 
     history = stage.history
     for plan in plans:
         if not plan.new:
             continue
-        priors = yield from _render_priors(cache, stage, plan, timeline)
+
+        def look_ahead(plan: ChunkPlan = plan, cache: SplatCache = cache) -> Generator[Event, None, Priors]:
+            return (yield from _render_priors(cache, stage, plan, timeline))
+
+        priors = yield from _with_room(look_ahead, models.fill, generator)
         yield from _out_of_sight(stage, plan, priors)
-        frames = []
         context = history.last(len(plan.context))
-        for offset, frame in enumerate(models.fill.fill(context, priors, plan, spec.seed)):
-            frames.append(frame)
-            yield stage.deliver(plan.index, plan.new[offset], frame, priors.depth[offset], priors.validity[offset])
-            yield timeline.tick("fill", plan.index, offset + 1, len(plan.new))
-        new = stage.look_back(plan, torch.stack(frames), priors, models.fill.holes_agree)
+        rgb = yield from _fill(models.fill, context, priors, plan, spec, stage, timeline)
+        new = stage.look_back(plan, rgb, priors, models.fill.holes_agree)
+
         # The last chunk is fitted too: the exported world must hold all that was seen.
-        cache = yield from _report_fit(
-            update_cache(cache, new, estimate_depth, cache_settings, generator), timeline, plan.index
-        )
+        def learn(
+            plan: ChunkPlan = plan, cache: SplatCache = cache, new: History = new
+        ) -> Generator[Event, None, SplatCache]:
+            updating = update_cache(cache, new, estimate_depth, cache_settings, generator)
+            return (yield from _report_fit(updating, timeline, plan.index))
+
+        cache = yield from _with_room(learn, models.fill, generator)
         yield CacheUpdate(plan.index, _export(cache))
         if len(cache.gaussians) >= cache_settings.max_gaussians:
             yield Notice(
@@ -169,7 +191,10 @@ def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> _
             Notice("start_frame_resized", f"The start frame was resized from {w}x{h} to {path.width}x{path.height}.")
         )
 
-    notices.extend(_without_effect(spec, models))
+    if spec.depth is not None and spec.scene_scale is not None:
+        notices.append(
+            Notice("no_effect", "The start frame's exact depth sets the scale: scene scale changes nothing.")
+        )
 
     device = torch.device(settings.device)
     rgb = torch.from_numpy(resize_picture(spec.start_frame, width, height).astype(np.float32) / 255).to(device)
@@ -195,23 +220,6 @@ def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> _
         cache_settings=cache_settings,
         notices=notices,
     )
-
-
-def _without_effect(spec: GenerateSpec, models: Models) -> Iterator[Notice]:
-    """Names the settings that were given but change nothing here."""
-    given = {
-        "prompt": spec.prompt,
-        "negative_prompt": spec.negative_prompt,
-        "strength": spec.strength != GenerateSpec.strength,
-        "steps": spec.steps,
-    }
-    idle = [name.replace("_", " ") for name in models.fill.ignores if given[name]]
-    if idle:
-        yield Notice(
-            "no_effect", f"The engine {models.fill.name!r} has no learned model: {', '.join(idle)} change nothing."
-        )
-    if spec.depth is not None and spec.scene_scale is not None:
-        yield Notice("no_effect", "The start frame's exact depth sets the scale: scene scale changes nothing.")
 
 
 def _out_of_sight(stage: _Stage, plan: ChunkPlan, priors: Priors) -> Iterator[Notice]:
@@ -244,16 +252,66 @@ def _cache_settings(spec: GenerateSpec, settings: PipelineSettings, pixels: int)
     )
 
 
-def _plan_timeline(plans: list[ChunkPlan], cache: CacheSettings) -> Timeline:
-    frames = sum(len(p.new) for p in plans)
-    updates = sum(1 for p in plans if p.new)
+def _plan_timeline(plans: list[ChunkPlan], cache: CacheSettings, fill: Fill, spec: GenerateSpec) -> Timeline:
+    chunks = [p for p in plans if p.new]
+    frames = sum(len(p.new) for p in chunks)
     planned: dict[Stage, int] = {
-        "cache": cache.first_steps + updates * cache.update_steps,
+        "cache": cache.first_steps + len(chunks) * cache.update_steps,
         "priors": frames,
-        "fill": frames,
+        fill.frame_stage: frames,
         "finish": 1,
     }
-    return Timeline(planned, GUESS_S | {"finish": 0.0}, len(plans))
+    for plan in chunks:
+        for stage, steps in fill.count_steps(spec, plan).items():
+            planned[stage] = planned.get(stage, 0) + steps
+    return Timeline(planned, GUESS_S, len(plans))
+
+
+def _with_room(
+    attempt: Callable[[], Generator[Event, None, T]], fill: Fill, generator: torch.Generator
+) -> Generator[Event, None, T]:
+    """What `attempt` comes to; where the device's memory is full, the fill makes room and it is begun anew.
+
+    Raises:
+        WorldWarpError: `out_of_memory` when there is no more room to make.
+    """
+    state = generator.get_state()
+    while True:
+        try:
+            return (yield from attempt())
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        # Only now: the error held on to what it was raised among.
+        notice = fill.make_room()
+        if notice is None:
+            raise WorldWarpError("out_of_memory", f"The device's memory is full, with nothing left to free: {reason}")
+        yield notice
+        generator.set_state(state)
+
+
+def _fill(
+    fill: Fill,
+    context: History,
+    priors: Priors,
+    plan: ChunkPlan,
+    spec: GenerateSpec,
+    stage: _Stage,
+    timeline: Timeline,
+) -> Generator[Event, None, Tensor]:
+    """Delivers a chunk's new frames; returns them, (T, H, W, 3) in [0, 1]."""
+    frames: list[Tensor] = []
+    for made in fill.fill(context, priors, plan, spec):
+        if isinstance(made, FillStep):
+            yield timeline.tick(made.stage, plan.index, made.step, made.steps)
+        elif isinstance(made, Notice):
+            yield made
+        else:
+            offset = len(frames)
+            frames.append(made)
+            yield stage.deliver(plan.index, plan.new[offset], made, priors.depth[offset], priors.validity[offset])
+            yield timeline.tick(fill.frame_stage, plan.index, len(frames), len(plan.new))
+    assert len(frames) == len(plan.new), (len(frames), plan)
+    return torch.stack(frames)
 
 
 def _report_fit(
@@ -294,7 +352,7 @@ def _summary(
     chunks: int,
 ) -> dict[str, object]:
     return {
-        "fill": {"name": models.fill.name, "description": models.fill.description},
+        "fill": models.fill.describe(),
         "depth": stage.depth_source,
         "frames": len(spec.cameras),
         "chunks": chunks,
@@ -311,7 +369,14 @@ def _summary(
             "strength": spec.strength,
             "seed": spec.seed,
             "prompt": spec.prompt,
+            "prompt_keys": [asdict(key) for key in spec.prompt_keys],
             "negative_prompt": spec.negative_prompt,
+            "auto_prompt": spec.auto_prompt,
+            "style_image": spec.style_image is not None,
+            "strength_mask": spec.strength_mask is not None,
+            "graded_validity": spec.graded_validity,
+            "preset": spec.preset,
+            "guidance": spec.guidance,
             "scene_scale": spec.scene_scale,
             "steps": spec.steps,
         },

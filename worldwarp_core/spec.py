@@ -12,13 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from .cameras import CameraPath
+from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .splat_files.cloud import SplatCloud
 
 BACKGROUND_DEPTH = 1e10
 """Planar z of a pixel that sees nothing, as Cycles writes it (scene units)."""
 
-Stage = Literal["load", "geometry", "cache", "priors", "fill", "finish"]
+Stage = Literal["load", "geometry", "cache", "priors", "fill", "encode", "denoise", "decode", "finish"]
 
 
 @dataclass(frozen=True)
@@ -237,4 +238,4 @@ class Finished:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Progress | Frame | CacheUpdate | Notice | Finished
+Event = Progress | Frame | CacheUpdate | Notice | Checkpoint | Finished

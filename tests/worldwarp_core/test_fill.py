@@ -1,15 +1,19 @@
 import torch
 
+from tests.support import room
 from worldwarp_core.chunks import ChunkPlan
 from worldwarp_core.fill import CacheFill
 from worldwarp_core.history import History
 from worldwarp_core.priors import Priors
+from worldwarp_core.spec import GenerateSpec
 
 
 def fill(rgb, validity):
     priors = Priors(rgb, validity, torch.ones_like(validity), validity)
     context = History([1], rgb[:1], validity[:1], torch.eye(4)[None], torch.eye(3)[None])
-    return list(CacheFill().fill(context, priors, ChunkPlan(0, range(1), range(1, 1 + len(rgb)), 5), seed=0))
+    cameras = room.truck(1 + len(rgb), width=48, height=32)
+    spec = GenerateSpec(cameras, *room.render(cameras))
+    return list(CacheFill().fill(context, priors, ChunkPlan(0, range(1), range(1, 1 + len(rgb)), 5), spec))
 
 
 def test_valid_pixels_stay_and_holes_take_their_neighbours_colour():
