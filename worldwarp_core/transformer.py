@@ -82,8 +82,8 @@ def prepare_transformer(
     if options.compile:
         # Static shapes: a clip's are the same at every step. The first clip of another size compiles again.
         for block in prepared.blocks:
-            block.compile(fullgraph=True, dynamic=False)
-        prepared.modulate = torch.compile(modulate, fullgraph=True, dynamic=False)
+            block.compile(dynamic=False)
+        prepared.modulate = torch.compile(modulate, dynamic=False)
     return prepared
 
 
