@@ -1,4 +1,4 @@
-"""One transformer on several GPUs: the prompt's half of guidance on one, the negative prompt's on another, tokens split.
+"""One transformer on several GPUs: the two halves of guidance on two, the tokens of each half on two more.
 
 `torchrun --nproc-per-node N` starts N processes, each with the whole model on its own GPU. Rank 0 leads: it runs the
 loop, and calls what `share_transformer` returns as it would call the model. The others follow: they get each call's
@@ -21,7 +21,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig
+from diffusers.models._modeling_parallel import ContextParallelConfig
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
