@@ -24,6 +24,7 @@ from rich.table import Table
 
 from worldwarp_core.errors import WorldWarpError
 
+from . import cli_models
 from .client import GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
 from .errors import BridgeError
 from .messages import DEFAULT_ADDRESS, NoticeEvent, StateEvent
@@ -581,6 +582,8 @@ def _duration(seconds: float) -> str:
 def _say_error(message: str) -> None:
     console.print(f"Error: {message}", soft_wrap=True, highlight=False, markup=False, style="red")
 
+
+cli_models.register(app)
 
 if __name__ == "__main__":
     main()

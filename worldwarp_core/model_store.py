@@ -29,6 +29,7 @@ Progress = Callable[[str, float], None]
 MANIFEST = "worldwarp-manifest.json"
 MANIFEST_FORMAT = 1
 MANIFEST_MAX_BYTES = 16 * 2**20
+TRANSFORMER_CONFIG = "transformer/config.json"
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt")
 """What is fetched of a model: weights as safetensors, configurations, vocabularies. No pickle and no code."""
 
@@ -195,8 +196,7 @@ def locate(name: str, *, what: str, fetch: bool = False, progress: Progress | No
         )
     folder = cached(on_hub)
     if folder is not None and on_hub.known and on_hub.known.checkpoint:
-        converted = converted_folder(on_hub, folder.name)
-        folder = converted if (converted / MANIFEST).is_file() else None
+        folder = converted(on_hub, folder)
     if folder is None:
         if fetch:
             return download(on_hub, progress)
@@ -204,6 +204,26 @@ def locate(name: str, *, what: str, fetch: bool = False, progress: Progress | No
             "no_weights", f"{on_hub} ({what}) is not, or not wholly, on this machine. Run: {on_hub.command}"
         )
     return folder
+
+
+def base_config(name: str) -> Path:
+    """The `config.json` of a model's transformer: of a folder, of a model on the Hub that is here, or the file itself.
+
+    Raises:
+        WorldWarpError: `no_weights`, with the command that brings it.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".json" and path.is_file():
+        return path
+    if path.is_dir():
+        inner = path / "transformer" / "config.json"
+        return inner if inner.is_file() else path / "config.json"
+    on_hub = hub_name(name)
+    found = _hub().try_to_load_from_cache(on_hub.repo, TRANSFORMER_CONFIG, revision=on_hub.revision) if on_hub else None
+    if not isinstance(found, str):
+        what = f"Run: {on_hub.command}" if on_hub else "Give its folder or its config.json."
+        raise WorldWarpError("no_weights", f"The transformer's configuration of {name} is not on this machine. {what}")
+    return Path(found)
 
 
 def cached(name: HubName) -> Path | None:
@@ -244,6 +264,12 @@ def shards_of(index: Path) -> list[Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorldWarpError("bad_weights", f"{index} is not an index of weight files: {error}.") from error
     return [index.parent / name for name in names]
+
+
+def converted(name: HubName, snapshot: Path) -> Path | None:
+    """The safetensors made of the checkpoint in a snapshot; None where that has not been done."""
+    folder = converted_folder(name, snapshot.name)
+    return folder if (folder / MANIFEST).is_file() else None
 
 
 def converted_folder(name: HubName, commit: str) -> Path:
@@ -325,8 +351,9 @@ def download(name: HubName, progress: Progress | None = None) -> Path:
 def _convert(name: HubName, known: KnownModel, folder: Path, say: Progress) -> Path:
     """The safetensors folder of the checkpoint in `folder`, made where it is not there."""
     out = converted_folder(name, folder.name)
-    if (out / MANIFEST).is_file():
+    if converted(name, folder) and not _faults(out, read_manifest(out / MANIFEST), say):
         return out
+    shutil.rmtree(out, ignore_errors=True)  # what is there is not whole
     try:
         from .checkpoints import convert_checkpoint
     except ModuleNotFoundError as error:
@@ -336,7 +363,7 @@ def _convert(name: HubName, known: KnownModel, folder: Path, say: Progress) -> P
             'pip install -c constraints.txt -e ".[engine]"',
         ) from error
     with _hub_errors(name):
-        config = Path(_hub().hf_hub_download(KNOWN[0].repo, "transformer/config.json"))
+        config = Path(_hub().hf_hub_download(KNOWN[0].repo, TRANSFORMER_CONFIG))
     convert_checkpoint(folder / known.checkpoint, out, config, progress=say)
     return out
 
@@ -363,29 +390,37 @@ def _hub_errors(name: HubName) -> Iterator[None]:
 
     try:
         yield
-    except errors.GatedRepoError as error:
-        raise WorldWarpError(
+    except (errors.HTTPError, OSError) as error:
+        # Asking what there is to fetch wraps the reason why it cannot be asked.
+        cause = error.__cause__ if isinstance(error, errors.DryRunError) and error.__cause__ else error
+        raise _translated(name, cause) from error
+
+
+def _translated(name: HubName, error: BaseException) -> WorldWarpError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return WorldWarpError(
             "download_failed",
             f"The authors of {name.repo} ask you to accept their terms: open https://huggingface.co/{name.repo}, then "
             "run: hf auth login",
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise WorldWarpError(
-            "download_failed",
-            f"The Hub knows no {name}. Check the name; where it is private, run: hf auth login",
-        ) from error
-    except (errors.HTTPError, OSError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise WorldWarpError(
-                "disk_full", f"No space is left on the disk for {name}; free some and go on."
-            ) from error
-        offline = isinstance(error, errors.OfflineModeIsEnabled) or "HF_HUB_OFFLINE" in str(error)
-        why = "HF_HUB_OFFLINE forbids it" if offline else _first_line(error)
-        raise WorldWarpError(
-            "download_failed",
-            f"{name} could not be fetched: {why}. With a connection, run: {name.command} - what has come already is "
-            "kept. Or copy the model's folder from another machine and give its path.",
-        ) from error
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        return WorldWarpError(
+            "download_failed", f"The Hub knows no {name}. Check the name; where it is private, run: hf auth login"
+        )
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return WorldWarpError("disk_full", f"No space is left on the disk for {name}; free some and go on.")
+    why = (
+        "HF_HUB_OFFLINE is set, which forbids it"
+        if isinstance(error, errors.OfflineModeIsEnabled)
+        else f"{type(error).__name__}: {_first_line(error)}"
+    )
+    return WorldWarpError(
+        "download_failed",
+        f"{name} could not be fetched ({why}). With a connection, run: {name.command}\n"
+        "What has come already is kept. Or copy the model's folder from another machine and give its path.",
+    )
 
 
 def _bar(show: Callable[[int], None]) -> type:
