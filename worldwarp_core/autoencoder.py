@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import WorldWarpError
 from .priors import Priors
@@ -104,7 +104,7 @@ class WanAutoencoder:
         self.options = options
         self.channels: int = vae.config["z_dim"]
         self._vae = vae
-        vae.to(device=self.device, dtype=self.dtype)  # type: ignore[call-arg]  # a decorator of diffusers hides them
+        nn.Module.to(vae, self.device, self.dtype)  # diffusers' own `to` warns that nothing needs float32
         vae.eval().requires_grad_(False)
         to_channels_last(vae)
         shape = (1, self.channels, 1, 1, 1)
