@@ -12,7 +12,7 @@ from .errors import WorldWarpError
 from .spec import Event, GenerateSpec
 from .splat_files.cloud import SplatCloud
 
-ENGINES = ("cache",)
+ENGINES = ("cache", "wan")
 """Names that `load_engine` knows, the default first."""
 
 
@@ -31,16 +31,19 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str | None = None) -> Engine:
+def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str | None = None, **options: Any) -> Engine:
     """Returns an engine ready to make shots.
 
     Args:
-        name: one of `ENGINES`. `cache` renders the splat cache and inpaints its holes; it needs no weights.
+        name: one of `ENGINES`. `cache` renders the splat cache and inpaints its holes; it needs no weights. `wan` is
+            WorldWarp's own method with Wan 2.1's models.
         device: `auto` takes CUDA where gsplat's kernels run, else the CPU, and says so in a notice.
         depth_model: name or folder of a `transformers` depth model, for start frames without exact depth.
+        options: of the engine, as plain values; those of `wan` are `wan.WanOptions`.
 
     Raises:
-        WorldWarpError: `engine_not_installed`, `unknown_engine`, `no_cuda`, `no_weights`.
+        WorldWarpError: `engine_not_installed`, `unknown_engine`, `bad_settings`, `no_cuda`, `no_weights`,
+            `bad_weights`, `wrong_architecture`.
     """
     try:
         from .engine import make_engine
@@ -50,7 +53,7 @@ def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str |
             f"The engine needs the Python package {error.name!r}, which is missing: "
             "pip install -c constraints.txt 'worldwarp[engine]'",
         ) from error
-    return make_engine(name, device, depth_model)
+    return make_engine(name, device, depth_model, options)
 
 
 def render_splats(

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from .api import ENGINES
 from .errors import WorldWarpError
-from .fill import CacheFill
+from .fill import CacheFill, Fill
 from .geometry.monocular import MonocularDepth
 from .pipeline import Models, PipelineSettings, generate
 from .spec import Event, Finished, GenerateSpec, Notice
@@ -69,10 +70,10 @@ class Engine:
         }
 
 
-def make_engine(name: str, device: str, depth_model: str | None) -> Engine:
+def make_engine(name: str, device: str, depth_model: str | None, options: dict[str, Any]) -> Engine:
     """Builds the engine called `name`; `worldwarp_core.api.load_engine` says what the arguments mean."""
-    if name != "cache":
-        raise WorldWarpError("unknown_engine", f"There is no engine called {name!r}. Choose: cache.")
+    if name not in ENGINES:
+        raise WorldWarpError("unknown_engine", f"There is no engine called {name!r}. Choose: {', '.join(ENGINES)}.")
     if device not in ("auto", "cpu", "cuda"):
         raise WorldWarpError("bad_settings", f"device must be auto, cpu or cuda; got {device!r}.")
     notices: list[Notice] = []
@@ -93,7 +94,26 @@ def make_engine(name: str, device: str, depth_model: str | None) -> Engine:
     if settings is CPU:
         prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
     monocular = MonocularDepth.load(depth_model, settings.device) if depth_model else None
-    return Engine(name, Models(CacheFill(), monocular), settings, tuple(notices))
+    return Engine(name, Models(_load_fill(name, settings.device, options), monocular), settings, tuple(notices))
+
+
+def _load_fill(name: str, device: str, options: dict[str, Any]) -> Fill:
+    """What fills in, with what it has learned loaded."""
+    if name == "wan":
+        # Imported here: it takes seconds, and only this engine needs it.
+        from .presets import PRESETS
+        from .st_diff import StDiffFill
+        from .wan import WanSource, read_options
+
+        wan = read_options(options)
+        source = WanSource(wan, device)
+        source.models(PRESETS[wan.preset])  # loads them: better now than inside the first shot
+        return StDiffFill(source, preset=wan.preset)
+    if options:
+        raise WorldWarpError(
+            "bad_settings", f"The engine {name!r} takes no models: {', '.join(options)} cannot be used with it."
+        )
+    return CacheFill()
 
 
 def _why_no_cuda() -> str | None:

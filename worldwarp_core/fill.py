@@ -42,8 +42,8 @@ class Fill(Protocol):
     frame_stage: Stage
     """What is going on while frames come out, one step each."""
 
-    def describe(self) -> dict[str, Any]:
-        """What makes the pixels that the cache did not know, as plain values: for `job.json` and for who asks."""
+    def describe(self, spec: GenerateSpec | None = None) -> dict[str, Any]:
+        """What makes the pixels that the cache did not know, of a shot or of any, as plain values."""
         ...
 
     def prepare(self, spec: GenerateSpec, plans: Sequence[ChunkPlan]) -> Iterator[Notice]:
@@ -82,7 +82,7 @@ class CacheFill:
     holes_agree = False
     frame_stage: Stage = "fill"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, spec: GenerateSpec | None = None) -> dict[str, Any]:
         return {
             "name": self.name,
             "description": "rendered cache; holes inpainted by OpenCV (Telea), no learned model",

@@ -352,7 +352,7 @@ def _summary(
     chunks: int,
 ) -> dict[str, object]:
     return {
-        "fill": models.fill.describe(),
+        "fill": models.fill.describe(spec),
         "depth": stage.depth_source,
         "frames": len(spec.cameras),
         "chunks": chunks,

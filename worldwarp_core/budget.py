@@ -1,0 +1,115 @@
+"""What a GPU's memory allows: from gibibytes to a plan of what stays on the device and how the rest takes turns.
+
+A plan holds for everything the engine does on the device: transformer, autoencoder, text encoder, the cache's fit and
+its priors. Every plan has been run through a whole chunk of 49 frames at 720x480 under a hard cap of its size
+(tests/benchmarks/bench_chunk.py); what the driver itself takes, about half a gibibyte, is beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from .errors import WorldWarpError
+
+GIB = 2**30
+USABLE = 0.94
+"""Of a card that is sold as one of N GB this share of N GiB is free: the driver and the desktop have the rest."""
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How the models share a device.
+
+    Attributes:
+        gib: what all of it takes at most.
+        transformer: `resident`: it stays on the device. `streamed`: its blocks are brought in one by one, each while
+            the one before it computes, and it is not compiled.
+        float8_storage: a streamed transformer waits in float8 and is widened block by block: half the traffic.
+        batched: both prompts of guidance in one pass.
+        keep_variants: presets with and without float8 each keep a transformer of their own on the device.
+        latents_at_once: that the autoencoder works on together, 4 frames each.
+        tile: side of the autoencoder's tiles in pixels; None works on whole frames, compiled.
+        text_device: where the text encoder (11 GB) runs, for prompts that were never embedded before.
+        changes: against the next larger plan, in words, for the notice that says so.
+    """
+
+    gib: int
+    transformer: Literal["resident", "streamed"] = "resident"
+    float8_storage: bool = False
+    batched: bool = True
+    keep_variants: bool = True
+    latents_at_once: int = 1
+    tile: int | None = None
+    text_device: Literal["cuda", "cpu"] = "cuda"
+    changes: str = ""
+
+
+PLANS: tuple[MemoryPlan, ...] = (
+    MemoryPlan(80, latents_at_once=4),
+    MemoryPlan(40, latents_at_once=2, changes="smaller steps of the autoencoder"),
+    MemoryPlan(24, latents_at_once=1, changes="smaller steps of the autoencoder"),
+    MemoryPlan(16, keep_variants=False, changes="one transformer at a time"),
+    MemoryPlan(
+        12,
+        keep_variants=False,
+        batched=False,
+        text_device="cpu",
+        changes="one prompt at a time, the text encoder on the CPU",
+    ),
+    MemoryPlan(
+        8,
+        keep_variants=False,
+        batched=False,
+        tile=256,
+        text_device="cpu",
+        changes="the autoencoder in tiles",
+    ),
+    MemoryPlan(
+        6,
+        transformer="streamed",
+        float8_storage=True,
+        keep_variants=False,
+        batched=False,
+        tile=256,
+        text_device="cpu",
+        changes="the transformer brought in block by block",
+    ),
+)
+"""From the largest to the smallest."""
+ON_CPU = MemoryPlan(0, text_device="cpu")
+"""Without a GPU there is only the machine's own memory, which is not counted."""
+CHOICES = (AUTO, *(str(plan.gib) for plan in reversed(PLANS)))
+
+
+def choose_plan(vram: str, free_gib: float) -> MemoryPlan:
+    """Returns the plan of a size, or the largest that fits into what is free.
+
+    Args:
+        vram: one of `CHOICES`.
+        free_gib: of the device's memory, in GiB.
+
+    Raises:
+        WorldWarpError: `bad_settings` for another size.
+    """
+    if vram not in CHOICES:
+        raise WorldWarpError(
+            "bad_settings", f"vram must be one of {', '.join(CHOICES)} (gibibytes of GPU memory); got {vram!r}."
+        )
+    if vram != AUTO:
+        return next(plan for plan in PLANS if str(plan.gib) == vram)
+    return next((plan for plan in PLANS if USABLE * plan.gib <= free_gib), PLANS[-1])
+
+
+def next_smaller(plan: MemoryPlan) -> MemoryPlan | None:
+    """The plan to fall back on; None below the smallest."""
+    return next((smaller for smaller in PLANS if smaller.gib < plan.gib), None)
+
+
+def limit_memory(gib: float, device: torch.device) -> None:
+    """Lets this process allocate no more than that on a CUDA device: beyond it is out of memory, whatever is free."""
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(gib * GIB / total, 1.0), device)

@@ -1,0 +1,224 @@
+"""Wan 2.1's models for ST-Diff: found, loaded once, and kept within the memory there is."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import cached_assets_path
+
+from .autoencoder import AutoencoderOptions, WanAutoencoder
+from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, next_smaller
+from .captions import CAPTIONER_GIB, Captioner, QwenCaptioner, open_captioner
+from .errors import WorldWarpError
+from .presets import PRESETS, Preset
+from .spec import Notice
+from .st_diff import StDiffModels
+from .text import TextEmbedder
+from .transformer import TransformerOptions, WorldWarpTransformer, prepare_transformer
+from .weights import LoraFile, ModelFiles, apply_loras, load_transformer, load_vae, resolve_models
+
+FLOAT8_CAPABILITY = (8, 9)
+BASE_TRANSFORMER = "base"
+
+
+@dataclass(frozen=True)
+class WanOptions:
+    """What the `wan` engine is started with; every value is plain JSON.
+
+    Attributes:
+        weights: folder or name of the Wan pipeline: autoencoder, text encoder.
+        transformer: folder, .safetensors file or name of the fine-tuned transformer; `base` takes that of `weights`.
+        loras: LoRA files for it, each a path, or `path=scale`.
+        distilled: transformer or LoRA were trained for few steps; only what is said about few steps changes.
+        preset: that shots which name none are made with.
+        vram: gibibytes of GPU memory to keep within, or `auto`: what is free.
+        captioner: folder or name of a Qwen2.5-VL for automatic prompts and style images; None goes without.
+        compile: let torch compile the models, some 30 s at the first chunk of each size.
+    """
+
+    weights: str = "wan-1.3b"
+    transformer: str = "worldwarp"
+    loras: tuple[str, ...] = ()
+    distilled: bool = False
+    preset: str = "reference"
+    vram: str = AUTO
+    captioner: str | None = None
+    compile: bool = True
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise WorldWarpError(
+                "bad_settings", f"There is no preset called {self.preset!r}. Choose: {', '.join(PRESETS)}."
+            )
+
+
+def read_options(options: dict[str, Any]) -> WanOptions:
+    """Returns the options from plain values.
+
+    Raises:
+        WorldWarpError: `bad_settings` for a name that is none of theirs.
+    """
+    known = [f.name for f in fields(WanOptions)]
+    if unknown := [name for name in options if name not in known]:
+        raise WorldWarpError(
+            "bad_settings", f"The engine 'wan' has no option {unknown[0]!r}; it has: {', '.join(known)}."
+        )
+    return WanOptions(**(options | {"loras": tuple(options.get("loras", ()))}))
+
+
+class WanSource:
+    """The models (a `st_diff.ModelSource`), on one device, in one memory plan at a time.
+
+    Args:
+        options: which models, and how much memory.
+        device: "cuda" or "cpu".
+        files: where they are; None finds them by the options.
+
+    Raises:
+        WorldWarpError: `no_weights`, `bad_weights`, `wrong_architecture`, `bad_settings`.
+    """
+
+    def __init__(self, options: WanOptions, device: str, files: ModelFiles | None = None) -> None:
+        self.device = torch.device(device)
+        self._options = options
+        self._loras = [_read_lora(text) for text in options.loras]
+        base = None if options.transformer == BASE_TRANSFORMER else options.transformer
+        self._files = files or resolve_models(options.weights, base)
+        self.plan = _choose_plan(options.vram, self.device)
+        self._autoencoder: WanAutoencoder | None = None
+        self._transformers: dict[bool, WorldWarpTransformer] = {}
+        self._text: TextEmbedder | None = None
+
+    @property
+    def distilled(self) -> bool:
+        return self._options.distilled
+
+    @property
+    def float8(self) -> bool:
+        """Whether the device computes in float8."""
+        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= FLOAT8_CAPABILITY
+
+    @property
+    def captions(self) -> Callable[[], AbstractContextManager[Captioner]] | None:
+        return self._open_captioner if self._options.captioner else None
+
+    def models(self, preset: Preset) -> StDiffModels:
+        return StDiffModels(
+            autoencoder=self._get_autoencoder(),
+            transformer=self._get_transformer(preset.fp8 and self.float8 and self.plan.transformer == "resident"),
+            text=self._get_text(),
+            device=self.device,
+            batched=self.plan.batched,
+        )
+
+    def shrink(self) -> Notice | None:
+        smaller = next_smaller(self.plan) if self.device.type == "cuda" else None
+        if smaller is None:
+            return None
+        self.plan = smaller
+        self._free()
+        return Notice(
+            "out_of_memory",
+            f"The GPU's memory is full. The job goes on with the settings for {smaller.gib} GB: {smaller.changes}.",
+        )
+
+    def describe(self) -> dict[str, Any]:
+        base, transformer = self._files.names
+        return {
+            "models": {"weights": base, "transformer": transformer, "loras": [asdict(lora) for lora in self._loras]},
+            "memory_plan": asdict(self.plan),
+            "compiled": self._compiled,
+            "captioner": self._options.captioner,
+            "distilled": self.distilled,
+        }
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def _compiled(self) -> bool:
+        return self._options.compile and self.device.type == "cuda" and self.plan.transformer == "resident"
+
+    def _get_autoencoder(self) -> WanAutoencoder:
+        if self._autoencoder is None:
+            plan = self.plan
+            options = AutoencoderOptions(plan.latents_at_once, plan.tile, self._compiled and plan.tile is None)
+            vae: Any = load_vae(self._files, self._dtype)
+            self._autoencoder = WanAutoencoder(vae, options, self.device)
+        return self._autoencoder
+
+    def _get_transformer(self, float8: bool) -> WorldWarpTransformer:
+        if float8 not in self._transformers:
+            if not self.plan.keep_variants:
+                self._free_transformers()
+            self._transformers[float8] = self._load_transformer(float8)
+        return self._transformers[float8]
+
+    def _load_transformer(self, float8: bool) -> WorldWarpTransformer:
+        model: Any = load_transformer(self._files, self._dtype)
+        apply_loras(model, self._loras)
+        model.requires_grad_(False).to(self.device)
+        prepared = prepare_transformer(model, TransformerOptions(compile=self._compiled, fp8=float8))
+        if self.plan.transformer == "streamed":
+            if self.plan.float8_storage:
+                prepared.enable_layerwise_casting(torch.float8_e4m3fn, self._dtype)
+            prepared.enable_group_offload(
+                self.device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=True
+            )
+        return prepared
+
+    def _get_text(self) -> TextEmbedder:
+        if self._text is None:
+            folder = cached_assets_path("worldwarp", "text", "embeddings")
+            self._text = TextEmbedder(self._files, folder, self.plan.text_device, torch.bfloat16)
+        return self._text
+
+    @contextmanager
+    def _open_captioner(self) -> Iterator[QwenCaptioner]:
+        """On the GPU where it fits beside the other models, else slowly on the CPU."""
+        assert self._options.captioner is not None
+        on_gpu = self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] >= CAPTIONER_GIB * GIB
+        with open_captioner(self._options.captioner, self.device if on_gpu else "cpu") as captioner:
+            yield captioner
+
+    def _free_transformers(self) -> None:
+        if self._transformers:
+            self._transformers.clear()
+            torch._dynamo.reset()  # what was compiled for them
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _free(self) -> None:
+        self._autoencoder = None
+        self._text = None
+        self._free_transformers()
+
+
+def _choose_plan(vram: str, device: torch.device) -> MemoryPlan:
+    """A size that the user names is kept to, whatever else is free."""
+    if device.type != "cuda":
+        choose_plan(vram, 0)  # refuses what is no size
+        return ON_CPU
+    plan = choose_plan(vram, torch.cuda.mem_get_info(device)[0] / GIB)
+    if vram != AUTO:
+        limit_memory(plan.gib, device)
+    return plan
+
+
+def _read_lora(text: str) -> LoraFile:
+    """`path` or `path=scale`."""
+    path, equals, scale = text.rpartition("=")
+    try:
+        return LoraFile(Path(path), float(scale)) if equals else LoraFile(Path(text), 1.0)
+    except ValueError as error:
+        raise WorldWarpError(
+            "bad_settings", f"A LoRA is given as its file or as file=scale, such as look.safetensors=0.8; got {text!r}."
+        ) from error
