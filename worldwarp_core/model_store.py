@@ -185,14 +185,14 @@ def locate(name: str, *, what: str, fetch: bool = False, progress: Progress | No
     Raises:
         WorldWarpError: `no_weights`, with the command that brings it; what `download` raises.
     """
-    if Path(name).expanduser().is_dir():
+    if name and Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     on_hub = hub_name(name)
     if on_hub is None:
         known = ", ".join(model.name for model in KNOWN)
         raise WorldWarpError(
             "no_weights",
-            f"There is no folder {name} for {what}. Give a folder, a name on the Hub (owner/name), or one of: {known}.",
+            f"There is no folder {name!r} for {what}. Give a folder, a name on the Hub (owner/name), or one of: {known}.",
         )
     folder = cached(on_hub)
     if folder is not None and on_hub.known and on_hub.known.checkpoint:
@@ -312,7 +312,11 @@ def download(name: HubName, progress: Progress | None = None) -> Path:
     api, known = hub.HfApi(), name.known
     with _hub_errors(name):
         wanted = hub.snapshot_download(
-            name.repo, revision=name.revision, allow_patterns=list(name.patterns), dry_run=True
+            name.repo,
+            revision=name.revision,
+            allow_patterns=list(name.patterns),
+            dry_run=True,
+            tqdm_class=_bar(lambda done: None),
         )
         if not wanted:
             raise WorldWarpError("download_failed", f"{name} on the Hub has no weights that can be used.")
