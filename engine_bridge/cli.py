@@ -24,7 +24,18 @@ from rich.table import Table
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import cli_models
+from . import cli_first_frame, cli_models
+from .cli_engine import (
+    CaptionerName,
+    Distilled,
+    EngineArguments,
+    Loras,
+    NoCompile,
+    Preset,
+    Transformer,
+    Vram,
+    Weights,
+)
 from .client import GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
 from .errors import BridgeError
 from .messages import DEFAULT_ADDRESS, NoticeEvent, StateEvent
@@ -95,6 +106,14 @@ def serve(
     engine: EngineName = "cache",
     device: Device = "auto",
     depth_model: DepthModel = None,
+    weights: Weights = None,
+    transformer: Transformer = None,
+    lora: Loras = None,
+    distilled: Distilled = False,
+    vram: Vram = None,
+    captioner: CaptionerName = None,
+    no_compile: NoCompile = False,
+    preset: Preset = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where jobs are kept.")] = None,
     keep_gib: Annotated[
         float, typer.Option(help="Disk space for ended jobs in GiB; the oldest beyond it are deleted.", min=0)
@@ -117,12 +136,18 @@ def serve(
         stream=sys.stderr,
     )
     _check_engine(engine, engine_factory)
+    learned = EngineArguments(
+        weights, transformer, tuple(lora or ()), distilled, vram, captioner, no_compile, preset
+    ).options()
+    options = {"device": device, "depth_model": depth_model, **learned}
+    if engine == "wan":
+        options["prompt_cache"] = str(default_data_dir().parent / "prompts")
     config = ServerConfig(
         address=f"tcp://{f'[{host}]' if ':' in host else host}:{port or '*'}",
         data_dir=data_dir or default_data_dir(),
         engine=engine,
         factory=engine_factory,
-        options={"device": device, "depth_model": depth_model},
+        options=options,
         keep_bytes=int(keep_gib * 2**30),
     )
     server = JobServer(config)
@@ -157,6 +182,7 @@ def generate(
     strength: Annotated[float, typer.Option(help="How much is made anew where the world is known, in (0, 1].")] = 0.8,
     chunk: Annotated[int, typer.Option(help="Frames made together, 4k + 1.")] = 49,
     overlap: Annotated[int, typer.Option(help="Frames shared by neighbouring chunks, 4k + 1.")] = 5,
+    preset: Preset = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     cache_steps: Annotated[int | None, typer.Option(help="Optimisation steps of the first fit of the world.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
@@ -178,6 +204,13 @@ def generate(
     ] = None,
     depth_model: DepthModel = None,
     device: Device = "auto",
+    weights: Weights = None,
+    transformer: Transformer = None,
+    lora: Loras = None,
+    distilled: Distilled = False,
+    vram: Vram = None,
+    captioner: CaptionerName = None,
+    no_compile: NoCompile = False,
     server: Annotated[str | None, typer.Option(help=f"A running server, such as {DEFAULT_ADDRESS}.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job's files in --out.")] = False,
     engine_factory: Factory = DEFAULT_FACTORY,
@@ -190,9 +223,14 @@ def generate(
     from worldwarp_core.images import read_depth, read_start_frame, read_strength_mask, read_style_image
     from worldwarp_core.spec import GenerateSpec
 
-    if server is not None and (depth_model is not None or device != "auto"):
+    # Not the preset: that is the shot's.
+    learned = EngineArguments(weights, transformer, tuple(lora or ()), distilled, vram, captioner, no_compile)
+    options = ["--engine", engine, "--device", device, "--engine-factory", engine_factory]
+    options += ["--depth-model", depth_model] if depth_model else []
+    options += learned.arguments()
+    if server is not None and (depth_model is not None or device != "auto" or learned != EngineArguments()):
         raise BridgeError(
-            "bad_settings", "--depth-model and --device are the server's to choose: give them to `worldwarp serve`."
+            "bad_settings", "Models, memory and device are the server's to choose: give them to `worldwarp serve`."
         )
     if server is None:
         _check_engine(engine, engine_factory)
@@ -215,6 +253,7 @@ def generate(
         prompt_keys=_prompt_keys(prompt_key or []),
         auto_prompt=auto_prompt,
         style_image=None if style_image is None else read_style_image(style_image),
+        preset=preset or "",
         guidance=guidance,
         strength_mask=None if strength_mask is None else read_strength_mask(strength_mask),
         graded_validity=graded_validity,
@@ -224,8 +263,6 @@ def generate(
         "style_image": style_image, "strength_mask": strength_mask,
     }  # fmt: skip
     inputs = {name: None if file is None else str(file) for name, file in files.items()}
-    options = ["--engine", engine, "--device", device, "--engine-factory", engine_factory]
-    options += ["--depth-model", depth_model] if depth_model else []
     make_shot(spec, out, engine=engine, server=server, server_options=options, inputs=inputs, overwrite=overwrite)
 
 
@@ -384,6 +421,9 @@ class _Bar:
         "cache": "fitting the world",
         "priors": "looking ahead",
         "fill": "filling in",
+        "encode": "filling in",
+        "denoise": "filling in",
+        "decode": "filling in",
         "finish": "finishing",
     }
 
@@ -584,6 +624,7 @@ def _say_error(message: str) -> None:
 
 
 cli_models.register(app)
+cli_first_frame.register(app)
 
 if __name__ == "__main__":
     main()

@@ -297,6 +297,9 @@ STAGES = {
     "cache": "fitting the world",
     "priors": "flying the camera through it",
     "fill": "filling what it has not seen",
+    "encode": "filling what it has not seen",
+    "denoise": "filling what it has not seen",
+    "decode": "filling what it has not seen",
     "finish": "finishing",
 }
 

@@ -40,6 +40,7 @@ class WanOptions:
         vram: gibibytes of GPU memory to keep within, or `auto`: what is free.
         captioner: folder or name of a Qwen2.5-VL for automatic prompts and style images; None goes without.
         compile: let torch compile the models, some 30 s at the first chunk of each size.
+        prompt_cache: folder where embedded prompts are kept; None takes one beside the downloaded models.
     """
 
     weights: str = "wan-1.3b"
@@ -50,6 +51,7 @@ class WanOptions:
     vram: str = AUTO
     captioner: str | None = None
     compile: bool = True
+    prompt_cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -176,7 +178,7 @@ class WanSource:
 
     def _get_text(self) -> TextEmbedder:
         if self._text is None:
-            folder = cached_assets_path("worldwarp", "text", "embeddings")
+            folder = self._options.prompt_cache or cached_assets_path("worldwarp", "text", "embeddings")
             self._text = TextEmbedder(self._files, folder, self.plan.text_device, torch.bfloat16)
         return self._text
 

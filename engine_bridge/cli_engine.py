@@ -1,0 +1,90 @@
+"""The options of the learned engines on the command line, and how they reach the engine.
+
+`serve` takes them and hands them to its worker as plain values; `generate` without `--server` hands them to the server
+that it starts for itself. They name files and models of this machine, so they never come from a client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help="Engine wan: folder or name of the Wan 2.1 models (wan-1.3b)."),
+]
+Transformer = Annotated[
+    str | None,
+    typer.Option(
+        "--transformer",
+        help="Engine wan: folder, .safetensors or name of the fine-tuned transformer (worldwarp); "
+        "`base` takes that of --weights.",
+    ),
+]
+Loras = Annotated[
+    list[str] | None, typer.Option("--lora", help="Engine wan: a LoRA file, or file=scale; may be repeated.")
+]
+Distilled = Annotated[
+    bool, typer.Option("--distilled", help="Engine wan: the transformer or a LoRA was trained for few steps.")
+]
+Vram = Annotated[
+    str | None, typer.Option("--vram", help="Engine wan: GPU memory to keep within in GiB, or auto: what is free.")
+]
+CaptionerName = Annotated[
+    str | None,
+    typer.Option("--captioner", help="Engine wan: folder or name of a Qwen2.5-VL for --auto-prompt, --style-image."),
+]
+NoCompile = Annotated[
+    bool, typer.Option("--no-compile", help="Engine wan: start faster, run slower: leave the models as they are.")
+]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="How fast against how exact: reference, balanced or fast.")
+]
+
+
+@dataclass(frozen=True)
+class EngineArguments:
+    """What was given for the engine; what was not is left to the engine's own defaults."""
+
+    weights: str | None = None
+    transformer: str | None = None
+    loras: tuple[str, ...] = ()
+    distilled: bool = False
+    vram: str | None = None
+    captioner: str | None = None
+    no_compile: bool = False
+    preset: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for `worldwarp_core.api.load_engine`."""
+        named = {
+            "weights": self.weights,
+            "transformer": self.transformer,
+            "vram": self.vram,
+            "captioner": self.captioner,
+            "preset": self.preset,
+        }
+        options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+        if self.loras:
+            options["loras"] = list(self.loras)
+        if self.distilled:
+            options["distilled"] = True
+        if self.no_compile:
+            options["compile"] = False
+        return options
+
+    def arguments(self) -> list[str]:
+        """The same for `worldwarp serve`."""
+        named = {
+            "--weights": self.weights,
+            "--transformer": self.transformer,
+            "--vram": self.vram,
+            "--captioner": self.captioner,
+            "--preset": self.preset,
+        }
+        pairs = [(name, value) for name, value in named.items() if value is not None]
+        pairs += [("--lora", lora) for lora in self.loras]
+        flags = ["--distilled"] * self.distilled + ["--no-compile"] * self.no_compile
+        return [word for pair in pairs for word in pair] + flags

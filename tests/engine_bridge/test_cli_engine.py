@@ -1,0 +1,64 @@
+from dataclasses import fields
+
+from typer.testing import CliRunner
+
+from engine_bridge.cli import app
+from engine_bridge.cli_engine import EngineArguments
+from worldwarp_core.wan import WanOptions, read_options
+
+ALL = EngineArguments(
+    weights="/models/wan",
+    transformer="base",
+    loras=("look.safetensors=0.8", "other.safetensors"),
+    distilled=True,
+    vram="12",
+    captioner="/models/qwen",
+    no_compile=True,
+    preset="fast",
+)
+
+
+def test_what_was_not_given_is_left_to_the_engine():
+    assert EngineArguments().options() == {}
+    assert EngineArguments().arguments() == []
+
+
+def test_every_option_reaches_the_engine():
+    options = read_options(ALL.options())
+    assert options == WanOptions(
+        "/models/wan", "base", ("look.safetensors=0.8", "other.safetensors"), True, "fast", "12", "/models/qwen", False
+    )
+    given = {f.name for f in fields(WanOptions) if getattr(options, f.name) != f.default}
+    assert given == {f.name for f in fields(WanOptions)} - {"prompt_cache"}
+
+
+def test_a_server_that_is_started_for_a_shot_is_told_the_same(monkeypatch):
+    seen = {}
+
+    class Stop(Exception):
+        pass
+
+    def server(config):
+        seen.update(config.options)
+        raise Stop
+
+    monkeypatch.setattr("engine_bridge.server.Server", server)
+    result = CliRunner().invoke(app, ["serve", "--engine", "wan", *ALL.arguments()])
+    assert isinstance(result.exception, Stop), result.output
+    assert {name: seen[name] for name in ALL.options()} == ALL.options()
+    assert seen["prompt_cache"].endswith("prompts")
+
+
+def test_models_are_the_server_s_to_choose(tmp_path):
+    arguments = [
+        "--start-frame",
+        "a.png",
+        "--cameras",
+        "b.json",
+        "--out",
+        str(tmp_path),
+        "--server",
+        "tcp://127.0.0.1:1",
+    ]
+    result = CliRunner().invoke(app, ["generate", *arguments, "--vram", "8"])
+    assert "the server's to choose" in str(result.exception)
