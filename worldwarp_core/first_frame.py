@@ -1,0 +1,144 @@
+"""A start frame from words: Wan's own text-to-video pipeline asked for a film of one frame.
+
+In: a prompt and a size. Out: (H, W, 3) uint8 sRGB. The weights are the base model's; the fine-tuned transformer has
+learnt to repair warped clips and is not asked. The text goes through the same cache as every other prompt, and the
+frame through the same decoder as every other frame.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+from .autoencoder import WanAutoencoder
+from .errors import WorldWarpError
+from .text import TextEmbedder
+from .weights import ModelFiles, load_transformer, load_vae
+
+MULTIPLE_PX = 16
+"""A token is 2x2 latents of 8x8 pixels."""
+MAX_SIDE_PX = 2048
+MAX_PIXELS = 1280 * 720
+"""Beyond what Wan 2.1 was trained on pictures repeat themselves."""
+
+Part = Literal["text", "load", "steps", "decode"]
+OnStep = Callable[[Part, int, int], None]
+"""Told of each part: which, and step of steps. What it raises stops the work there."""
+
+
+@dataclass(frozen=True)
+class FirstFrameSettings:
+    """What to draw.
+
+    Attributes:
+        prompt: what is seen.
+        negative_prompt: what is not wanted.
+        width, height: pixels, multiples of 16.
+        seed: of the noise; the same on every device.
+        steps: denoising steps.
+        guidance: how far beyond the negative prompt to go, at least 1.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 832
+    height: int = 480
+    seed: int = 0
+    steps: int = 50
+    guidance: float = 5.0
+
+    def __post_init__(self) -> None:
+        size = f"{self.width}x{self.height}"
+        if not self.prompt.strip():
+            raise WorldWarpError("bad_settings", "A first frame needs a prompt: say what it shows.")
+        if self.width % MULTIPLE_PX or self.height % MULTIPLE_PX or min(self.width, self.height) < MULTIPLE_PX:
+            near = "x".join(str(max(round(side / MULTIPLE_PX), 1) * MULTIPLE_PX) for side in (self.width, self.height))
+            raise WorldWarpError("bad_settings", f"The size must be in multiples of 16; got {size}, {near} would do.")
+        if self.width * self.height > MAX_PIXELS or max(self.width, self.height) > MAX_SIDE_PX:
+            raise WorldWarpError(
+                "bad_settings",
+                f"The size is {size}; the video model draws at most {MAX_PIXELS} pixels (1280x720, 960x960) and "
+                f"{MAX_SIDE_PX} a side.",
+            )
+        if not 1 <= self.steps <= 1000:
+            raise WorldWarpError("bad_settings", f"steps must be between 1 and 1000; got {self.steps}.")
+        if not 1.0 <= self.guidance <= 100.0:
+            raise WorldWarpError("bad_settings", f"guidance must be between 1 and 100; got {self.guidance}.")
+
+
+def make_first_frame(
+    files: ModelFiles,
+    settings: FirstFrameSettings,
+    cache_dir: str | os.PathLike[str],
+    device: str = "auto",
+    on_step: OnStep = lambda part, step, steps: None,
+) -> np.ndarray:
+    """Returns the frame, (height, width, 3) uint8 sRGB.
+
+    Args:
+        files: where the models are; their own transformer is used.
+        settings: what to draw.
+        cache_dir: of the prompt embeddings, see `TextEmbedder`.
+        device: `auto` (CUDA where there is one), `cpu` or `cuda`; bfloat16 on CUDA, float32 on the CPU.
+        on_step: progress; to cancel, raise from it.
+
+    Raises:
+        WorldWarpError: `no_cuda`, `out_of_memory`; what the loading of the models raises.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise WorldWarpError("bad_settings", f"device must be auto, cpu or cuda; got {device!r}.")
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise WorldWarpError("no_cuda", "torch sees no CUDA device (see `worldwarp doctor`). Use --device cpu.")
+    try:
+        return _draw(files, settings, cache_dir, "cuda" if cuda and device != "cpu" else "cpu", on_step)
+    except torch.OutOfMemoryError as error:
+        raise WorldWarpError(
+            "out_of_memory",
+            f"The device's memory does not hold a frame of {settings.width}x{settings.height}. Choose a smaller one, "
+            "close what else uses the GPU, or use --device cpu.",
+        ) from error
+
+
+def _draw(
+    files: ModelFiles, settings: FirstFrameSettings, cache_dir: str | os.PathLike[str], device: str, on_step: OnStep
+) -> np.ndarray:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    on_step("text", 0, 1)
+    texts = [settings.prompt, settings.negative_prompt]
+    wanted, unwanted = TextEmbedder(files, cache_dir, device, dtype).embed(texts).split(1)
+    on_step("load", 0, 1)
+    transformer: Any = load_transformer(files, dtype)
+    transformer.to(device)
+    vae: Any = load_vae(files, dtype)
+    scheduler: Any = UniPCMultistepScheduler.from_pretrained(files.scheduler, local_files_only=True)
+    pipeline: Any = WanPipeline(None, None, vae, scheduler, transformer)  # type: ignore[arg-type]
+    pipeline.set_progress_bar_config(disable=True)
+
+    def after_step(pipeline: Any, step: int, timestep: int, tensors: dict[str, object]) -> dict[str, object]:
+        on_step("steps", step + 1, settings.steps)
+        return {}
+
+    on_step("steps", 0, settings.steps)
+    latents = pipeline(
+        prompt_embeds=wanted,
+        negative_prompt_embeds=unwanted if settings.guidance > 1 else None,
+        height=settings.height,
+        width=settings.width,
+        num_frames=1,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        generator=torch.Generator().manual_seed(settings.seed),
+        output_type="latent",
+        callback_on_step_end=after_step,
+    ).frames
+    on_step("decode", 0, 1)
+    frame = next(WanAutoencoder(vae, device=device).decode(latents))
+    return (frame * 255).round().to(torch.uint8).cpu().numpy()
