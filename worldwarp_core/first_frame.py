@@ -19,7 +19,7 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 
 from .autoencoder import WanAutoencoder
 from .errors import WorldWarpError
-from .text import TextEmbedder
+from .text import TEXT_ENCODER_GIB, TextEmbedder
 from .weights import ModelFiles, load_transformer, load_vae
 
 MULTIPLE_PX = 16
@@ -113,7 +113,8 @@ def _draw(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     on_step("text", 0, 1)
     texts = [settings.prompt, settings.negative_prompt]
-    wanted, unwanted = TextEmbedder(files, cache_dir, device, dtype).embed(texts).split(1)
+    reader = device if device == "cpu" or torch.cuda.mem_get_info()[0] >= TEXT_ENCODER_GIB * 2**30 else "cpu"
+    wanted, unwanted = TextEmbedder(files, cache_dir, reader, dtype).embed(texts).to(device).split(1)
     on_step("load", 0, 1)
     transformer: Any = load_transformer(files, dtype)
     transformer.to(device)

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 TOKENS = 512
 """Rows of an embedding: what Wan 2.1 was trained with (method section 2)."""
 
+TEXT_ENCODER_GIB = 13
+"""GPU memory that UMT5-XXL takes in bfloat16, activations included; where less is free, it runs on the CPU."""
+
 CACHE_BYTES = 2 * 2**30
 """Room for some thousand prompts; beyond it those unused for longest go."""
 
