@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload_with_hook
+from accelerate.hooks import UserCpuOffloadHook
 from huggingface_hub import cached_assets_path
+from torch import Tensor
 
 from .autoencoder import AutoencoderOptions, WanAutoencoder
 from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, next_smaller
-from .captions import CAPTIONER_GIB, Captioner, QwenCaptioner, open_captioner
+from .captions import Captioner, QwenCaptioner, open_captioner
 from .errors import WorldWarpError
 from .presets import PRESETS, Preset
+from .priors import Priors
 from .spec import Notice
 from .st_diff import StDiffModels
 from .text import TextEmbedder
@@ -95,7 +99,9 @@ class WanSource:
         self.plan = _choose_plan(options.vram, self.device)
         self._autoencoder: WanAutoencoder | None = None
         self._transformers: dict[bool, WorldWarpTransformer] = {}
+        self._parking: UserCpuOffloadHook | None = None
         self._text: TextEmbedder | None = None
+        self._captioner: QwenCaptioner | None = None
 
     @property
     def distilled(self) -> bool:
@@ -112,11 +118,11 @@ class WanSource:
 
     def models(self, preset: Preset) -> StDiffModels:
         return StDiffModels(
-            autoencoder=self._get_autoencoder(),
+            autoencoder=_AloneOnTheDevice(self._get_autoencoder(), self._park),
             transformer=self._get_transformer(preset.fp8 and self.float8 and self.plan.transformer == "resident"),
             text=self._get_text(),
             device=self.device,
-            batched=self.plan.batched,
+            batched=False,
         )
 
     def shrink(self) -> Notice | None:
@@ -150,8 +156,7 @@ class WanSource:
 
     def _get_autoencoder(self) -> WanAutoencoder:
         if self._autoencoder is None:
-            plan = self.plan
-            options = AutoencoderOptions(plan.latents_at_once, plan.tile, self._compiled and plan.tile is None)
+            options = AutoencoderOptions(tile=self.plan.tile, compile=self._compiled and self.plan.tile is None)
             vae: Any = load_vae(self._files, self._dtype)
             self._autoencoder = WanAutoencoder(vae, options, self.device)
         return self._autoencoder
@@ -167,7 +172,9 @@ class WanSource:
         model: Any = load_transformer(self._files, self._dtype)
         apply_loras(model, self._loras)
         model.requires_grad_(False).to(self.device)
-        prepared = prepare_transformer(model, TransformerOptions(compile=self._compiled, fp8=float8))
+        prepared: Any = prepare_transformer(model, TransformerOptions(compile=self._compiled, fp8=float8))
+        if self.plan.transformer == "parked":
+            prepared, self._parking = cpu_offload_with_hook(prepared, self.device)
         if self.plan.transformer == "streamed":
             if self.plan.float8_storage:
                 prepared.enable_layerwise_casting(torch.float8_e4m3fn, self._dtype)
@@ -175,6 +182,12 @@ class WanSource:
                 self.device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=True
             )
         return prepared
+
+    def _park(self) -> None:
+        """Sends a parked transformer off the device; it comes back when it is called."""
+        if self._parking is not None:
+            self._parking.offload()
+            torch.cuda.empty_cache()
 
     def _get_text(self) -> TextEmbedder:
         if self._text is None:
@@ -184,15 +197,20 @@ class WanSource:
 
     @contextmanager
     def _open_captioner(self) -> Iterator[QwenCaptioner]:
-        """On the GPU where it fits beside the other models, else slowly on the CPU."""
-        assert self._options.captioner is not None
-        on_gpu = self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] >= CAPTIONER_GIB * GIB
-        with open_captioner(self._options.captioner, self.device if on_gpu else "cpu") as captioner:
-            yield captioner
+        name = self._options.captioner
+        assert name is not None
+        if self.plan.captioner != "stays":
+            with open_captioner(name, self.plan.captioner) as captioner:
+                yield captioner
+            return
+        if self._captioner is None:
+            self._captioner = QwenCaptioner(name, self.device, self._dtype)
+        yield self._captioner
 
     def _free_transformers(self) -> None:
         if self._transformers:
             self._transformers.clear()
+            self._parking = None
             torch._dynamo.reset()  # what was compiled for them
             gc.collect()
             if self.device.type == "cuda":
@@ -201,7 +219,26 @@ class WanSource:
     def _free(self) -> None:
         self._autoencoder = None
         self._text = None
+        if self._captioner is not None:
+            self._captioner.close()
+            self._captioner = None
         self._free_transformers()
+
+
+class _AloneOnTheDevice:
+    """An autoencoder that has the transformer leave before it works, where the plan says so."""
+
+    def __init__(self, autoencoder: WanAutoencoder, leave: Callable[[], None]) -> None:
+        self._autoencoder, self._leave = autoencoder, leave
+        self.name, self.channels = autoencoder.name, autoencoder.channels
+
+    def encode(self, frames: Tensor) -> Tensor:
+        self._leave()
+        return self._autoencoder.encode(frames)
+
+    def decode(self, latents: Tensor, priors: Priors | None = None) -> Iterator[Tensor]:
+        self._leave()
+        return self._autoencoder.decode(latents, priors)
 
 
 def _choose_plan(vram: str, device: torch.device) -> MemoryPlan:
