@@ -18,8 +18,10 @@ SAME_SURFACE = 0.06
 """Relative step in depth up to which neighbours of the source lie on one surface, where no slope explains more."""
 AGREES = 0.02
 """Relative difference in depth up to which a source pixel is what the z-buffer shows."""
-LEVELS = 3
-"""Resolutions of the z-buffer: patches of up to 2, 4 and 8 pixels."""
+SLIDE = 0.1
+"""Relative depth by which the z-buffer may be off on a curved surface."""
+LEVELS = 4
+"""Resolutions of the z-buffer: patches of up to 2, 4, 8 and 16 pixels."""
 TAPS = tuple((i, j) for i in (-1, 0, 1) for j in (-1, 0, 1))
 
 
@@ -61,7 +63,7 @@ def _warp_one(
             grid, there, _ = _into(where, K, c2w, source_w2c[s], source_K[s], (height, width))
             found = _sample(depth[s][None], grid, "bilinear")
             along = _depth_of(found, grid, source_K[s], source_c2w[s], w2c, (height, width))
-            close = (along / where - 1).abs() < 0.05
+            close = (along / z - 1).abs() < SLIDE
             where = torch.where(close & (along > 0), along, where)
         grid, there, seen_z = _into(where, K, c2w, source_w2c[s], source_K[s], (height, width))
         near = _sample(depth[s][None], grid, "nearest")
@@ -124,6 +126,7 @@ def _splat(
     v = K[:, 1, 1, None, None] * local[..., 1] / safe + K[:, 1, 2, None, None]
     alone = (depth / source_K[0, 0]) * K[:, 0, 0, None, None] / safe
     wide, tall = _extent(u, joined, alone), _extent(v, joined, alone)
+    lean_u, lean_v = _lean(1.0 / safe, u, v, joined)
     largest = torch.maximum(wide, tall)
     # a margin: what lies just outside the frame may still reach in
     near_frame = front & keep & (u > -4) & (u < width + 4) & (v > -4) & (v < height + 4)
@@ -136,12 +139,14 @@ def _splat(
         if level:
             index = wanted.nonzero(as_tuple=True)
             frame = index[0]
-            x, y, far = u[index] / step, v[index] / step, z[index]
+            x, y, near = u[index] / step, v[index] / step, 1.0 / z[index]
             w, h = wide[index] / step, tall[index] / step
+            a, b = lean_u[index] * step, lean_v[index] * step
         else:
             frame = torch.arange(frames, device=points.device)[:, None, None].expand_as(u).flatten()
             x, y, w, h = u.flatten(), v.flatten(), wide.flatten(), tall.flatten()
-            far = torch.where(wanted, z, torch.inf).flatten()
+            a, b = lean_u.flatten(), lean_v.flatten()
+            near = torch.where(wanted, 1.0 / safe, 0.0).flatten()
         half_w, half_h = 0.5 * w.clamp(1.0, 2.0) + 0.01, 0.5 * h.clamp(1.0, 2.0) + 0.01
         col0, row0 = x.floor(), y.floor()
         base = frame * (rows * cols)
@@ -151,8 +156,10 @@ def _splat(
                 ((col + 0.5 - x).abs() <= half_w) & ((row + 0.5 - y).abs() <= half_h)
                 & (col >= 0) & (col < cols) & (row >= 0) & (row < rows)
             )  # fmt: skip
+            # along the patch's own plane, on which 1/z is linear
+            there = near + (a * (col + 0.5 - x) + b * (row + 0.5 - y)).clamp(-0.4 * near, 0.4 * near)
             at = base + row.clamp(0, rows - 1).long() * cols + col.clamp(0, cols - 1).long()
-            cell.scatter_reduce_(0, at, torch.where(hit, far, torch.inf), "amin")
+            cell.scatter_reduce_(0, at, torch.where(hit, 1.0 / there, torch.inf), "amin")
         grown = cell.view(frames, rows, cols)
         if level:
             grown = grown.repeat_interleave(step, 1).repeat_interleave(step, 2)[:, :height, :width]
@@ -162,16 +169,35 @@ def _splat(
     return buffer
 
 
+def _lean(inverse: Tensor, u: Tensor, v: Tensor, joined: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """How 1/z of each patch's plane changes a target pixel along u and along v, (T, H, W) each; 0 where unknown."""
+
+    def steps(dim: int, linked: Tensor) -> list[Tensor]:
+        ahead, behind = ((0, 1), (1, 0)) if dim == 2 else ((0, 0, 0, 1), (0, 0, 1, 0))
+        on, off = F.pad(linked, ahead), F.pad(linked, behind)
+        return [
+            torch.where(on, F.pad(one.diff(dim=dim), ahead), torch.where(off, F.pad(one.diff(dim=dim), behind), 0.0))
+            for one in (u, v, inverse)
+        ]
+
+    across, down = steps(2, joined[0]), steps(1, joined[1])
+    det = across[0] * down[1] - across[1] * down[0]
+    flat = det.abs() < 1e-3
+    det = torch.where(flat, 1.0, det)
+    lean_u = (across[2] * down[1] - down[2] * across[1]) / det
+    lean_v = (across[0] * down[2] - down[0] * across[2]) / det
+    return torch.where(flat, 0.0, lean_u), torch.where(flat, 0.0, lean_v)
+
+
 def _extent(value: Tensor, joined: tuple[Tensor, Tensor], alone: Tensor) -> Tensor:
     """(T, H, W) how far one source pixel reaches along a target axis: the distance to its neighbours on the surface."""
     size = torch.zeros_like(value)
     for dim, linked in ((2, joined[0]), (1, joined[1])):
-        step = value.diff(dim=dim).abs()
-        step = torch.where(linked, step, torch.inf)
+        step = torch.where(linked, value.diff(dim=dim).abs(), -1.0)
         pad = (1, 0) if dim == 2 else (0, 0, 1, 0)
         other = (0, 1) if dim == 2 else (0, 0, 0, 1)
-        nearest = torch.minimum(F.pad(step, pad, value=torch.inf), F.pad(step, other, value=torch.inf))
-        size = torch.maximum(size, torch.where(nearest.isfinite(), nearest, alone))
+        farthest = torch.maximum(F.pad(step, pad, value=-1.0), F.pad(step, other, value=-1.0))
+        size = torch.maximum(size, torch.where(farthest >= 0, farthest, alone))
     return size * 1.05
 
 
