@@ -36,6 +36,9 @@ MARKER = "patch_embedding.weight"
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile, FSDP and activation checkpointing leave in the names of a model that they have wrapped."""
 
+ZIP, PICKLE = b"PK", b"\x80"
+"""How torch's files begin: the present format, and the one before."""
+
 MAX_NESTING = 5
 OTHER_WANS = ("face_adapter", "motion_encoder")
 """Parts of Wan-Animate, whose conversion changes tensors and not names alone."""
@@ -145,21 +148,25 @@ def _read(source: Path) -> Mapping[Any, Any]:
     if source.suffix == ".safetensors" or start[8:9] == b"{":
         with open_tensors(source) as reader:
             return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118
+    if not start.startswith((ZIP, PICKLE)):
+        raise WorldWarpError("bad_checkpoint", f"{source} is no checkpoint of torch, nor a safetensors file.")
     try:
         # Only the zip format can be mapped; an older one is read into memory.
-        found = torch.load(source, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK")
+        found = torch.load(source, map_location="cpu", weights_only=True, mmap=start.startswith(ZIP))
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)|[Tt]rying to (?:call|load) ([\w.]+)", str(error))
-        if named or "nsupported" in str(error):
-            what = f" ({named.group(1) or named.group(2)})" if named else ""
-            raise WorldWarpError(
-                "unsafe_checkpoint",
-                f"{source} holds more than tensors{what}: reading it could run a program hidden in it. It was "
-                "refused, and nothing of it was run. Ask for the weights as .safetensors, or as a plain state dict.",
-            ) from error
-        raise WorldWarpError("bad_checkpoint", f"{source} is no checkpoint of torch, or damaged.") from error
+        # What torch's reader says of something it does not allow, by name where it has one.
+        refused = re.search(r"[Uu]nsupported|GLOBAL|not allowed|[Tt]rying to", str(error))
+        if refused is None:
+            raise WorldWarpError("bad_checkpoint", f"{source} is no checkpoint of torch, or damaged.") from error
+        named = re.search(r"(?:GLOBAL|global:|call|load) ([\w]+(?:\.[\w]+)+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        raise WorldWarpError(
+            "unsafe_checkpoint",
+            f"{source} holds more than tensors{what}: reading it could run a program hidden in it. It was refused, and "
+            "nothing of it was run. Ask for the weights as .safetensors, or as a plain state dict.",
+        ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError, OSError) as error:
-        # What torch raises for a file that is cut short or was never a checkpoint.
+        # What torch raises for a file that is cut short.
         raise WorldWarpError(
             "bad_checkpoint",
             f"{source} ({source.stat().st_size} bytes) is cut short, or no checkpoint of torch: fetch it again.",
@@ -216,7 +223,7 @@ def _empty_transformer(config: Path) -> Any:
     """The transformer of a configuration, without its weights."""
     try:
         with init_empty_weights():
-            return WanTransformer3DModel.from_config(json.loads(config.read_text("utf-8")))
+            return WanTransformer3DModel.from_config(dict(json.loads(config.read_text("utf-8"))))
     except FileNotFoundError as error:
         raise WorldWarpError("no_weights", f"There is no {config}, the configuration of the transformer.") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

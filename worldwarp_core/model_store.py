@@ -192,7 +192,7 @@ def locate(name: str, *, what: str, fetch: bool = False, progress: Progress | No
         known = ", ".join(model.name for model in KNOWN)
         raise WorldWarpError(
             "no_weights",
-            f"There is no folder {name!r} for {what}. Give a folder, a name on the Hub (owner/name), or one of: {known}.",
+            f"There is no folder {name!r} for {what}. Give a folder, owner/name on the Hub, or one of: {known}.",
         )
     folder = cached(on_hub)
     if folder is not None and on_hub.known and on_hub.known.checkpoint:
