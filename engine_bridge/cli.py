@@ -1,4 +1,4 @@
-"""The command line: `worldwarp serve | generate | demo | cameras | jobs | doctor`.
+"""The command line: `worldwarp serve | generate | demo | cameras | jobs | logs | keys | doctor`.
 
 A user's mistake is one sentence and exit code 1, never a traceback; Ctrl-C is exit code 130, with what was delivered
 kept. What a command needs is imported when it runs, so that each works with no more installed than it needs.
@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 
@@ -36,8 +37,10 @@ from .cli_engine import (
     Vram,
     Weights,
 )
+from .cli_keys import keys_app
 from .client import GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
-from .errors import BridgeError
+from .errors import BridgeError, printable
+from .keys import default_keys_dir, read_client_key
 from .messages import DEFAULT_ADDRESS, NoticeEvent, StateEvent
 from .messages import Progress as ProgressEvent
 
@@ -48,6 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(keys_app, name="keys")
 out_console = Console()
 console = Console(stderr=True)
 _verbose = False
@@ -61,6 +65,9 @@ def _set_verbose(value: bool) -> bool:
 
 Verbose = Annotated[bool, typer.Option("--verbose", callback=_set_verbose, help="Say more, tracebacks included.")]
 Server = Annotated[str, typer.Option("--server", help="Address of the server.")]
+Key = Annotated[
+    Path | None, typer.Option("--key", help="Key file for a server on another machine (see `worldwarp keys`).")
+]
 EngineName = Annotated[str, typer.Option("--engine", help="What fills in what has not been seen.")]
 DepthModel = Annotated[
     str | None,
@@ -102,7 +109,14 @@ def main() -> None:
 @app.command()
 def serve(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 5577,
-    host: Annotated[str, typer.Option(help="This machine only; for others use an SSH tunnel.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Any but this machine needs --keys; or use an SSH tunnel.")] = "127.0.0.1",
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Let in only clients with a key (see `worldwarp keys`).")
+    ] = False,
+    keys_dir: Annotated[Path | None, typer.Option(help="With --keys: where they are (the user's settings).")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="A worker for each of these GPUs, as in 0,1,2; each runs one job at a time.")
+    ] = None,
     engine: EngineName = "cache",
     device: Device = "auto",
     depth_model: DepthModel = None,
@@ -123,7 +137,7 @@ def serve(
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the engine for clients on this machine, until Ctrl-C."""
+    """Run the engine for clients, until Ctrl-C; a job that runs then goes on with the next start."""
     from worldwarp_core.atomic_write import atomic_write
 
     from .server import Server as JobServer
@@ -149,6 +163,8 @@ def serve(
         factory=engine_factory,
         options=options,
         keep_bytes=int(keep_gib * 2**30),
+        keys_dir=(keys_dir or default_keys_dir()) if keys or keys_dir else None,
+        devices=tuple(gpu.strip() for gpu in gpus.split(",")) if gpus else ("",),
     )
     server = JobServer(config)
     if ready_file is not None:
@@ -160,6 +176,8 @@ def serve(
 
         def wait_for_end() -> None:
             sys.stdin.buffer.read()
+            # Twice, which is at once: nobody is there to take what would still be made.
+            server.stop()
             server.stop()
 
         threading.Thread(target=wait_for_end, daemon=True).start()
@@ -212,6 +230,7 @@ def generate(
     captioner: CaptionerName = None,
     no_compile: NoCompile = False,
     server: Annotated[str | None, typer.Option(help=f"A running server, such as {DEFAULT_ADDRESS}.")] = None,
+    key: Key = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job's files in --out.")] = False,
     engine_factory: Factory = DEFAULT_FACTORY,
     verbose: Verbose = False,
@@ -263,7 +282,9 @@ def generate(
         "style_image": style_image, "strength_mask": strength_mask,
     }  # fmt: skip
     inputs = {name: None if file is None else str(file) for name, file in files.items()}
-    make_shot(spec, out, engine=engine, server=server, server_options=options, inputs=inputs, overwrite=overwrite)
+    make_shot(
+        spec, out, engine=engine, server=server, key=key, server_options=options, inputs=inputs, overwrite=overwrite
+    )
 
 
 def _prompt_keys(written: list[str]) -> tuple[Any, ...]:
@@ -291,6 +312,7 @@ def make_shot(
     server_options: list[str],
     inputs: dict[str, Any],
     overwrite: bool,
+    key: Path | None = None,
 ) -> None:
     """Has a job made into `out` with a progress bar; returns only when all of it is there and whole.
 
@@ -334,7 +356,7 @@ def make_shot(
         with ExitStack() as open_until_done:
             private = None if server is not None else open_until_done.enter_context(own_server(own, server_options))
             address = private.address if private is not None else str(server)
-            client = open_until_done.enter_context(_client(address, private=private is not None))
+            client = open_until_done.enter_context(_client(address, key, private=private is not None))
             stopped = open_until_done.enter_context(_stop_on_signal())
             client.connect()
             # Only now: a server that is not there must cost nobody the shot that is in the folder.
@@ -425,6 +447,7 @@ class _Bar:
         "denoise": "filling in",
         "decode": "filling in",
         "finish": "finishing",
+        "gpu": "waiting for the GPU",
     }
 
     def __init__(self, frames: int) -> None:
@@ -576,15 +599,17 @@ def _cameras_of_video(video: Path, out: Path, **settings: Any) -> None:
 
 
 @app.command()
-def jobs(server: Server = DEFAULT_ADDRESS, verbose: Verbose = False) -> None:
+def jobs(server: Server = DEFAULT_ADDRESS, key: Key = None, verbose: Verbose = False) -> None:
     """List the jobs of a running server."""
-    with _client(server) as client:
+    with _client(server, key) as client:
         client.connect()
         listed = client.list_jobs()
-    table = Table("job", "state", "frames", "submitted", "why")
+    table = Table("job", "state", "frames", "whose", "submitted", "why")
     for job in listed:
         submitted = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created_s))
-        table.add_row(job.job_id, job.state, f"{job.frames_done}/{job.frames}", submitted, job.message)
+        whose = job.client[:8] if len(job.client) == 32 else job.client
+        done = f"{job.frames_done}/{job.frames}"
+        table.add_row(job.job_id, job.state, done, escape(whose), submitted, escape(printable(job.message)))
     out_console.print(table if listed else f"No jobs at {server}.")
 
 
@@ -599,11 +624,38 @@ def doctor(verbose: Verbose = False) -> None:
         raise typer.Exit(1)
 
 
-def _client(address: str, *, private: bool = False) -> Client:
+@app.command()
+def logs(
+    job: Annotated[str, typer.Option(help="Only of this job (its id, or the beginning of it).")] = "",
+    log_id: Annotated[str, typer.Option("--id", help="Only this: the id that an error message named.")] = "",
+    data_dir: Annotated[Path | None, typer.Option(help="Where the server keeps its jobs.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Say what a server on this machine has logged, tracebacks included."""
+    from .logs import read_logs
+    from .store import default_data_dir
+
+    folder = (data_dir or default_data_dir()) / "logs"
+    found = False
+    for record in read_logs(folder, job_id=job, log_id=log_id):
+        found = True
+        head = f"{record['time']} {record.get('process', '')} {record['level']}"
+        out_console.print(f"{head} {record['message']}", soft_wrap=True, highlight=False, markup=False)
+    if not found:
+        raise BridgeError("no_logs", f"Nothing of the kind is logged in {folder}.")
+
+
+def _client(address: str, key: Path | None = None, *, private: bool = False) -> Client:
     # Short: a server that runs answers at once, and someone is waiting for the sentence that says it does not. A
     # private server that is gone does not come back.
     gone_timeout_s = PRIVATE_GONE_TIMEOUT_S if private else GONE_TIMEOUT_S
-    return Client(address, program="worldwarp-cli", connect_timeout_s=3.0, gone_timeout_s=gone_timeout_s)
+    return Client(
+        address,
+        program="worldwarp-cli",
+        connect_timeout_s=3.0,
+        gone_timeout_s=gone_timeout_s,
+        key=None if key is None else read_client_key(key),
+    )
 
 
 def _check_engine(name: str, factory: str) -> None:
@@ -620,7 +672,8 @@ def _duration(seconds: float) -> str:
 
 
 def _say_error(message: str) -> None:
-    console.print(f"Error: {message}", soft_wrap=True, highlight=False, markup=False, style="red")
+    # What a peer says is shown on one line, without what a terminal would obey.
+    console.print(f"Error: {printable(message, 2000)}", soft_wrap=True, highlight=False, markup=False, style="red")
 
 
 cli_models.register(app)

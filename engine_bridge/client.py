@@ -33,18 +33,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import zmq
+import zmq.utils.monitor
 
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import GenerateSpec
 
 from . import codec
 from .errors import BridgeError, ProtocolError, disk_errors
+from .keys import ClientKey, check_client_address
 from .messages import (
     DEFAULT_ADDRESS,
     Accepted,
     CacheEvent,
     Cancel,
     Cancelling,
+    ChunkCommitted,
     Error,
     FetchSplats,
     FrameEvent,
@@ -55,6 +58,7 @@ from .messages import (
     Ping,
     Progress,
     PromptKey,
+    Resume,
     ServerMessage,
     SplatsBlock,
     StateEvent,
@@ -117,7 +121,7 @@ class SplatsFetched:
 
 ClientEvent = (
     Connected | ConnectionLost | Disconnected | RequestFailed | SplatsFetched
-    | Accepted | Cancelling | Jobs | Progress | FrameEvent | CacheEvent | NoticeEvent | StateEvent
+    | Accepted | Cancelling | Jobs | Progress | FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent
 )  # fmt: skip
 
 
@@ -133,6 +137,7 @@ class Client:
         connect_timeout_s: how long to wait for a server that does not answer at first.
         gone_timeout_s: how long to try again after a connection was lost.
         credit_bytes: how far the server may send each job's events ahead of what was taken with `poll` or `events`.
+        key: made by `worldwarp keys client`, for a server that asks for one; without, only loopback is talked to.
     """
 
     def __init__(
@@ -144,8 +149,11 @@ class Client:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         gone_timeout_s: float = GONE_TIMEOUT_S,
         credit_bytes: int = CREDIT_BYTES,
+        key: ClientKey | None = None,
     ) -> None:
         self.address = address
+        self.key = key
+        self.client_id = uuid.uuid4().hex
         self._inbox = _Inbox()
         self._context = zmq.Context()
         self._wake = self._context.socket(zmq.PUSH)
@@ -178,12 +186,16 @@ class Client:
 
     # ------------------------------------------------------------ requests, none of which waits
 
-    def submit(self, spec: GenerateSpec, *, engine: str = "", job_id: str | None = None) -> str:
+    def submit(
+        self, spec: GenerateSpec, *, engine: str = "", job_id: str | None = None, after_seq: int = 0, priority: int = 0
+    ) -> str:
         """Sends a job and follows it; returns its id. Its events come by `poll` or `events`, a refusal too.
 
         Args:
             engine: the engine that the server must be running; "" takes any.
             job_id: to send the same job again (a uuid4's hex); the server then does not make it twice.
+            after_seq: the last event that was had, of a job that is sent again.
+            priority: -10 to 10; the highest of one's own is first, below 0 yields to everybody's.
 
         Raises:
             BridgeError: `bad_message` or `too_large`, for settings that the protocol cannot carry.
@@ -204,6 +216,7 @@ class Client:
                 steps=spec.steps,
                 cache_steps=spec.cache_steps,
                 seed=int(spec.seed),
+                priority=int(priority),
                 scene_scale=None if spec.scene_scale is None else float(spec.scene_scale),
                 prompt_keys=tuple(PromptKey(frame=int(key.frame), prompt=key.prompt) for key in spec.prompt_keys),
                 auto_prompt=bool(spec.auto_prompt),
@@ -226,7 +239,7 @@ class Client:
             raise BridgeError(error.code, f"These settings cannot be sent: {error.message}") from error
         except ValueError as error:
             raise BridgeError("bad_message", f"These settings cannot be sent: {error}.") from error
-        self._do(lambda: self._wire.submit(message))
+        self._do(lambda: self._wire.submit(message, after_seq))
         return job_id
 
     def subscribe(self, job_id: str, after_seq: int = 0) -> None:
@@ -236,6 +249,10 @@ class Client:
     def cancel(self, job_id: str) -> None:
         """Asks for the job to stop at the engine's next step; its StateEvent says when it has."""
         self._do(lambda: self._wire.request(Cancel(request_id=next(self._request_ids), job_id=job_id)))
+
+    def resume(self, job_id: str, after_seq: int = 0) -> None:
+        """Lets a failed or cancelled job go on after its last committed chunk, and follows it after that event."""
+        self._do(lambda: self._wire.resume(Resume(request_id=next(self._request_ids), job_id=job_id), after_seq))
 
     def request_jobs(self) -> None:
         """Asks for the list of jobs, which comes as a Jobs event."""
@@ -434,6 +451,11 @@ class _Fetch:
         self.file = self.partial = None
 
 
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
 class _Lost(Exception):
     """The connection is no more; the text says how we know."""
 
@@ -441,9 +463,13 @@ class _Lost(Exception):
 class _Link:
     """One connection: a DEALER, its end of the conversation, and a monitor that says when the peer is gone."""
 
-    def __init__(self, context: zmq.Context, address: str, session: ClientSession) -> None:
+    def __init__(self, context: zmq.Context, address: str, session: ClientSession, key: ClientKey | None) -> None:
         self.session = session
         self.socket = context.socket(zmq.DEALER)
+        if key is not None:
+            self.socket.curve_publickey = key.public.encode()
+            self.socket.curve_secretkey = key.secret.encode()
+            self.socket.curve_serverkey = key.server_public.encode()
         for option, value in (
             (zmq.LINGER, 0),
             # What is sent is bounded by what the user asks for, what is received by the credit.
@@ -454,7 +480,7 @@ class _Link:
             (zmq.RECONNECT_IVL_MAX, 2000),
         ):
             self.socket.setsockopt(option, value)
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | _HANDSHAKE_FAILED)
         self.socket.connect(address)
 
     def send(self, message: Any) -> None:
@@ -472,6 +498,14 @@ class _Link:
             message = self.session.receive(codec.decode(parts, ServerMessage), time.monotonic())
             if message is not None:
                 yield message, codec.size_of(parts)
+
+    def handshake_failure(self) -> int:
+        """The event by which the library says that server and client do not let each other in; 0 for none."""
+        while self.monitor.poll(0):
+            event = int(zmq.utils.monitor.recv_monitor_message(self.monitor)["event"])
+            if event & _HANDSHAKE_FAILED:
+                return event
+        return 0
 
     def check(self) -> None:
         """Raises _Lost where the peer is gone; says that we are here where it is time to."""
@@ -504,6 +538,8 @@ class _Wire:
         self._pending: dict[int, _Pending] = {}
         self._followers: dict[str, Follower] = {}
         self._unread: dict[str, int] = {}
+        self._last_seqs: dict[str, int] = {}
+        """Where each followed job's log ended when it was subscribed to."""
         self._fetches: dict[int, _Fetch] = {}
         self._open = False
 
@@ -514,6 +550,7 @@ class _Wire:
         wake.connect("inproc://wake")
         end: WorldWarpError = BridgeError("closed", "The client was closed.")
         try:
+            check_client_address(self._client.address, self._client.key)
             lost_s: float | None = None
             while not self._client._closed:
                 try:
@@ -542,6 +579,7 @@ class _Wire:
         """
         started_s = time.monotonic()
         give_up_s = started_s + self._connect_timeout_s if lost_s is None else lost_s + self._gone_timeout_s
+        failure = 0
         while not self._client._closed:
             self._control, self._data = self._link(), self._link()
             # A Hello may be lost with a server that dies as it starts: now and then begin anew.
@@ -554,15 +592,34 @@ class _Wire:
                 if self._control.session.is_open and self._data.session.is_open:
                     self._opened()
                     return
+                failure = self._control.handshake_failure() or failure
+                if failure & (zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL):
+                    raise self._not_let_in(failure)
             self._hang_up()
             if time.monotonic() >= give_up_s:
-                raise self._nobody_there(lost_s is not None)
+                raise self._not_let_in(failure) if failure else self._nobody_there(lost_s is not None)
 
     def _link(self) -> _Link:
-        session = ClientSession(self._program, self._version, time.monotonic())
-        link = _Link(self._client._context, self._client.address, session)
+        session = ClientSession(self._program, self._version, self._client.client_id, time.monotonic())
+        link = _Link(self._client._context, self._client.address, session, self._client.key)
         link.send(session.hello())
         return link
+
+    def _not_let_in(self, failure: int) -> BridgeError:
+        address, key = self._client.address, self._client.key
+        if key is None:
+            return BridgeError(
+                "key_refused",
+                f"The server at {address} asks for a key. Make one with 'worldwarp keys client', have it allowed "
+                "there, and give it with --key.",
+            )
+        if failure & zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            why = f"does not have this key on its list. There: worldwarp keys allow {key.name} '{key.public}'"
+        else:
+            why = (
+                "has no keys, or another one than this client trusts: compare with what 'worldwarp keys server' printed"
+            )
+        return BridgeError("key_refused", f"The server at {address} {why}.")
 
     def _nobody_there(self, after_loss: bool) -> BridgeError:
         address = self._client.address
@@ -587,7 +644,7 @@ class _Wire:
         self._client._inbox.put(Connected(self._control.session.welcome))
         for pending in self._pending.values():
             self._control.send(pending.message)
-        accepted_later = {p.message.job_id for p in self._pending.values() if isinstance(p.message, Submit)}
+        accepted_later = {p.message.job_id for p in self._pending.values() if isinstance(p.message, Submit | Resume)}
         for follower in self._followers.values():
             if not follower.ended and follower.job_id not in accepted_later:
                 self._subscribe(follower)
@@ -649,8 +706,13 @@ class _Wire:
 
     # ------------------------------------------------------------ what the user asks for
 
-    def submit(self, message: Submit) -> None:
-        self._followers[message.job_id] = Follower(message.job_id, self._client._credit_bytes)
+    def submit(self, message: Submit, after_seq: int) -> None:
+        self._followers[message.job_id] = Follower(message.job_id, self._client._credit_bytes, last_seq=after_seq)
+        self.request(message)
+
+    def resume(self, message: Resume, after_seq: int) -> None:
+        # Followed once it is accepted: before, its log may still end with the last attempt.
+        self._followers[message.job_id] = Follower(message.job_id, self._client._credit_bytes, last_seq=after_seq)
         self.request(message)
 
     def request(self, message: Any, answer: Future[Any] | None = None) -> None:
@@ -671,10 +733,13 @@ class _Wire:
 
     def consumed(self, entry: _Received) -> None:
         self._unread[entry.job_id] = self._unread.get(entry.job_id, 0) - entry.size_bytes
-        follower = self._followers.get(entry.job_id)
+        self._consumed(entry.job_id, entry.size_bytes)
+
+    def _consumed(self, job_id: str, size_bytes: int) -> None:
+        follower = self._followers.get(job_id)
         if follower is None:
             return
-        credit = follower.consumed(entry.size_bytes)
+        credit = follower.consumed(size_bytes)
         if credit is not None and self._open and self._data is not None:
             self._data.send(credit)
 
@@ -694,15 +759,22 @@ class _Wire:
     def _take(self, message: ServerMessage, size_bytes: int) -> None:
         if isinstance(message, Progress):
             self._put(message, size_bytes)
-        elif isinstance(message, FrameEvent | CacheEvent | NoticeEvent | StateEvent):
+        elif isinstance(message, FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent):
             follower = self._followers.get(message.job_id)
-            if follower is not None and follower.accept(message):
+            if follower is None or not follower.accept(message):
+                return
+            if follower.ended and message.seq < self._last_seqs.get(message.job_id, 0):
+                # An end that the job has left again: it was resumed. Whoever waits for the end need not hear of it.
+                self._consumed(message.job_id, size_bytes)
+            else:
                 self._put(message, size_bytes)
         elif isinstance(message, Error):
             self._refused(message)
         elif isinstance(message, SplatsBlock):
             self._take_block(message)
-        elif not isinstance(message, Subscribed):
+        elif isinstance(message, Subscribed):
+            self._last_seqs[message.job_id] = message.last_seq
+        else:
             self._answered(message)
 
     def _put(self, event: Any, size_bytes: int) -> None:
@@ -731,7 +803,7 @@ class _Wire:
             return
         pending = self._pending.pop(error.request_id, None)
         job_id = getattr(pending.message, "job_id", "") if pending else error.job_id
-        if error.code == "unknown_job" or (pending is not None and isinstance(pending.message, Submit)):
+        if error.code == "unknown_job" or (pending is not None and isinstance(pending.message, Submit | Resume)):
             self._followers.pop(job_id, None)
         if pending is not None and pending.answer is not None:
             pending.answer.set_exception(BridgeError(error.code, error.message))

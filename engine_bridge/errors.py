@@ -26,12 +26,13 @@ CODES: dict[str, str] = {
     "job_exists": "The job id was used before for something else.",
     "unknown_engine": "The server runs another engine than the one asked for.",
     "queue_full": "Too many jobs wait already.",
+    "over_limit": "A client has as many jobs, connections or subscriptions as it may.",
     "no_splats": "The job has made no splat file yet.",
     "splats_replaced": "The splat file that was being fetched has been replaced by a newer one.",
     "credit_exceeded": "A client gave more credit than the server's limit.",
     # how a job ends early
     "worker_died": "The engine's process ended in the middle of the job.",
-    "server_stopped": "The server was stopped in the middle of the job.",
+    "server_stopped": "The server was stopped in the middle of the job; it goes on when the server does.",
     "engine_failed": "The engine met an unexpected error; its traceback is in the server's log.",
     "engine_unavailable": "The engine could not be started.",
     # files
@@ -44,7 +45,10 @@ CODES: dict[str, str] = {
     "server_gone": "The connection was lost and did not come back.",
     "closed": "The client was closed.",
     "timed_out": "The server did not answer in time.",
-    "not_loopback": "The address leaves this machine, which needs keys that this version does not have.",
+    "not_loopback": "The address leaves this machine, which needs keys.",
+    "bad_keys": "A key or the list of clients is missing, damaged, or open to others.",
+    "keys_exist": "There is a key already where one is to be made.",
+    "key_refused": "Server and client do not let each other in.",
     "bad_address": "The address is not of the form tcp://HOST:PORT.",
     "address_in_use": "Another program listens on the address.",
     "too_slow": "The peer did not read what was sent to it.",
@@ -65,6 +69,11 @@ class ProtocolError(BridgeError):
         assert code in CODES, code
         super().__init__(code, message)
         self.request_id = request_id
+
+
+def printable(text: str, most: int = 200) -> str:
+    """What a peer said, fit for a log or a terminal: no control characters, which could forge lines or colours."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
 
 
 @contextmanager

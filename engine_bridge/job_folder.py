@@ -4,7 +4,8 @@
         depth/frame_0001.exr    planar z in scene units, float32, background 1e10
         mask/frame_0001.png     8-bit, white where the prior was valid
         splats.ply              the world, 3DGS PLY in Blender's axes (fetched by the client, not an event)
-        job.json                settings, versions, seconds by stage, state, notices, and which frames are here
+        job.json                settings, versions, seconds by stage, state, notices, which frames are here, and how
+                                many of them, from the first, are final
 
 Every file is written beside its place and moved into it, so none is ever half there. `job.json` says with `last_seq` up
 to which event the folder is complete: a client that is started again continues after it.
@@ -25,7 +26,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.exr import write_depth_exr
 
 from .errors import BridgeError, disk_errors
-from .messages import CacheEvent, FrameEvent, NoticeEvent, StateEvent, Welcome
+from .messages import CacheEvent, ChunkCommitted, FrameEvent, NoticeEvent, StateEvent, Welcome
 from .png_writer import encode_png, is_whole_png
 from .session import FINAL
 
@@ -78,6 +79,7 @@ class JobFolder:
             "ended": None,
             "settings": dict(settings),
             "frames": {},
+            "frames_final": 0,
             "splats": None,
             "last_seq": 0,
             "notices": [],
@@ -117,10 +119,12 @@ class JobFolder:
         Raises:
             WorldWarpError: `disk_full` or `cannot_write`; what came before stays, and the event can be written again.
         """
-        if not isinstance(event, FrameEvent | CacheEvent | NoticeEvent | StateEvent):
+        if not isinstance(event, FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent):
             return
         if isinstance(event, FrameEvent):
             self._write_frame(event)
+        elif isinstance(event, ChunkCommitted):
+            self._job["frames_final"] = event.frames
         elif isinstance(event, CacheEvent):
             self._job["splats"] = {"count": event.splats, "chunk": event.chunk, "size_bytes": event.size_bytes}
         elif isinstance(event, NoticeEvent):
@@ -189,6 +193,8 @@ class JobFolder:
         self._job.update(state=event.state, code=event.code, message=event.message, log_id=event.log_id)
         if event.state in FINAL:
             self._job["ended"] = _timestamp()
+        if event.state == "done":
+            self._job["frames_final"] = len(self.frames)
         summary = dict(event.summary)
         # The engine's account of the settings has the defaults that it filled in; ours says what was asked for.
         asked = {name: value for name, value in self._job["settings"].items() if value is not None}

@@ -112,6 +112,8 @@ class Hello:
     protocol_version: int = field(validator=_between(0, 2**31))
     client: str = field(validator=_SHORT)
     """What connects: `worldwarp-cli`, `worldwarp-blender`, ..."""
+    client_id: str = field(validator=_matches(r"[0-9a-f]{32}", "32 lower-case hexadecimal digits"))
+    """The same in every connection of one client: jobs are shared out by it."""
     version: str = field(validator=_SHORT)
     """The version of that program."""
 
@@ -140,6 +142,8 @@ class Submit:
     steps: int | None = field(validator=validators.optional(_between(1, 1000)))
     cache_steps: int | None = field(validator=validators.optional(_between(1, 100_000)))
     seed: int = field(validator=_between(-MAX_INT, MAX_INT))
+    priority: int = field(validator=_between(-10, 10))
+    """Among one client's own jobs, the highest is first; below 0 it yields to all others too."""
     scene_scale: float | None = field(validator=validators.optional(_between(0, 1e12)))
     prompt_keys: tuple[PromptKey, ...] = field(validator=validators.max_len(MAX_PROMPT_KEYS))
     """Other prompts from given frame numbers on, in the order of their frames."""
@@ -211,6 +215,14 @@ class Cancel:
 
 
 @frozen(kw_only=True)
+class Resume:
+    """Let this failed or cancelled job go on after its last committed chunk."""
+
+    request_id: int = field(validator=_REQUEST)
+    job_id: str = field(validator=_JOB_ID)
+
+
+@frozen(kw_only=True)
 class ListJobs:
     """Which jobs does the server know?"""
 
@@ -234,7 +246,7 @@ class Ping:
     request_id: int = field(validator=_REQUEST)
 
 
-ClientMessage = Hello | Submit | Subscribe | Credit | Cancel | ListJobs | FetchSplats | Ping
+ClientMessage = Hello | Submit | Subscribe | Credit | Cancel | Resume | ListJobs | FetchSplats | Ping
 
 
 # ---------------------------------------------------------------- server to client
@@ -303,6 +315,9 @@ class JobInfo:
     state: JobState
     created_s: float = field(validator=_between(0, 1e12))
     """Seconds since 1970, by the server's clock."""
+    client: str = field(validator=_SHORT)
+    """Whose it is: the name of a key, or a `client_id`."""
+    priority: int = field(validator=_between(-10, 10))
     frames: int = field(validator=_COUNT)
     frames_done: int = field(validator=_COUNT)
     last_seq: int = field(validator=_COUNT)
@@ -354,7 +369,7 @@ class Progress:
 
 @frozen(kw_only=True)
 class FrameEvent:
-    """A finished frame, at the size asked for."""
+    """A frame at the size asked for; provisional until its chunk is committed."""
 
     job_id: str = field(validator=_JOB_ID)
     seq: int = field(validator=_between(1, MAX_INT))
@@ -363,6 +378,8 @@ class FrameEvent:
     number: int = field(validator=_FRAME_NUMBER)
     """The path's own frame number."""
     chunk: int = field(validator=_COUNT)
+    attempt: int = field(validator=_between(1, MAX_INT))
+    """Replaces the same frame of every lower attempt."""
     rgb: np.ndarray = field(validator=_array("uint8", "H", "W", 3), eq=_BY_VALUE)
     depth: np.ndarray = field(validator=_array("float32", "H", "W"), eq=_BY_VALUE)
     validity: np.ndarray = field(validator=_array("uint8", "H", "W"), eq=_BY_VALUE)
@@ -372,6 +389,18 @@ class FrameEvent:
         if self.depth.shape != size or self.validity.shape != size:
             got = f"{size}, {self.depth.shape}, {self.validity.shape}"
             raise ValueError(f"rgb, depth and validity differ in size: {got}")
+
+
+@frozen(kw_only=True)
+class ChunkCommitted:
+    """The frames of this chunk's attempt are final; no other attempt at it comes."""
+
+    job_id: str = field(validator=_JOB_ID)
+    seq: int = field(validator=_between(1, MAX_INT))
+    chunk: int = field(validator=_COUNT)
+    attempt: int = field(validator=_between(1, MAX_INT))
+    frames: int = field(validator=_COUNT)
+    """So many of the path's frames, from the first, are final now."""
 
 
 @frozen(kw_only=True)
@@ -398,7 +427,7 @@ class NoticeEvent:
 
 @frozen(kw_only=True)
 class StateEvent:
-    """The job came into this state. `done`, `failed` and `cancelled` end its log."""
+    """The job came into this state. `done`, `failed` and `cancelled` end its log, unless it is resumed."""
 
     job_id: str = field(validator=_JOB_ID)
     seq: int = field(validator=_between(1, MAX_INT))
@@ -413,9 +442,9 @@ class StateEvent:
 
 ServerMessage = (
     Welcome | Error | Accepted | Subscribed | Cancelling | Jobs | SplatsBlock | Pong
-    | Progress | FrameEvent | CacheEvent | NoticeEvent | StateEvent
+    | Progress | FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent
 )  # fmt: skip
-LoggedEvent = FrameEvent | CacheEvent | NoticeEvent | StateEvent
+LoggedEvent = FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent
 
 
 # ---------------------------------------------------------------- server and worker process (a pipe, never a socket)
@@ -423,9 +452,10 @@ LoggedEvent = FrameEvent | CacheEvent | NoticeEvent | StateEvent
 
 @frozen(kw_only=True)
 class RunJob:
-    """Run the job whose Submit and log are in the job store under this id."""
+    """Run the job whose Submit and log are in the job store under this id, after its last committed chunk."""
 
     job_id: str = field(validator=_JOB_ID)
+    attempt: int = field(validator=_between(1, MAX_INT))
 
 
 @frozen(kw_only=True)
@@ -436,11 +466,16 @@ class StopJob:
 
 
 @frozen(kw_only=True)
+class Drain:
+    """Leave the running job, to go on with it another time, once its chunk is committed."""
+
+
+@frozen(kw_only=True)
 class Quit:
     """Leave, after the running job's next event."""
 
 
-WorkerCommand = RunJob | StopJob | Quit
+WorkerCommand = RunJob | StopJob | Drain | Quit
 
 
 @frozen(kw_only=True)

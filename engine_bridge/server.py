@@ -1,27 +1,23 @@
-"""The server: one thread, one ROUTER socket, one worker process, and the jobs on disk.
+"""The server: one thread, one ROUTER socket, a worker process for each device, and the jobs on disk.
 
-A turn of its loop reads what has arrived, hears the worker, and sends every connection at most one event of each job it
-follows, straight from the log on disk, while its credit lasts. So a slow or dead client costs no memory and delays
-nobody. What was asked, and in what state a connection or job is, is decided in session.py.
+A turn of its loop reads what has arrived, hears the workers, and sends every connection at most one event of each job
+it follows, straight from the log on disk, while its credit lasts. So a slow or dead client costs no memory and delays
+nobody. What was asked, and in what state a connection or job is, is decided in session.py; who may come in, in
+security.py.
 
-Loopback only: nobody is asked for a key yet. From another machine, use an SSH tunnel.
+A job that was interrupted, by the death of its worker or of the whole server, is queued again and goes on after its
+last committed chunk.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import logging
-import multiprocessing
-import os
-import re
 import signal
-import threading
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +28,8 @@ import zmq
 from worldwarp_core.errors import WorldWarpError
 
 from . import codec
-from .errors import BridgeError, ProtocolError
+from .errors import BridgeError, ProtocolError, printable
+from .logs import add_log_file
 from .messages import (
     DEFAULT_ADDRESS,
     MAX_TEXT_CHARS,
@@ -40,6 +37,7 @@ from .messages import (
     Cancel,
     Cancelling,
     ClientMessage,
+    Drain,
     Ended,
     Error,
     FetchSplats,
@@ -47,11 +45,11 @@ from .messages import (
     Jobs,
     JobState,
     ListJobs,
-    LoadFailed,
     Logged,
     Progress,
     Quit,
     Ready,
+    Resume,
     RunJob,
     ServerMessage,
     SplatsBlock,
@@ -60,12 +58,13 @@ from .messages import (
     Submit,
     Subscribe,
     Subscribed,
-    WorkerReport,
 )
+from .security import Gate, Lock, bind_address, lock_for
 from .session import FINAL, JobTable, ServerFacts, ServerSession
 from .store import JobStore, StoredState, default_data_dir
 from .version import package_version
-from .worker import WorkerConfig, read_spec, run_worker
+from .worker import WorkerConfig, read_spec
+from .workers import Gone, Worker, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -73,11 +72,16 @@ TICK_MS = 250
 """The longest the loop sleeps: how late it notices silence or a signal."""
 HIGH_WATER = 1000
 """Messages that may wait for one connection; a peer that lets more pile up is not reading."""
-STOP_GRACE_S = 5.0
-"""How long a stopping server waits for the engine's next event before it ends the worker."""
+STOP_GRACE_S = 60.0
+"""How long a stopping server waits for the running chunks to be committed before it ends the workers."""
+QUIT_GRACE_S = 5.0
+"""How long a worker that is told to leave at once may take."""
+MAX_CONNECTIONS = 1024
+MAX_DEATHS = 3
+"""Workers that may die of a job without a commit in between."""
 LISTED_JOBS = 1000
 KEEP_BYTES = 20 * 2**30
-STOPPED = "The server was stopped before the job was done. What was delivered is kept; submit it again for the rest."
+STOPPED = "The server was stopped. The job goes on after its last committed chunk."
 
 
 @dataclass(frozen=True)
@@ -91,44 +95,36 @@ class ServerConfig:
     """`module:function` that makes the engine in the worker."""
     options: dict[str, Any] = field(default_factory=dict)
     limits: codec.Limits = codec.LIMITS
+    devices: tuple[str, ...] = ("",)
+    """A worker for each: a GPU as CUDA_VISIBLE_DEVICES names it, or "" to leave that to the engine."""
     max_queued: int = 1000
+    max_queued_by_client: int = 250
     keep_bytes: int = KEEP_BYTES
     """How much of the disk ended jobs may take; the oldest beyond that are deleted."""
+    keys_dir: Path | None = None
+    """Where the server's key and its list of clients are; None to ask nobody for a key, which only loopback may."""
+    stop_grace_s: float = STOP_GRACE_S
 
     def __post_init__(self) -> None:
-        check_loopback(self.address)
-
-
-def check_loopback(address: str) -> None:
-    """Raises `bad_address` or `not_loopback` unless `address` is tcp://HOST:PORT on this machine."""
-    match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:]+\]|[^:/\[\]]+):(\d{1,5}|\*)", address)
-    if not match or (match[2] != "*" and not 0 < int(match[2]) < 65536):
-        raise BridgeError("bad_address", f"An address is tcp://HOST:PORT, as in {DEFAULT_ADDRESS}; got {address!r}.")
-    host = match[1].strip("[]")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        port = match[2] if match[2] != "*" else "5577"
-        raise BridgeError(
-            "not_loopback",
-            f"{host} can be reached from other machines, and this version has no keys to keep strangers out. Serve on "
-            f"tcp://127.0.0.1:{port} and open a tunnel from the other machine: "
-            f"ssh -N -L {port}:127.0.0.1:{port} USER@THIS_MACHINE",
-        )
+        named = [device for device in self.devices if device]
+        assert self.devices, "a server without workers makes nothing"
+        if len(set(named)) < len(named):
+            raise BridgeError("bad_settings", f"A GPU takes one worker; got {', '.join(named)}.")
+        lock_for(self.address, self.keys_dir)
 
 
 class Server:
     """A server that listens from the moment it is made; `serve` runs it.
 
     Raises:
-        BridgeError: `address_in_use`, `cannot_write`, `disk_full`.
+        BridgeError: `address_in_use`, `cannot_write`, `disk_full`, `bad_keys`.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
+        lock: Lock | None = lock_for(config.address, config.keys_dir)
         self._context = zmq.Context()
+        self._gate = Gate(self._context, lock) if lock else None
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.LINGER, 1000),
@@ -142,10 +138,12 @@ class Server:
             (zmq.HEARTBEAT_TIMEOUT, 60_000),
         ):
             self._socket.setsockopt(option, value)
+        if self._gate is not None:
+            self._gate.guard(self._socket)
         try:
-            self._socket.bind(config.address)
+            self._socket.bind(bind_address(config.address))
         except zmq.ZMQError as error:
-            self._context.destroy(0)
+            self._close(0)
             raise BridgeError(
                 "address_in_use",
                 f"Cannot listen on {config.address} ({error.strerror}). Is a server running there already? "
@@ -154,64 +152,89 @@ class Server:
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
         self._store = JobStore(config.data_dir)
-        self._jobs = JobTable(config.max_queued)
+        self._jobs = JobTable(config.max_queued, config.max_queued_by_client)
         self._sessions: dict[bytes, ServerSession] = {}
         self._progress: dict[str, Progress] = {}
-        self._worker: _Worker | None = None
         self._engine_info: dict[str, Any] = {}
-        self._stopping = threading.Event()
+        self._failed_starts = 0
+        """Workers that died before they were ready, since the last one that was."""
+        self._stops = 0
+        """How often the server was told to stop: once to let chunks be committed, again to leave at once."""
         self._recover()
         self._delete_oldest()
 
     # ------------------------------------------------------------ the loop
 
     def serve(self, *, handle_signals: bool = False) -> None:
-        """Serves until `stop` (or, where asked, SIGINT or SIGTERM); then ends the running job and the worker."""
+        """Serves until `stop` (or, where asked, SIGINT or SIGTERM); lets running chunks be committed, and ends."""
         if handle_signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: self.stop())
-        reports = self._context.socket(zmq.PULL)
-        reports.bind("inproc://worker")
+        log_file = add_log_file(self.config.data_dir / "logs" / "server.log", "server")
+        self._workers = Workers(self._context, self._worker_configs())
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(reports, zmq.POLLIN)
-        self._worker = self._start_worker()
+        poller.register(self._workers.reports, zmq.POLLIN)
+        self._workers.start()
         _log.info("WorldWarp server on %s, jobs in %s", self.address, self.config.data_dir)
+        stop_s = None
         try:
             more_to_send = False
-            while not self._stopping.is_set():
+            while stop_s is None or not self._has_stopped(stop_s):
                 poller.poll(0 if more_to_send else TICK_MS)
                 self._hear_clients()
-                self._hear_worker(reports)
-                self._start_next_job()
+                self._hear_workers()
+                if stop_s is None and self._stops:
+                    stop_s = time.monotonic()
+                    self._workers.tell_all(Drain())
+                if stop_s is None:
+                    self._start_next_jobs()
                 more_to_send = self._send_events()
                 self._forget_silent()
         finally:
-            self._shut_down(reports)
+            self._shut_down()
+            logging.getLogger().removeHandler(log_file)
+            log_file.close()
 
     def stop(self) -> None:
-        """Makes `serve` return soon; from any thread or a signal handler."""
-        self._stopping.set()
+        """Makes `serve` return soon, and a second time at once; from any thread or a signal handler."""
+        self._stops += 1
 
-    def _shut_down(self, reports: zmq.Socket) -> None:
-        worker = self._worker
-        if worker is not None:
-            worker.tell(Quit())
-            worker.process.join(STOP_GRACE_S if self._jobs.running else 0.5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-        # Until its last word, which is that it is gone, has come through: the thread in between takes its time.
-        deadline = time.monotonic() + STOP_GRACE_S
-        while self._worker is not None and time.monotonic() < deadline:
-            reports.poll(50)
-            self._hear_worker(reports)
+    def _has_stopped(self, since_s: float) -> bool:
+        """Whether there is nothing left to wait for, or no more waiting."""
+        return not self._jobs.running or self._stops > 1 or time.monotonic() - since_s > self.config.stop_grace_s
+
+    def _shut_down(self) -> None:
+        self._workers.tell_all(Quit())
+        # Until the last word of each, which is that it is gone, has come through.
+        deadline = time.monotonic() + (QUIT_GRACE_S if self._jobs.running else 0.5)
+        killed = False
+        while list(self._workers):
+            if not killed and time.monotonic() > deadline:
+                self._workers.kill()
+                killed = True
+            self._workers.reports.poll(50)
+            self._hear_workers()
         deadline = time.monotonic() + 1.0
         while self._send_events() and time.monotonic() < deadline:
             pass
-        reports.close(0)
-        self._context.destroy(1000)
+        self._workers.close()
+        self._close(1000)
         _log.info("WorldWarp server stopped")
+
+    def _close(self, linger_ms: int) -> None:
+        if self._gate is not None:
+            self._gate.close()
+        self._context.destroy(linger_ms)
+
+    def _worker_configs(self) -> list[WorkerConfig]:
+        config, logs = self.config, self.config.data_dir / "logs"
+        return [
+            WorkerConfig(
+                str(config.data_dir), config.factory, config.engine, config.options, device, str(logs / f"{slot}.log")
+            )
+            for slot, device in enumerate(config.devices)
+        ]
 
     # ------------------------------------------------------------ clients
 
@@ -219,41 +242,62 @@ class Server:
         # A bounded number, so that a peer that floods us cannot keep events from going out.
         for _ in range(100):
             try:
-                identity, *parts = self._receive()
+                identity, public_key, parts = self._receive()
             except zmq.Again:
                 return
             now_s = time.monotonic()
-            session = self._sessions.setdefault(identity, ServerSession(now_s))
+            session = self._session(identity, public_key, now_s)
+            if session is None:
+                continue
             try:
                 message = codec.decode(parts, ClientMessage, self.config.limits)
             except ProtocolError as error:
-                _log.warning("A message of %s was refused: %s", session.client or "a stranger", error)
+                _log.warning("A message of %s was refused: %s", session.client or "a stranger", printable(str(error)))
                 self._answer(identity, session.receive_fault(error, now_s))
                 continue
             reply, request = session.receive(message, self._facts(), now_s)
             if reply is not None:
                 self._answer(identity, reply)
             if request is not None:
-                self._answer(identity, self._serve_request(identity, session, request))
+                self._answer(identity, self._serve_request(session, request))
 
-    def _receive(self) -> list[bytes]:
-        """One message, with no more of its parts kept than one over the limit, which the codec then refuses."""
-        parts = [self._socket.recv(zmq.NOBLOCK)]
+    def _receive(self) -> tuple[bytes, str, list[codec.Part]]:
+        """(who, their public key where there are keys, parts) of one message.
+
+        No more of its parts are kept than one over the limit, which the codec then refuses.
+        """
+        first = self._socket.recv(zmq.NOBLOCK, copy=False)
+        public_key = str(first.get("User-Id")) if self._gate is not None else ""
+        parts: list[codec.Part] = []
         while self._socket.getsockopt(zmq.RCVMORE):
             part = self._socket.recv()
-            if len(parts) <= self.config.limits.parts + 1:
+            if len(parts) <= self.config.limits.parts:
                 parts.append(part)
-        return parts
+        return first.bytes, public_key, parts
 
-    def _serve_request(self, identity: bytes, session: ServerSession, request: ClientMessage) -> ServerMessage:
+    def _session(self, identity: bytes, public_key: str, now_s: float) -> ServerSession | None:
+        """The conversation with a peer, begun where there is none; None where no more are had."""
+        session = self._sessions.get(identity)
+        if session is None and len(self._sessions) >= MAX_CONNECTIONS:
+            refusal = Error(request_id=0, code="over_limit", message=f"{MAX_CONNECTIONS} connections are open already.")
+            self._send(identity, codec.encode(refusal))
+            return None
+        if session is None:
+            name = self._gate.name_of(public_key) if self._gate is not None else ""
+            session = self._sessions[identity] = ServerSession(now_s, name)
+        return session
+
+    def _serve_request(self, session: ServerSession, request: ClientMessage) -> ServerMessage:
         job_id = getattr(request, "job_id", "")
         try:
             if isinstance(request, Submit):
-                return self._submit(request)
+                return self._submit(session, request)
             if isinstance(request, Subscribe):
                 return self._subscribe(session, request)
             if isinstance(request, Cancel):
                 return self._cancel(request)
+            if isinstance(request, Resume):
+                return self._resume(request)
             if isinstance(request, ListJobs):
                 return Jobs(request_id=request.request_id, jobs=tuple(list(self._jobs)[-LISTED_JOBS:]))
             assert isinstance(request, FetchSplats), type(request)
@@ -263,11 +307,11 @@ class Server:
         except Exception:
             # One request of one client met a fault of ours: it is told, the others are served on.
             log_id = uuid.uuid4().hex[:8]
-            _log.exception("[%s] serving %s", log_id, type(request).__name__)
+            _log.exception("[%s] serving %s", log_id, type(request).__name__, extra={"log_id": log_id})
             message = f"The server met an unexpected error. Its log has the details under {log_id}."
             return _refusal(request, "engine_failed", message, job_id)
 
-    def _submit(self, request: Submit) -> Accepted:
+    def _submit(self, session: ServerSession, request: Submit) -> Accepted:
         # Stored without its request id, so that a repeat has the same bytes.
         submitted = codec.encode(attrs.evolve(request, request_id=0))
         digest = hashlib.sha256(codec.join(submitted)).hexdigest()
@@ -277,10 +321,13 @@ class Server:
         else:
             self._check_engine(request.engine)
             read_spec(request)
+            self._jobs.check_room(session.owner)
             job = JobInfo(
                 job_id=request.job_id,
                 state="queued",
                 created_s=time.time(),
+                client=session.owner,
+                priority=request.priority,
                 frames=len(request.frames),
                 frames_done=0,
                 last_seq=0,
@@ -289,17 +336,20 @@ class Server:
             )
             self._jobs.add(job)
             try:
-                state = StoredState("queued", job.created_s, job.frames, digest=digest)
+                state = StoredState(
+                    "queued", job.created_s, job.frames, digest=digest, client=job.client, priority=job.priority
+                )
                 self._store.create(request.job_id, submitted, state)
                 self._log_state(request.job_id)
             except WorldWarpError:
                 self._jobs.remove(request.job_id)
                 raise
-            _log.info("Job %s: %d frames of %dx%d", job.job_id, job.frames, request.width, request.height)
+            _log_job(job.job_id, f"{job.frames} frames of {request.width}x{request.height} for {job.client}")
             self._delete_oldest()
-        return Accepted(
-            request_id=request.request_id, job_id=request.job_id, position=self._jobs.position(request.job_id)
-        )
+        return self._accepted(request.request_id, request.job_id)
+
+    def _accepted(self, request_id: int, job_id: str) -> Accepted:
+        return Accepted(request_id=request_id, job_id=job_id, position=self._jobs.position(job_id))
 
     def _check_engine(self, wanted: str) -> None:
         if wanted and wanted != self.config.engine:
@@ -318,11 +368,17 @@ class Server:
     def _cancel(self, request: Cancel) -> Cancelling:
         job = self._jobs[request.job_id]
         if job.state == "queued":
-            self._finish(job.job_id, "cancelled", "cancelled", "The job was cancelled before it started.")
-        elif job.state == "running":
-            assert self._worker is not None
-            self._worker.tell(StopJob(job_id=job.job_id))
+            self._move(job.job_id, "cancelled", "cancelled", "The job was cancelled before it started.")
+        elif job.state == "running" and (worker := self._workers.with_job(job.job_id)) is not None:
+            worker.tell(StopJob(job_id=job.job_id))
         return Cancelling(request_id=request.request_id, job_id=job.job_id, state=job.state)
+
+    def _resume(self, request: Resume) -> Accepted:
+        job = self._jobs[request.job_id]
+        if job.state in ("failed", "cancelled"):
+            self._jobs.check_room(job.client)
+            self._move(job.job_id, "queued", message="The job goes on after its last committed chunk.", deaths=0)
+        return self._accepted(request.request_id, job.job_id)
 
     def _splats_block(self, request: FetchSplats) -> SplatsBlock:
         job = self._store.open(self._jobs[request.job_id].job_id)
@@ -398,10 +454,32 @@ class Server:
                 more = True
         return more
 
-    def _log_state(self, job_id: str, log_id: str = "", summary: dict[str, Any] | None = None) -> None:
+    # ------------------------------------------------------------ jobs
+
+    def _move(
+        self,
+        job_id: str,
+        state: JobState,
+        code: str = "",
+        message: str = "",
+        log_id: str = "",
+        summary: dict[str, Any] | None = None,
+        **stored: Any,
+    ) -> None:
+        """Moves a job on, and tells its log; `stored` are other facts to store."""
+        self._jobs.move(job_id, state, code, message[:MAX_TEXT_CHARS])
+        if state != "running":
+            self._progress.pop(job_id, None)
+        _log_job(job_id, f"{state} {message}".strip())
+        try:
+            self._log_state(job_id, log_id, summary, **stored)
+        except WorldWarpError as error:
+            # The disk is full, say. The state holds in memory, and after a restart the job goes on.
+            _log.error("Job %s: its state could not be stored: %s", job_id, error, extra={"job_id": job_id})
+
+    def _log_state(self, job_id: str, log_id: str = "", summary: dict[str, Any] | None = None, **stored: Any) -> None:
         """Appends the job's state to its log and stores it; only while no worker writes there."""
         info, job = self._jobs[job_id], self._store.open(job_id)
-        stored = job.read_state()
         event = StateEvent(
             job_id=job_id,
             seq=len(job.log) + 1,
@@ -414,70 +492,41 @@ class Server:
         with job.log.appending() as append:
             seq = append(codec.encode(event))
         self._jobs.update(job_id, last_seq=seq)
-        job.write_state(
-            replace(stored, state=info.state, frames_done=info.frames_done, code=info.code, message=info.message)
-        )
+        facts: dict[str, Any] = {
+            "state": info.state,
+            "frames_done": info.frames_done,
+            "code": info.code,
+            "message": info.message,
+        }
+        job.write_state(replace(job.read_state(), **facts, **stored))
 
-    def _finish(
-        self,
-        job_id: str,
-        state: JobState,
-        code: str = "",
-        message: str = "",
-        log_id: str = "",
-        summary: dict[str, Any] | None = None,
-    ) -> None:
-        self._jobs.move(job_id, state, code, message[:MAX_TEXT_CHARS])
-        self._progress.pop(job_id, None)
-        _log.info("Job %s: %s %s", job_id, state, message)
-        try:
-            self._log_state(job_id, log_id, summary)
-        except WorldWarpError as error:
-            # The disk is full, say. The state holds in memory, and after a restart the job is found unfinished.
-            _log.error("Job %s: its state could not be stored: %s", job_id, error)
-
-    # ------------------------------------------------------------ jobs and the worker
-
-    def _start_worker(self) -> _Worker:
-        self._engine_info = {}
-        return _Worker(self._context, self.config)
-
-    def _start_next_job(self) -> None:
-        """Hands the next job to the worker, starting one where the last has died."""
-        job = self._jobs.next_queued
-        if job is None or self._jobs.running is not None:
-            return
-        if self._worker is None:
-            self._worker = self._start_worker()
-        if not self._worker.ready:
-            return
-        self._jobs.move(job.job_id, "running")
-        try:
-            self._log_state(job.job_id)
-        except WorldWarpError as error:
-            self._finish(job.job_id, "failed", error.code, error.message)
-            return
-        self._worker.tell(RunJob(job_id=job.job_id))
-
-    def _hear_worker(self, reports: zmq.Socket) -> None:
-        while True:
-            try:
-                token, record = reports.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+    def _start_next_jobs(self) -> None:
+        """Hands jobs to the workers that have none, starting those that have died."""
+        if self._jobs.queued:
+            self._workers.start()
+        for worker in self._workers.idle:
+            job = self._jobs.next_queued
+            if job is None:
                 return
-            worker = self._worker
-            if worker is None or token != worker.token:
+            self._jobs.move(job.job_id, "running")
+            try:
+                attempt = self._store.open(job.job_id).read_state().attempt + 1
+                self._log_state(job.job_id, attempt=attempt)
+            except WorldWarpError as error:
+                self._move(job.job_id, "failed", error.code, error.message)
                 continue
-            if not record:
-                self._bury_worker(worker)
-                continue
-            message = codec.decode(codec.split(record), WorkerReport)
+            _log_job(job.job_id, f"attempt {attempt} in worker {worker.slot}")
+            worker.job_id = job.job_id
+            worker.tell(RunJob(job_id=job.job_id, attempt=attempt))
+
+    def _hear_workers(self) -> None:
+        for worker, message in self._workers.hear():
             if isinstance(message, Ready):
-                worker.ready = True
                 self._engine_info = message.engine_info
-                _log.info("Engine ready: %s", message.engine_info)
-            elif isinstance(message, LoadFailed):
-                worker.load_failure = message
+                self._failed_starts = 0
+                _log.info("Engine ready in worker %d: %s", worker.slot, message.engine_info)
+            elif isinstance(message, Gone):
+                self._bury(worker, message)
             elif isinstance(message, Progress):
                 self._progress[message.job_id] = message
                 for session in self._sessions.values():
@@ -486,51 +535,87 @@ class Server:
             elif isinstance(message, Logged):
                 self._jobs.update(message.job_id, last_seq=message.last_seq, frames_done=message.frames_done)
             elif isinstance(message, Ended):
+                worker.job_id = ""
                 self._end_job(message)
 
     def _end_job(self, end: Ended) -> None:
-        if end.state == "cancelled" and self._stopping.is_set():
-            self._finish(end.job_id, "failed", "server_stopped", STOPPED)
-        else:
-            self._finish(end.job_id, end.state, end.code, end.message, end.log_id, end.summary)
-
-    def _bury_worker(self, worker: _Worker) -> None:
-        """Ends the job of a worker that has died, keeping what it did; the next job gets a new worker."""
-        worker.process.join()
-        self._worker = None
-        exit_code, failure = worker.process.exitcode, worker.load_failure
-        code, log_id = "worker_died", ""
-        if self._stopping.is_set():
-            code, message = "server_stopped", STOPPED
-        elif failure is not None:
-            code, message, log_id = failure.code, failure.message, failure.log_id
-            _log.error("The engine could not be loaded: %s", message)
-        else:
-            how = f"killed by signal {-exit_code}" if exit_code and exit_code < 0 else f"exit code {exit_code}"
-            hint = " That is often a lack of memory." if exit_code == -9 else ""
-            message = f"The engine's process ended unexpectedly ({how}).{hint} What the job delivered is kept."
-            _log.error("%s", message)
-        job = self._jobs.running or (None if worker.ready else self._jobs.next_queued)
-        if job is None:
+        if end.state == "queued":
+            self._interrupt(end.job_id, "queued", "server_stopped", STOPPED)
             return
-        if job.state == "running":
-            log = self._store.open(job.job_id).log
-            self._jobs.update(job.job_id, last_seq=len(log), frames_done=log.count_frames())
-        self._finish(job.job_id, "failed", code, message, log_id)
+        self._move(end.job_id, end.state, end.code, end.message, end.log_id, end.summary)
+        if end.state == "done":
+            self._store.open(end.job_id).commits.clear()
+
+    def _interrupt(self, job_id: str, state: JobState, code: str, message: str, **stored: Any) -> None:
+        """Moves a job on whose attempt was cut short; queued again, it is its client's first then, as the oldest."""
+        job = self._store.open(job_id)
+        self._jobs.update(job_id, last_seq=len(job.log), frames_done=job.commits.read().frames)
+        self._move(job_id, state, code, message, **stored)
+
+    def _bury(self, worker: Worker, gone: Gone) -> None:
+        """Lets the job of a worker that has died go on in another, unless it was the death of too many."""
+        failure = worker.load_failure
+        if self._stops:
+            if worker.job_id:
+                self._interrupt(worker.job_id, "queued", "server_stopped", STOPPED)
+            return
+        if failure is not None:
+            _log.error("The engine could not be loaded: %s", failure.message, extra={"log_id": failure.log_id})
+            if (job := self._jobs.next_queued) is not None:
+                self._move(job.job_id, "failed", failure.code, failure.message, failure.log_id)
+            return
+        died = f"The engine's process ended unexpectedly ({gone.how})."
+        _log.error("%s", died, extra={"job_id": worker.job_id})
+        if worker.job_id:
+            self._outlive(worker.job_id, died)
+        elif not worker.ready:
+            self._failed_starts += 1
+            if self._failed_starts >= MAX_DEATHS and (job := self._jobs.next_queued) is not None:
+                self._failed_starts = 0
+                self._move(job.job_id, "failed", "worker_died", f"{died} It did so {MAX_DEATHS} times as it started.")
+
+    def _outlive(self, job_id: str, died: str) -> None:
+        stored = self._store.open(job_id).read_state()
+        final = self._store.open(job_id).commits.read().frames
+        deaths = 1 if final > stored.frames_at_death else stored.deaths + 1
+        known: dict[str, Any] = {"deaths": deaths, "frames_at_death": final}
+        if deaths < MAX_DEATHS:
+            on = f"{died} The job goes on after its last committed chunk."
+            self._interrupt(job_id, "queued", "worker_died", on, **known)
+        else:
+            over = f"{died} It did so {deaths} times at one place. What the job delivered is kept."
+            self._interrupt(job_id, "failed", "worker_died", over, **known)
 
     def _recover(self) -> None:
-        """Knows the jobs of an earlier run again; those it left unfinished are failed, with all they delivered."""
+        """Knows the jobs of an earlier run again; those that it left unfinished go on."""
         found = []
         for job_id in self._store.job_ids():
             try:
                 found.append(self._recovered(job_id))
             except (BridgeError, OSError, TypeError, ValueError) as error:
                 # One job's damaged file is that job's end, never the server's.
-                _log.error("Job %s cannot be read and is left out: %s", job_id, error)
+                _log.error("Job %s cannot be read and is left out: %s", job_id, error, extra={"job_id": job_id})
         for job in sorted(found, key=lambda job: job.created_s):
             self._jobs.add(job)
-            if job.state not in FINAL:
-                self._finish(job.job_id, "failed", "server_stopped", STOPPED)
+            if job.state == "running":
+                self._interrupt(job.job_id, "queued", "server_stopped", STOPPED)
+
+    def _recovered(self, job_id: str) -> JobInfo:
+        """A job as an earlier run left it."""
+        job = self._store.open(job_id)
+        stored = job.read_state()
+        return JobInfo(
+            job_id=job_id,
+            state=stored.state,
+            created_s=stored.created_s,
+            client=stored.client,
+            priority=stored.priority,
+            frames=stored.frames,
+            frames_done=stored.frames_done,
+            last_seq=len(job.log),
+            code=stored.code,
+            message=stored.message,
+        )
 
     def _delete_oldest(self) -> None:
         """Deletes the oldest ended jobs until those that stay fit into `keep_bytes`.
@@ -558,22 +643,6 @@ class Server:
             except OSError as error:
                 _log.error("Job %s: its files cannot be deleted: %s", job_id, error)
 
-    def _recovered(self, job_id: str) -> JobInfo:
-        """A job as an earlier run left it; "running" where it had not ended."""
-        job = self._store.open(job_id)
-        stored = job.read_state()
-        unfinished = stored.state not in FINAL
-        return JobInfo(
-            job_id=job_id,
-            state="running" if unfinished else stored.state,
-            created_s=stored.created_s,
-            frames=stored.frames,
-            frames_done=job.log.count_frames() if unfinished else stored.frames_done,
-            last_seq=len(job.log),
-            code=stored.code,
-            message=stored.message,
-        )
-
     def _facts(self) -> ServerFacts:
         return ServerFacts(
             server="worldwarp",
@@ -584,57 +653,6 @@ class Server:
         )
 
 
-class _Worker:
-    """A worker process and the thread that carries its reports to the server's loop.
-
-    The thread is there because a poller cannot wait for a pipe on Windows. A report arrives as [token, record]; an
-    empty record says that the process is gone.
-    """
-
-    def __init__(self, context: zmq.Context, config: ServerConfig) -> None:
-        self.token = uuid.uuid4().bytes
-        self.ready = False
-        self.load_failure: LoadFailed | None = None
-        # Spawned, never forked: a fork would copy the server's sockets and, with CUDA, not work at all.
-        spawn = multiprocessing.get_context("spawn")
-        self._connection, theirs = spawn.Pipe()
-        worker_config = WorkerConfig(str(config.data_dir), config.factory, config.engine, config.options)
-        self.process = spawn.Process(target=run_worker, args=(theirs, worker_config), name="worldwarp-worker")
-        # OpenMP reads this when torch loads it. Its threads else spin while they wait for each other, and beside any
-        # other work a step of the CPU engine takes three times as long.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        self.process.start()
-        theirs.close()
-        threading.Thread(
-            target=_carry, args=(context, self._connection, self.token), name="worker-reports", daemon=True
-        ).start()
-
-    def tell(self, command: Any) -> None:
-        """Sends a command; a dead worker is noticed by the thread, not here."""
-        try:
-            self._connection.send_bytes(codec.join(codec.encode(command)))
-        except OSError:
-            _log.debug("the worker is gone before it could be told %s", type(command).__name__)
-
-
-def _carry(context: zmq.Context, connection: Connection, token: bytes) -> None:
-    socket = context.socket(zmq.PUSH)
-    try:
-        socket.connect("inproc://worker")
-        while True:
-            try:
-                record = connection.recv_bytes()
-            except (EOFError, OSError):
-                socket.send_multipart([token, b""])
-                return
-            socket.send_multipart([token, record])
-    except zmq.ZMQError:
-        # The server has closed its context: nobody is left to tell.
-        return
-    finally:
-        socket.close(0)
-
-
 def _refusal(request: ClientMessage, code: str, message: str, job_id: str) -> Error:
     return Error(
         request_id=getattr(request, "request_id", 0),
@@ -642,3 +660,7 @@ def _refusal(request: ClientMessage, code: str, message: str, job_id: str) -> Er
         message=message[:MAX_TEXT_CHARS],
         job_id=job_id,
     )
+
+
+def _log_job(job_id: str, what: str) -> None:
+    _log.info("Job %s: %s", job_id, what, extra={"job_id": job_id})

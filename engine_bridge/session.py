@@ -5,7 +5,7 @@ Messages go in as typed objects, answers come out as typed objects, and the time
 so a pair of ends can be joined in memory and driven through years of silence in a millisecond.
 
 A connection:   new --Hello--> open --silence or a failed send--> forgotten
-A job:          queued -> running -> done | failed | cancelled      (and queued -> failed | cancelled)
+A job:          queued -> running -> done | failed | cancelled      (and back; see JOB_STATES)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import attrs
 
-from .errors import BridgeError, ProtocolError
+from .errors import BridgeError, ProtocolError, printable
 from .messages import (
     PROTOCOL_VERSION,
     ClientMessage,
@@ -35,14 +35,15 @@ from .messages import (
 
 JOB_STATES: dict[JobState, tuple[JobState, ...]] = {
     "queued": ("running", "failed", "cancelled"),
-    "running": ("done", "failed", "cancelled"),
+    "running": ("done", "failed", "cancelled", "queued"),
     "done": (),
-    "failed": (),
-    "cancelled": (),
+    "failed": ("queued",),
+    "cancelled": ("queued",),
 }
-"""From each state, the states that may follow. The last three are final."""
+"""From each state, the states that may follow."""
 
-FINAL: frozenset[JobState] = frozenset(state for state, following in JOB_STATES.items() if not following)
+FINAL: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
+"""The states that end a job, and its log unless a client resumes it."""
 
 SILENCE_LIMIT_S = 60.0
 """After this long without a word a server forgets a connection."""
@@ -52,6 +53,8 @@ PING_EVERY_S = 5.0
 """A client that has nothing else to say says at least this often that it is there."""
 
 MAX_CREDIT_BYTES = 256 * 2**20
+MAX_SUBSCRIPTIONS = 256
+"""Of one connection."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,21 @@ class Subscription:
 class ServerSession:
     """The server's end: handshake, silence and credit of one connection."""
 
-    def __init__(self, now_s: float) -> None:
+    def __init__(self, now_s: float, name: str = "") -> None:
+        """Args: name: what the list of clients calls the peer, where it has proved a key."""
         self.state: Literal["new", "open"] = "new"
+        self._name = name
         self.client = ""
+        self.client_id = ""
         self.subscriptions: dict[str, Subscription] = {}
         self.followed: set[str] = set()
         """Every job that was ever subscribed to here, also after its last event was sent."""
         self._heard_s = now_s
+
+    @property
+    def owner(self) -> str:
+        """Whose jobs are submitted here."""
+        return self._name or self.client_id
 
     def receive(
         self, message: ClientMessage, facts: ServerFacts, now_s: float
@@ -99,7 +110,8 @@ class ServerSession:
         """Takes a message; returns (the answer that is due at once, the request left for the server to serve)."""
         self._heard_s = now_s
         if isinstance(message, Hello):
-            self.state, self.client = "open", f"{message.client} {message.version}"
+            self.state, self.client_id = "open", message.client_id
+            self.client = printable(f"{message.client} {message.version}")
             return _welcome(message, facts), None
         if self.state == "new":
             request_id = getattr(message, "request_id", 0)
@@ -119,9 +131,11 @@ class ServerSession:
         """Starts, or starts anew, sending a job's log.
 
         Raises:
-            BridgeError: `credit_exceeded`.
+            BridgeError: `credit_exceeded`, `over_limit`.
         """
         _check_credit(message.credit_bytes)
+        if message.job_id not in self.subscriptions and len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+            raise BridgeError("over_limit", f"A connection may follow {MAX_SUBSCRIPTIONS} jobs at a time.")
         self.subscriptions[message.job_id] = Subscription(message.after_seq + 1, message.credit_bytes)
         self.followed.add(message.job_id)
 
@@ -220,9 +234,11 @@ class Follower:
 class ClientSession:
     """The client's end: handshake and silence of one connection."""
 
-    def __init__(self, client: str, version: str, now_s: float) -> None:
+    def __init__(self, client: str, version: str, client_id: str, now_s: float) -> None:
         self.welcome: Welcome | None = None
-        self._hello = Hello(request_id=0, protocol_version=PROTOCOL_VERSION, client=client, version=version)
+        self._hello = Hello(
+            request_id=0, protocol_version=PROTOCOL_VERSION, client=client, client_id=client_id, version=version
+        )
         self._heard_s = now_s
         self._said_s = now_s
 
@@ -268,13 +284,25 @@ class ClientSession:
 
 @dataclass
 class JobTable:
-    """Every job the server knows and the order in which they run: first come, first served, one at a time."""
+    """Every job the server knows, and whose turn it is.
+
+    Turns are fair among clients: next is the client whose last turn was longest ago, with its job of the highest
+    priority, the oldest of those first. Jobs of a priority below 0 wait for all that are not.
+    """
 
     max_queued: int = 1000
+    max_queued_by_client: int = 250
     _jobs: dict[str, JobInfo] = field(default_factory=dict)
+    _queued: dict[str, None] = field(default_factory=dict)
+    _running: dict[str, None] = field(default_factory=dict)
+    _last_turn: dict[str, int] = field(default_factory=dict)
+    _turns: int = 0
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._jobs
+
+    def __len__(self) -> int:
+        return len(self._jobs)
 
     def __getitem__(self, job_id: str) -> JobInfo:
         """The job.
@@ -292,19 +320,26 @@ class JobTable:
         return iter(list(self._jobs.values()))
 
     def add(self, job: JobInfo) -> None:
-        """Adds a job at the end of the queue, or one that ended long ago.
-
-        Raises:
-            BridgeError: `queue_full`.
-        """
+        """Adds a job at the end of the queue, or one that an earlier run of the server had."""
         assert job.job_id not in self._jobs
-        if job.state == "queued" and sum(other.state == "queued" for other in self) >= self.max_queued:
-            raise BridgeError("queue_full", f"{self.max_queued} jobs wait already. Try again when some are done.")
         self._jobs[job.job_id] = job
+        self._note(job)
+
+    def check_room(self, client: str) -> None:
+        """Raises `queue_full` or `over_limit` (BridgeError) where the client may not add a job now."""
+        if len(self._queued) >= self.max_queued:
+            raise BridgeError("queue_full", f"{self.max_queued} jobs wait already. Try again when some are done.")
+        if sum(self._jobs[job_id].client == client for job_id in self._queued) >= self.max_queued_by_client:
+            raise BridgeError(
+                "over_limit",
+                f"{self.max_queued_by_client} of your jobs wait already. Try again when some are done.",
+            )
 
     def remove(self, job_id: str) -> None:
         """Forgets a job."""
         del self._jobs[job_id]
+        self._queued.pop(job_id, None)
+        self._running.pop(job_id, None)
 
     def update(self, job_id: str, **changes: Any) -> JobInfo:
         """Changes anything but the state."""
@@ -316,22 +351,61 @@ class JobTable:
         """Moves a job on, by the table of states."""
         job = self[job_id]
         assert state in JOB_STATES[job.state], f"{job.state} -> {state}"
+        if state == "running":
+            self._turns += 1
+            self._last_turn[job.client] = self._turns
         self._jobs[job_id] = attrs.evolve(job, state=state, code=code, message=message)
+        self._note(self._jobs[job_id])
         return self._jobs[job_id]
 
     def position(self, job_id: str) -> int:
-        """How many jobs come before this one; 0 when it runs, runs next or has ended."""
-        position = 0
-        for job in self:
-            if job.job_id == job_id:
-                return position if job.state == "queued" else 0
-            position += job.state in ("queued", "running")
-        return 0
+        """How many jobs come before this one, the running ones among them; 0 when it runs, runs next or has ended."""
+        if job_id not in self._queued:
+            return 0
+        mine, ahead = self[job_id], 0
+        lines: dict[str, list[JobInfo]] = {}
+        for other_id in self._queued:
+            other = self._jobs[other_id]
+            if min(other.priority, 0) == min(mine.priority, 0):
+                lines.setdefault(other.client, []).append(other)
+            else:
+                ahead += min(other.priority, 0) > min(mine.priority, 0)
+        own = lines.pop(mine.client)
+        rank = sum(_own_order(other) < _own_order(mine) for other in own)
+        my_turn = self._last_turn.get(mine.client, 0)
+        for client, line in lines.items():
+            theirs = self._last_turn.get(client, 0)
+            sooner = theirs < my_turn or (theirs == my_turn and min(map(_own_order, line)) < min(map(_own_order, own)))
+            ahead += min(len(line), rank + sooner)
+        return len(self._running) + ahead + rank
 
     @property
-    def running(self) -> JobInfo | None:
-        return next((job for job in self if job.state == "running"), None)
+    def queued(self) -> int:
+        """How many jobs wait."""
+        return len(self._queued)
+
+    @property
+    def running(self) -> tuple[JobInfo, ...]:
+        return tuple(self._jobs[job_id] for job_id in self._running)
 
     @property
     def next_queued(self) -> JobInfo | None:
-        return next((job for job in self if job.state == "queued"), None)
+        """The job whose turn is next."""
+        if not self._queued:
+            return None
+        waiting = (self._jobs[job_id] for job_id in self._queued)
+        return min(
+            waiting, key=lambda job: (-min(job.priority, 0), self._last_turn.get(job.client, 0), *_own_order(job))
+        )
+
+    def _note(self, job: JobInfo) -> None:
+        for state, those in (("queued", self._queued), ("running", self._running)):
+            if job.state == state:
+                those.setdefault(job.job_id)
+            else:
+                those.pop(job.job_id, None)
+
+
+def _own_order(job: JobInfo) -> tuple[int, float, str]:
+    """Sorts the jobs of one client into the order of their turns."""
+    return -job.priority, job.created_s, job.job_id

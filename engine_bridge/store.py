@@ -5,6 +5,7 @@
                   events.log          the logged events, one after the other, as they go over the wire
                   events.index        16 bytes an event: where it starts (u64), its length (u32) and CRC-32 (u32)
                   splats_000001.ply   the world after each fit (the newest two), with size and SHA-256 in a .json beside
+                  resume.json, state_*.npz   what it goes on from when it is interrupted (commits.py)
 
 Event `seq` (from 1) is entry `seq - 1` of the index; an event exists once its whole index entry does, so a writer that
 dies half way leaves nothing that a reader could take for an event. One process writes a log at a time: the server
@@ -31,11 +32,14 @@ from worldwarp_core.atomic_write import atomic_write
 
 from . import codec
 from .codec import Part
+from .commits import Commits
 from .errors import BridgeError, ProtocolError, disk_errors
-from .messages import MAX_BLOCK_BYTES, ClientMessage, FrameEvent, JobState, LoggedEvent, Submit
+from .messages import MAX_BLOCK_BYTES, ClientMessage, JobState, LoggedEvent, Submit
 
 _INDEX = struct.Struct("<QII")
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
+SMALL_BYTES = 100_000
+"""Of an event that is no frame of a usual size."""
 _SPLATS_KEPT = 2
 """The newest, and the one before it that a client may be half way through."""
 
@@ -52,6 +56,13 @@ class StoredState:
     message: str = ""
     digest: str = ""
     """SHA-256 of what was asked for: tells a repeat from another job under the same id."""
+    client: str = ""
+    priority: int = 0
+    attempt: int = 0
+    """How often the job has been started."""
+    deaths: int = 0
+    """Workers that died of it since `frames_at_death` frames were final."""
+    frames_at_death: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,6 +131,7 @@ class StoredJob:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log = EventLog(folder)
+        self.commits = Commits(folder)
 
     def submit(self) -> Submit:
         """What was asked for.
@@ -226,8 +238,8 @@ class EventLog:
         return codec.split(record)
 
     @contextmanager
-    def appending(self) -> Iterator[Callable[[list[Part]], int]]:
-        """Yields a function that appends one event's parts and returns its `seq`. First drops what a dead writer left.
+    def appending(self) -> Iterator[Appender]:
+        """Yields what appends one event's parts and returns its `seq`. First drops what a dead writer left half done.
 
         Raises:
             BridgeError: `disk_full` or `cannot_write`; the log then ends with the last whole event.
@@ -239,44 +251,57 @@ class EventLog:
             log.truncate(end)
             index.truncate(count * _INDEX.size)
 
-            def append(parts: list[Part]) -> int:
-                nonlocal count, end
-                record = codec.joined(parts)
-                length, crc = codec.size_of(record), 0
-                for piece in record:
-                    crc = zlib.crc32(piece, crc)
-                with disk_errors(self._log):
-                    try:
-                        _write(log, *record)
-                        _write(index, _INDEX.pack(end, length, crc))
-                    except OSError:
-                        log.truncate(end)
-                        index.truncate(count * _INDEX.size)
-                        raise
-                count, end = count + 1, end + length
-                return count
+            yield Appender(self._log, log, index, count, end)
 
-            yield append
+    def small_events(self, most_bytes: int = SMALL_BYTES) -> Iterator[LoggedEvent]:
+        """The events of at most so many bytes, oldest first, up to the first that is damaged: all but the frames.
 
-    def count_frames(self) -> int:
-        """How many frames can be had from the log: those before its end, or before the first event that is damaged.
-
-        Reads all of it, which is for a job whose writer died; whatever is wrong with the file, this is an answer.
+        Small frames come too. Never raises: whatever is wrong with the file, what can be had is had.
         """
-        frames = 0
         for seq in range(1, len(self) + 1):
             try:
-                frames += isinstance(codec.decode(self.read(seq), LoggedEvent), FrameEvent)
-            except (BridgeError, OSError):
+                if self.size_of(seq) <= most_bytes:
+                    yield codec.decode(self.read(seq), LoggedEvent)
+            except (BridgeError, OSError, struct.error):
                 # Nobody will be sent what comes after it either: events go out in order.
-                break
-        return frames
+                return
 
     def _entry(self, seq: int) -> tuple[int, int, int]:
         assert seq >= 1, seq
         with self._index.open("rb") as file:
             file.seek((seq - 1) * _INDEX.size)
             return _INDEX.unpack(file.read(_INDEX.size))
+
+
+class Appender:
+    """Appends to a log; see `EventLog.appending`."""
+
+    def __init__(self, path: Path, log: BinaryIO, index: BinaryIO, count: int, end: int) -> None:
+        self._path, self._log, self._index = path, log, index
+        self._count, self._end = count, end
+
+    def __call__(self, parts: list[Part]) -> int:
+        """Appends an event; returns its `seq`."""
+        record = codec.joined(parts)
+        length, crc = codec.size_of(record), 0
+        for piece in record:
+            crc = zlib.crc32(piece, crc)
+        with disk_errors(self._path):
+            try:
+                _write(self._log, *record)
+                _write(self._index, _INDEX.pack(self._end, length, crc))
+            except OSError:
+                self._log.truncate(self._end)
+                self._index.truncate(self._count * _INDEX.size)
+                raise
+        self._count, self._end = self._count + 1, self._end + length
+        return self._count
+
+    def sync(self) -> None:
+        """Waits until the disk has everything that was appended."""
+        with disk_errors(self._path):
+            os.fsync(self._log.fileno())
+            os.fsync(self._index.fileno())
 
 
 def _write(file: BinaryIO, *pieces: Part) -> None:

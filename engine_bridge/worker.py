@@ -2,7 +2,8 @@
 
 The server and the worker speak over a pipe in the protocol's own encoding, small messages only: frames and splats go
 straight to the job's folder, so the server's memory never sees more than one. A crash in here (a CUDA fault, no memory)
-ends this process and one job, never the server; when the server goes, so does this process.
+ends this process and one attempt at a job, never the server; when the server goes, so does this process. Where the
+engine saves its state (worldwarp_core.checkpoint), an interrupted job goes on from there; every frame is final once.
 
 This is the one module of the bridge that enters the core's engine, and `load_engine` is the door it takes. Which engine
 and with what options is the server's own configuration; nothing of it ever comes from a client.
@@ -30,13 +31,18 @@ import numpy as np
 
 from worldwarp_core import spec as core
 from worldwarp_core.cameras import CameraPath
+from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.ply import write_ply
 
 from . import codec
+from .gpu_lock import only_job_on
+from .logs import add_log_file
 from .messages import (
     MAX_TEXT_CHARS,
     CacheEvent,
+    ChunkCommitted,
+    Drain,
     Ended,
     FrameEvent,
     LoadFailed,
@@ -50,7 +56,7 @@ from .messages import (
     Submit,
     WorkerCommand,
 )
-from .store import JobStore, StoredJob
+from .store import Appender, JobStore, StoredJob
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +74,10 @@ class WorkerConfig:
     engine: str = "cache"
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the factory."""
+    device: str = ""
+    """The GPU that is this worker's alone, as CUDA_VISIBLE_DEVICES names it; "" where the server was not told."""
+    log_path: str = ""
+    """Where the structured log goes; "" for none."""
 
 
 def run_worker(connection: Connection, config: WorkerConfig) -> None:
@@ -75,6 +85,8 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
     # Ctrl-C in a terminal reaches every process in it; here the server decides what becomes of the job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
+    if config.log_path:
+        add_log_file(Path(config.log_path), f"worker {config.device}".strip())
     server = _Server(connection)
     try:
         engine = _load(config)
@@ -84,8 +96,9 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
         server.report(LoadFailed(code=code, message=message, log_id=log_id))
         return
     store = JobStore(Path(config.store_root))
-    while (job_id := server.next_job()) is not None:
-        server.report(_run(engine, store.open(job_id), job_id, server))
+    gpu = _gpu_of(engine.describe(), config.device)
+    while (run := server.next_job()) is not None:
+        server.report(_Run(engine, store.open(run.job_id), run, server, gpu).to_its_end())
 
 
 def read_spec(submit: Submit) -> core.GenerateSpec:
@@ -133,27 +146,40 @@ def as_plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
+class _Drained(Exception):
+    """The server is stopping; the job goes on from its last commit when there is one again."""
+
+
 class _Server:
     """The worker's end of the pipe: a thread listens for commands, so that a running job can be stopped."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
-        self._jobs: queue.Queue[str | None] = queue.Queue()
+        self._jobs: queue.Queue[RunJob | None] = queue.Queue()
         self._stop: set[str] = set()
         self._quit = False
+        self.draining = False
+        """Whether to leave the running job at its next commit."""
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
 
     def report(self, report: Any) -> None:
         with self._sending:
             self._connection.send_bytes(codec.join(codec.encode(report)))
 
-    def next_job(self) -> str | None:
-        """The next job's id, when there is one; None to quit."""
+    def next_job(self) -> RunJob | None:
+        """The next job, when there is one; None to quit."""
         return self._jobs.get()
 
     def wants_stop(self, job_id: str) -> bool:
-        return self._quit or job_id in self._stop
+        """Whether the job was cancelled.
+
+        Raises:
+            _Drained: the server leaves at once.
+        """
+        if self._quit:
+            raise _Drained
+        return job_id in self._stop
 
     def _listen(self) -> None:
         while True:
@@ -163,9 +189,14 @@ class _Server:
                 # The server is gone, and with it whoever could be told. The log ends with its last whole event.
                 os._exit(1)
             if isinstance(command, RunJob):
-                self._jobs.put(command.job_id)
+                # It may have been cancelled before, and resumed.
+                self._stop.discard(command.job_id)
+                self._jobs.put(command)
             elif isinstance(command, StopJob):
                 self._stop.add(command.job_id)
+            elif isinstance(command, Drain):
+                self.draining = True
+                self._jobs.put(None)
             elif isinstance(command, Quit):
                 self._quit = True
                 self._jobs.put(None)
@@ -177,43 +208,143 @@ def _load(config: WorkerConfig) -> Any:
     return factory(name=config.engine, **config.options)
 
 
-def _run(engine: Any, job: StoredJob, job_id: str, server: _Server) -> Ended:
-    """Runs one job to whatever end it comes to. The log is closed then: its last event is for the server to write."""
-    try:
-        summary = _append_events(engine.generate(read_spec(job.submit())), job, job_id, server)
-        if summary is not None:
-            return Ended(job_id=job_id, state="done", summary=as_plain(summary))
-    except Exception as error:
-        code, message, log_id = _explain(error, "engine_failed", "The engine met an unexpected error")
-        return Ended(job_id=job_id, state="failed", code=code, message=message, log_id=log_id)
-    return Ended(job_id=job_id, state="cancelled", code="cancelled", message="The job was cancelled.")
+class _Stopped(Exception):
+    """The job was cancelled before it began."""
 
 
-def _append_events(events: Iterator[core.Event], job: StoredJob, job_id: str, server: _Server) -> dict[str, Any] | None:
-    """Logs the engine's events as they come; returns its summary, or None when the job was stopped."""
-    frames_done, shown = 0, ("", -math.inf)
-    try:
-        with job.log.appending() as append:
+class _Run:
+    """One attempt at a job."""
+
+    def __init__(self, engine: Any, job: StoredJob, run: RunJob, server: _Server, gpu: str) -> None:
+        self._engine, self._job, self._server, self._gpu = engine, job, server, gpu
+        self._job_id, self._attempt = run.job_id, run.attempt
+        self._final = 0
+        """Frames of the path, from its first, that are final."""
+        self._frames_done = 0
+        self._told: set[tuple[str, str]] = set()
+        """Notices that are in the log: each attempt has the same to say."""
+        self._shown = ("", -math.inf)
+
+    def to_its_end(self) -> Ended:
+        """Runs to whatever end it comes to. The log is closed then: its last event is for the server to write."""
+        job_id = self._job_id
+        try:
+            with only_job_on(self._gpu, self._wait_for_gpu), self._job.log.appending() as append:
+                summary = self._follow(append)
+            if summary is not None:
+                return Ended(job_id=job_id, state="done", summary=as_plain(summary))
+        except _Drained:
+            return Ended(job_id=job_id, state="queued", code="server_stopped")
+        except _Stopped:
+            pass
+        except Exception as error:
+            code, message, log_id = _explain(error, "engine_failed", "The engine met an unexpected error", job_id)
+            return Ended(job_id=job_id, state="failed", code=code, message=message, log_id=log_id)
+        return Ended(job_id=job_id, state="cancelled", code="cancelled", message="The job was cancelled.")
+
+    def _wait_for_gpu(self) -> None:
+        if self._server.draining:
+            raise _Drained
+        if self._server.wants_stop(self._job_id):
+            raise _Stopped
+        waiting = Progress(
+            job_id=self._job_id, stage="gpu", step=0, steps=1, chunk=0, chunks=1, fraction=0.0, eta_s=None
+        )
+        self._server.report(waiting)
+
+    def _follow(self, append: Appender) -> dict[str, Any] | None:
+        """Logs the engine's events as they come; returns its summary, or None when the job was stopped."""
+        saved = self._take_up(append)
+        events = self._start(saved, append)
+        try:
             for event in events:
                 if isinstance(event, core.Finished):
                     return event.summary
                 if isinstance(event, core.Progress):
-                    now_s = time.monotonic()
-                    if event.stage != shown[0] or now_s - shown[1] >= PROGRESS_EVERY_S:
-                        shown = (event.stage, now_s)
-                        server.report(_progress(event, job_id))
-                else:
-                    seq = append(codec.encode(_logged(event, job, job_id, len(job.log) + 1)))
-                    frames_done += isinstance(event, core.Frame)
-                    server.report(Logged(job_id=job_id, last_seq=seq, frames_done=frames_done))
-                if server.wants_stop(job_id):
+                    self._show(event)
+                elif isinstance(event, Checkpoint):
+                    self._save(event, append)
+                elif not self._is_known(event):
+                    self._log(event, append)
+                if self._server.wants_stop(self._job_id):
                     return None
-    finally:
-        # Runs the generator's own clean-up now, in this thread.
-        close = getattr(events, "close", None)
-        if close is not None:
-            close()
-    raise WorldWarpError("engine_failed", "The engine stopped before the end of the path.")
+                if isinstance(event, Checkpoint) and self._server.draining:
+                    raise _Drained
+        finally:
+            # Runs the generator's own clean-up now, in this thread.
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
+        raise WorldWarpError("engine_failed", "The engine stopped before the end of the path.")
+
+    def _take_up(self, append: Appender) -> Checkpoint | None:
+        """Finds out what earlier attempts left, and finishes a commit that died between its state and its message."""
+        for event in self._job.log.small_events():
+            if isinstance(event, ChunkCommitted):
+                self._final = max(self._final, event.frames)
+            elif isinstance(event, NoticeEvent):
+                self._told.add((event.code, event.message))
+        saved = self._job.commits.read()
+        if saved.frames > self._final:
+            self._commit(saved.chunk, saved.attempt, saved.frames, append)
+        self._frames_done = self._final
+        try:
+            return self._job.commits.load()
+        except WorldWarpError as error:
+            _log.error("Job %s starts over: %s", self._job_id, error, extra={"job_id": self._job_id})
+            notice = core.Notice("starts_over", "What the job had saved is damaged, so it is made from its beginning.")
+            self._log(notice, append)
+            return None
+
+    def _start(self, saved: Checkpoint | None, append: Appender) -> Iterator[core.Event]:
+        spec = read_spec(self._job.submit())
+        if saved is None:
+            return self._engine.generate(spec)
+        _log.info("Job %s goes on after chunk %d", self._job_id, saved.chunk, extra={"job_id": self._job_id})
+        return self._engine.generate(spec, resume=saved)
+
+    def _show(self, event: core.Progress) -> None:
+        now_s = time.monotonic()
+        if event.stage != self._shown[0] or now_s - self._shown[1] >= PROGRESS_EVERY_S:
+            self._shown = (event.stage, now_s)
+            self._server.report(_progress(event, self._job_id))
+
+    def _save(self, checkpoint: Checkpoint, append: Appender) -> None:
+        """Saves the engine's state; where it completes a chunk, that chunk is committed."""
+        append.sync()
+        saved = self._job.commits.save(checkpoint, self._attempt)
+        if saved.frames > self._final:
+            self._commit(checkpoint.chunk, self._attempt, saved.frames, append)
+
+    def _commit(self, chunk: int, attempt: int, frames: int, append: Appender) -> None:
+        seq = len(self._job.log) + 1
+        event = ChunkCommitted(job_id=self._job_id, seq=seq, chunk=chunk, attempt=attempt, frames=frames)
+        append(codec.encode(event))
+        append.sync()
+        self._final = frames
+        self._report_log()
+
+    def _is_known(self, event: core.Event) -> bool:
+        """Whether the log has it from an earlier attempt, and it must not come again."""
+        if isinstance(event, core.Frame):
+            return event.index < self._final
+        return isinstance(event, core.Notice) and (event.code[:200], event.message[:MAX_TEXT_CHARS]) in self._told
+
+    def _log(self, event: core.Event, append: Appender) -> None:
+        append(codec.encode(_logged(event, self._job, self._job_id, len(self._job.log) + 1, self._attempt)))
+        self._frames_done += isinstance(event, core.Frame)
+        self._report_log()
+
+    def _report_log(self) -> None:
+        seq = len(self._job.log)
+        self._server.report(Logged(job_id=self._job_id, last_seq=seq, frames_done=self._frames_done))
+
+
+def _gpu_of(engine_info: dict[str, Any], device: str) -> str:
+    """The GPU that the engine works on; "" for one that needs none."""
+    if engine_info.get("device_kind") != "cuda":
+        return ""
+    return device or os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] or "0"
 
 
 def _progress(event: core.Progress, job_id: str) -> Progress:
@@ -229,7 +360,9 @@ def _progress(event: core.Progress, job_id: str) -> Progress:
     )
 
 
-def _logged(event: core.Event, job: StoredJob, job_id: str, seq: int) -> FrameEvent | CacheEvent | NoticeEvent:
+def _logged(
+    event: core.Event, job: StoredJob, job_id: str, seq: int, attempt: int
+) -> FrameEvent | CacheEvent | NoticeEvent:
     if isinstance(event, core.Frame):
         return FrameEvent(
             job_id=job_id,
@@ -237,6 +370,7 @@ def _logged(event: core.Event, job: StoredJob, job_id: str, seq: int) -> FrameEv
             index=int(event.index),
             number=int(event.number),
             chunk=int(event.chunk),
+            attempt=attempt,
             rgb=event.rgb,
             depth=event.depth,
             validity=event.validity,
@@ -256,12 +390,14 @@ def _logged(event: core.Event, job: StoredJob, job_id: str, seq: int) -> FrameEv
     return NoticeEvent(job_id=job_id, seq=seq, code=event.code[:200], message=event.message[:MAX_TEXT_CHARS])
 
 
-def _explain(error: BaseException, code: str, what: str) -> tuple[str, str, str]:
+def _explain(error: BaseException, code: str, what: str, job_id: str = "") -> tuple[str, str, str]:
     """Code, message and log id of an error. What a user can mend keeps its own words; the rest goes to the log."""
     if isinstance(error, WorldWarpError):
         return error.code, error.message[:MAX_TEXT_CHARS], ""
     log_id = uuid.uuid4().hex[:8]
-    _log.error("[%s] %s", log_id, "".join(traceback.format_exception(error)))
+    _log.error(
+        "[%s] %s", log_id, "".join(traceback.format_exception(error)), extra={"job_id": job_id, "log_id": log_id}
+    )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         what = "The engine ran out of memory"
     text = f"{what} ({type(error).__name__}: {str(error)[:300]}). The server's log has the details under {log_id}."

@@ -52,6 +52,7 @@ def frame(number: int) -> FrameEvent:
         index=number,
         number=number,
         chunk=0,
+        attempt=1,
         rgb=np.zeros((36, 64, 3), np.uint8),
         depth=np.ones((36, 64), np.float32),
         validity=np.zeros((36, 64), np.uint8),

@@ -29,8 +29,9 @@ class RunningServer:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
-    def stop(self) -> None:
-        self.server.stop()
+    def stop(self, *, at_once: bool = False) -> None:
+        for _ in range(2 if at_once else 1):
+            self.server.stop()
         self._thread.join(30)
         assert not self._thread.is_alive()
 
@@ -48,7 +49,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     yield start
     for server in running:
         if server.is_alive():
-            server.stop()
+            server.stop(at_once=True)
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 Prompts, each `word` or `word=value`, separated by spaces: `slow=SECONDS` a frame, `crash=N` (the process dies after
 frame N), `fail=N` (an unexpected exception after frame N), `refuse` (an error of the user's), `deep` (a summary nested
-too deeply), `progress=N` (progress events before every frame), `wait` (no frames until cancelled).
+too deeply), `progress=N` (progress events before every frame), `wait` (no frames until cancelled), `noise` (frames of
+noise, each of which depends on all before it), `forgetful` (an engine that saves no state), `full=N` (no space on the
+disk after frame N, the first time).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import CacheUpdate, Event, Finished, Frame, GenerateSpec, Notice, Progress
 from worldwarp_core.splat_files.cloud import SplatCloud
@@ -34,27 +37,40 @@ class FakeEngine:
     def describe(self) -> dict[str, Any]:
         return {"engine": "fake", "rasterizer": "none", "scale": np.float32(1.5)}
 
-    def generate(self, spec: GenerateSpec) -> Iterator[Event]:
+    def generate(self, spec: GenerateSpec, resume: Checkpoint | None = None) -> Iterator[Event]:
         does = dict(word.partition("=")[::2] for word in spec.prompt.split())
         if "refuse" in does:
             raise WorldWarpError("no_depth", "The start frame has no depth. Give one with --depth.")
         count = len(spec.cameras)
+        # What the loop carries from chunk to chunk: each frame's noise depends on every one before it.
+        rng = np.random.default_rng(spec.seed)
+        done, fitted = 0, False
+        if resume is not None:
+            rng.bit_generator.state = resume.facts["rng"]
+            done, fitted = resume.frames, resume.stage == "fitted"
         yield Notice("fake", "This is the fake engine.")
         yield Progress("geometry", 1, 1, 0, 1, 0.0, None)
         while "wait" in does:
             yield Progress("fill", 1, 2, 0, 1, 0.5, 1.0)
             time.sleep(0.01)
-        for index, number in enumerate(spec.cameras.frames):
+        if "forgetful" not in does and resume is None:
+            yield Checkpoint(0, "fitted", 0, facts={"rng": rng.bit_generator.state})
+        if resume is not None and not fitted:
+            yield from self._fit(done, spec, rng, does)
+        for index, number in list(enumerate(spec.cameras.frames))[done:]:
             for step in range(int(does.get("progress", 1))):
                 yield Progress("fill", step, 100, 0, 1, index / count, float(count - index))
             time.sleep(float(does.get("slow", 0)))
             size = (spec.cameras.height, spec.cameras.width)
             value = pixel_of(index)
+            rgb = np.full((*size, 3), value, np.uint8)
+            if "noise" in does:
+                rgb = rng.integers(0, 256, (*size, 3), np.uint8)
             yield Frame(
                 index=index,
                 number=int(number),
                 chunk=index // spec.chunk,
-                rgb=np.full((*size, 3), value, np.uint8),
+                rgb=rgb,
                 depth=np.full(size, value + 0.5, np.float32),
                 validity=np.full(size, 255 if index % 2 else 0, np.uint8),
             )
@@ -62,11 +78,25 @@ class FakeEngine:
                 os._exit(9)
             if does.get("fail") == str(index):
                 raise RuntimeError("a secret of the inside")
+            if does.get("full") == str(index) and resume is None:
+                raise WorldWarpError("disk_full", "No space is left on the disk.")
             if (index + 1) % spec.chunk == 0 or index + 1 == count:
-                yield CacheUpdate(chunk=index // spec.chunk, splats=cloud_of(100 + index))
+                state = rng.bit_generator.state
+                if "forgetful" not in does:
+                    yield Checkpoint(index // spec.chunk, "made", index + 1, facts={"rng": state})
+                yield from self._fit(index + 1, spec, rng, does)
         if "deep" in does:
             yield Finished({"deep": nested(20)})
         yield Finished({"engine": "fake", "seconds": {"fill": np.float64(1.0)}, "versions": {"fake": "1"}})
+
+    def _fit(self, done: int, spec: GenerateSpec, rng: np.random.Generator, does: dict[str, str]) -> Iterator[Event]:
+        """The world after `done` frames."""
+        chunk = (done - 1) // spec.chunk
+        rng.integers(0, 256)
+        yield CacheUpdate(chunk=chunk, splats=cloud_of(99 + done))
+        if "forgetful" not in does:
+            arrays = {"world": np.arange(done, dtype=np.float32)}
+            yield Checkpoint(chunk, "fitted", done, arrays, {"rng": rng.bit_generator.state})
 
 
 def nested(depth: int) -> Any:

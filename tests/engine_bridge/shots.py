@@ -46,6 +46,7 @@ def one_of_each() -> list[Any]:
         "steps": None,
         "cache_steps": 200,
         "seed": -3,
+        "priority": 2,
         "scene_scale": 2.5,
         "prompt_keys": (m.PromptKey(frame=-1, prompt="dusk"), m.PromptKey(frame=1, prompt="ночь")),
         "auto_prompt": True,
@@ -61,10 +62,19 @@ def one_of_each() -> list[Any]:
         "start_frame": rng.integers(0, 256, (4, 6, 3), np.uint8),
     }
     info = m.JobInfo(
-        job_id=JOB, state="failed", created_s=1.5, frames=3, frames_done=2, last_seq=9, code="worker_died", message="?"
+        job_id=JOB,
+        state="failed",
+        created_s=1.5,
+        client="anna",
+        priority=-1,
+        frames=3,
+        frames_done=2,
+        last_seq=9,
+        code="worker_died",
+        message="?",
     )
     return [
-        m.Hello(request_id=0, protocol_version=m.PROTOCOL_VERSION, client="test", version="1"),
+        m.Hello(request_id=0, protocol_version=m.PROTOCOL_VERSION, client="test", client_id=JOB, version="1"),
         m.Submit(**submit),
         m.Submit(
             **submit,
@@ -75,6 +85,7 @@ def one_of_each() -> list[Any]:
         m.Subscribe(request_id=2, job_id=JOB, after_seq=0, credit_bytes=100),
         m.Credit(job_id=JOB, credit_bytes=5),
         m.Cancel(request_id=3, job_id=JOB),
+        m.Resume(request_id=3, job_id=JOB),
         m.ListJobs(request_id=4),
         m.FetchSplats(request_id=5, job_id=JOB, revision=0, offset=0),
         m.Ping(request_id=6),
@@ -99,13 +110,15 @@ def one_of_each() -> list[Any]:
         m.Pong(request_id=6),
         m.Progress(job_id=JOB, stage="cache", step=1, steps=2, chunk=0, chunks=3, fraction=0.25, eta_s=None),
         m.FrameEvent(
-            job_id=JOB, seq=1, index=0, number=-5, chunk=0, rgb=rng.integers(0, 256, (3, 5, 3), np.uint8),
+            job_id=JOB, seq=1, index=0, number=-5, chunk=0, attempt=2, rgb=rng.integers(0, 256, (3, 5, 3), np.uint8),
             depth=np.full((3, 5), 1e10, np.float32), validity=np.zeros((3, 5), np.uint8),
         ),
+        m.ChunkCommitted(job_id=JOB, seq=2, chunk=0, attempt=2, frames=49),
         m.CacheEvent(job_id=JOB, seq=2, chunk=0, revision=1, splats=10, size_bytes=1000),
         m.NoticeEvent(job_id=JOB, seq=3, code="jump", message="The path jumps at frame 3."),
         m.StateEvent(job_id=JOB, seq=4, state="failed", code="worker_died", message="!", log_id="ab", summary={"x": 1}),
-        m.RunJob(job_id=JOB),
+        m.RunJob(job_id=JOB, attempt=1),
+        m.Drain(),
         m.StopJob(job_id=JOB),
         m.Quit(),
         m.Ready(engine_info={}),

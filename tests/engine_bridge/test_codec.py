@@ -17,6 +17,7 @@ from engine_bridge.errors import ProtocolError
 
 from .shots import JOB, one_of_each
 
+BLOCK = next(message for message in one_of_each() if isinstance(message, m.SplatsBlock))
 DIRECTIONS = (m.ClientMessage, m.ServerMessage, m.WorkerCommand, m.WorkerReport)
 
 
@@ -62,7 +63,7 @@ def test_a_message_joined_to_one_string_comes_apart_again(message: Any) -> None:
 def test_arrays_are_raw_parts_and_not_copied() -> None:
     picture = np.zeros((100, 100), np.uint8)
     frame = m.FrameEvent(
-        job_id=JOB, seq=1, index=0, number=0, chunk=0, rgb=np.zeros((100, 100, 3), np.uint8),
+        job_id=JOB, seq=1, index=0, number=0, chunk=0, attempt=1, rgb=np.zeros((100, 100, 3), np.uint8),
         depth=np.zeros((100, 100), np.float32), validity=picture,
     )  # fmt: skip
     parts = codec.encode(frame)
@@ -72,7 +73,7 @@ def test_arrays_are_raw_parts_and_not_copied() -> None:
 
 
 def test_what_arrives_cannot_be_written_to() -> None:
-    block = codec.decode([bytearray(p) for p in codec.encode(one_of_each()[16])], m.ServerMessage)
+    block = codec.decode([bytearray(p) for p in codec.encode(BLOCK)], m.ServerMessage)
     with pytest.raises(ValueError, match="read-only"):
         block.data[0] = 1
 
@@ -248,6 +249,6 @@ def test_our_own_mistakes_cannot_be_sent() -> None:
         )
     with pytest.raises(ValueError, match="differ in size"):
         m.FrameEvent(
-            job_id=JOB, seq=1, index=0, number=0, chunk=0, rgb=np.zeros((2, 2, 3), np.uint8),
+            job_id=JOB, seq=1, index=0, number=0, chunk=0, attempt=1, rgb=np.zeros((2, 2, 3), np.uint8),
             depth=np.zeros((2, 3), np.float32), validity=np.zeros((2, 2), np.uint8),
         )  # fmt: skip

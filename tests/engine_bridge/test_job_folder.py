@@ -36,6 +36,7 @@ def frame(seq: int, number: int, size: tuple[int, int] = (9, 13)) -> m.FrameEven
         index=seq,
         number=number,
         chunk=0,
+        attempt=1,
         rgb=rng.integers(0, 256, (*size, 3), np.uint8),
         depth=rng.random(size, np.float32) * 10,
         validity=rng.integers(0, 256, size, np.uint8),

@@ -11,6 +11,7 @@ from engine_bridge.session import (
     FINAL,
     JOB_STATES,
     MAX_CREDIT_BYTES,
+    MAX_SUBSCRIPTIONS,
     ClientSession,
     Follower,
     JobTable,
@@ -29,17 +30,18 @@ def over_the_wire(message: object, direction: object) -> object:
 
 def joined(now_s: float = 0.0) -> tuple[ClientSession, ServerSession]:
     """A client's and a server's end after their handshake."""
-    client, server = ClientSession("test", "1", now_s), ServerSession(now_s)
+    client, server = ClientSession("test", "1", JOB, now_s), ServerSession(now_s)
     reply, request = server.receive(over_the_wire(client.hello(), m.ClientMessage), FACTS, now_s)  # type: ignore[arg-type]
     assert request is None
     assert client.receive(over_the_wire(reply, m.ServerMessage), now_s) is None  # type: ignore[arg-type]
     return client, server
 
 
-def info(number: int, state: m.JobState = "queued") -> m.JobInfo:
+def info(number: int, state: m.JobState = "queued", client: str = "", priority: int = 0) -> m.JobInfo:
     return m.JobInfo(
-        job_id=f"{number:032x}", state=state, created_s=0, frames=1, frames_done=0, last_seq=0, code="", message=""
-    )
+        job_id=f"{number:032x}", state=state, created_s=number, client=client, priority=priority, frames=1,
+        frames_done=0, last_seq=0, code="", message="",
+    )  # fmt: skip
 
 
 def test_hello_opens_both_ends() -> None:
@@ -59,7 +61,7 @@ def test_nothing_is_served_before_hello() -> None:
 
 
 def test_a_refusal_instead_of_welcome_is_raised_with_its_code() -> None:
-    client = ClientSession("test", "1", 0)
+    client = ClientSession("test", "1", JOB, 0)
     with pytest.raises(BridgeError) as caught:
         client.receive(m.Error(request_id=0, code="wrong_protocol_version", message="update the server."), 0)
     assert caught.value.code == "wrong_protocol_version"
@@ -151,7 +153,7 @@ def test_a_final_state_ends_a_follower(state: m.JobState) -> None:
     assert follower.ended
 
 
-def test_jobs_run_first_come_first_served() -> None:
+def test_jobs_of_one_client_run_first_come_first_served() -> None:
     jobs = JobTable()
     for number in range(3):
         jobs.add(info(number))
@@ -159,13 +161,56 @@ def test_jobs_run_first_come_first_served() -> None:
     assert jobs.next_queued is not None
     assert jobs.next_queued.job_id == f"{0:032x}"
     jobs.move(f"{0:032x}", "running")
-    assert jobs.running is not None
+    assert [job.job_id for job in jobs.running] == [f"{0:032x}"]
     jobs.move(f"{1:032x}", "cancelled", "cancelled", "by the user")
     assert jobs.position(f"{2:032x}") == 1
     jobs.move(f"{0:032x}", "done")
-    assert jobs.running is None
+    assert jobs.running == ()
     assert jobs.next_queued is not None
     assert jobs.next_queued.job_id == f"{2:032x}"
+
+
+def order(jobs: JobTable) -> list[int]:
+    """The numbers of the jobs in the order in which they get their turns, each with the position foretold for it."""
+    numbers = []
+    while (job := jobs.next_queued) is not None:
+        assert jobs.position(job.job_id) == 0
+        foretold = sorted((jobs.position(other.job_id), other.job_id) for other in jobs if other.state == "queued")
+        assert [position for position, _ in foretold] == list(range(len(foretold)))
+        assert foretold[0][1] == job.job_id
+        jobs.move(job.job_id, "running")
+        jobs.move(job.job_id, "done")
+        numbers.append(int(job.job_id, 16))
+    return numbers
+
+
+def test_clients_take_turns_however_many_jobs_one_of_them_has() -> None:
+    jobs = JobTable()
+    for number in range(6):
+        jobs.add(info(number, client="many"))
+    for number in (6, 7):
+        jobs.add(info(number, client="few"))
+    jobs.add(info(8, client="late"))
+    assert order(jobs) == [0, 6, 8, 1, 7, 2, 3, 4, 5]
+
+
+def test_priority_orders_ones_own_jobs_and_below_zero_yields_to_all() -> None:
+    jobs = JobTable()
+    for number, client, priority in (
+        (0, "a", -5), (1, "a", 0), (2, "a", 10), (3, "b", 0), (4, "b", -1), (5, "a", 10), (6, "b", 3),
+    ):  # fmt: skip
+        jobs.add(info(number, client=client, priority=priority))
+    assert order(jobs) == [2, 6, 5, 3, 1, 4, 0]
+
+
+def test_who_had_a_turn_waits_until_the_others_had_theirs() -> None:
+    jobs = JobTable()
+    jobs.add(info(0, client="a"))
+    jobs.move(f"{0:032x}", "running")
+    jobs.add(info(1, client="a"))
+    jobs.add(info(2, client="b"))
+    assert [jobs.position(f"{n:032x}") for n in (0, 1, 2)] == [0, 2, 1]
+    assert order(JobTable()) == []
 
 
 def test_only_moves_of_the_table_are_possible() -> None:
@@ -181,13 +226,42 @@ def test_only_moves_of_the_table_are_possible() -> None:
     assert {"done", "failed", "cancelled"} == FINAL
 
 
-def test_the_queue_has_an_end() -> None:
-    jobs = JobTable(max_queued=2)
-    jobs.add(info(1))
-    jobs.add(info(2))
+def test_the_queue_has_an_end_and_each_client_its_share_of_it() -> None:
+    jobs = JobTable(max_queued=3, max_queued_by_client=2)
+    for number, client in ((1, "a"), (2, "a")):
+        jobs.check_room(client)
+        jobs.add(info(number, client=client))
     with pytest.raises(BridgeError) as caught:
-        jobs.add(info(3))
+        jobs.check_room("a")
+    assert caught.value.code == "over_limit"
+    jobs.check_room("b")
+    jobs.add(info(3, client="b"))
+    with pytest.raises(BridgeError) as caught:
+        jobs.check_room("c")
     assert caught.value.code == "queue_full"
+    jobs.move(f"{1:032x}", "running")
+    jobs.check_room("a")
     with pytest.raises(BridgeError) as caught:
-        jobs[JOB]
+        jobs[f"{9:032x}"]
     assert caught.value.code == "unknown_job"
+
+
+def test_a_connection_follows_so_many_jobs_and_no_more() -> None:
+    _, server = joined()
+    for number in range(MAX_SUBSCRIPTIONS):
+        server.subscribe(m.Subscribe(request_id=1, job_id=f"{number:032x}", after_seq=0, credit_bytes=1))
+    server.subscribe(m.Subscribe(request_id=1, job_id=f"{0:032x}", after_seq=5, credit_bytes=1))
+    with pytest.raises(BridgeError) as caught:
+        server.subscribe(m.Subscribe(request_id=1, job_id=f"{MAX_SUBSCRIPTIONS:032x}", after_seq=0, credit_bytes=1))
+    assert caught.value.code == "over_limit"
+
+
+def test_what_a_client_calls_itself_cannot_forge_a_log() -> None:
+    server = ServerSession(0)
+    hello = m.Hello(
+        request_id=0, protocol_version=m.PROTOCOL_VERSION, client="a\nJob\x1b[31m", client_id=JOB, version="1"
+    )
+    server.receive(hello, FACTS, 0)
+    assert server.client == "a\ufffdJob\ufffd[31m 1"
+    assert server.owner == JOB
+    assert ServerSession(0, "anna").owner == "anna"

@@ -7,6 +7,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import attrs
+import numpy as np
 import pytest
 
 from engine_bridge import codec, store
@@ -17,6 +19,7 @@ from engine_bridge.store import EventLog, JobStore, StoredJob, StoredState
 from .shots import JOB, one_of_each
 
 SUBMIT = one_of_each()[2]
+BIG = np.zeros((64, 64, 3), np.uint8)
 
 
 def notice(seq: int) -> m.NoticeEvent:
@@ -109,30 +112,23 @@ def test_a_full_disk_keeps_every_event_before_it(job: StoredJob, monkeypatch: py
     assert [read(job.log, seq) for seq in range(1, 5)] == [notice(seq) for seq in range(1, 5)]
 
 
-def test_frames_are_counted_from_the_log(job: StoredJob) -> None:
-    frame = next(message for message in one_of_each() if isinstance(message, m.FrameEvent))
-    fill(job.log, 1)
-    with job.log.appending() as append:
-        append(codec.encode(frame))
-        append(codec.encode(frame))
-    assert job.log.count_frames() == 2
-
-
 @pytest.mark.parametrize("damage", ["a byte", "cut", "gone"])
-def test_frames_are_counted_up_to_the_first_damaged_event(job: StoredJob, damage: str) -> None:
-    frame = codec.encode(next(message for message in one_of_each() if isinstance(message, m.FrameEvent)))
+def test_small_events_are_had_up_to_the_first_damaged_one(job: StoredJob, damage: str) -> None:
+    frame = next(message for message in one_of_each() if isinstance(message, m.FrameEvent))
     with job.log.appending() as append:
-        for _ in range(4):
-            append(frame)
+        for seq in range(1, 5):
+            append(codec.encode(attrs.evolve(notice(seq), message="x" * 500)))
+            append(codec.encode(attrs.evolve(frame, rgb=BIG, depth=BIG[..., 0].astype("f4"), validity=BIG[..., 0])))
+    assert [event.seq for event in job.log.small_events(10_000)] == [1, 2, 3, 4]
     path = job.folder / "events.log"
     content = bytearray(path.read_bytes())
-    half = len(content) // 2
-    content[half + 8] ^= 1
+    start = content.index(b"x" * 500, len(content) // 2)
+    content[start] ^= 1
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes(content if damage == "a byte" else content[: half + 8])
-    assert job.log.count_frames() == (0 if damage == "gone" else 2)
+        path.write_bytes(content if damage == "a byte" else content[:start])
+    assert [event.seq for event in job.log.small_events(10_000)] == ([] if damage == "gone" else [1, 2])
 
 
 def test_only_the_newest_two_splat_files_are_kept(job: StoredJob) -> None:

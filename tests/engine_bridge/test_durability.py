@@ -1,0 +1,302 @@
+"""Nothing that was computed is lost: jobs go on after the death of worker, server or client, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import psutil
+import pytest
+
+from engine_bridge import messages as m
+from engine_bridge.client import Client, ConnectionLost
+from engine_bridge.commits import NOTHING, Commits
+from worldwarp_core.checkpoint import Checkpoint
+from worldwarp_core.errors import WorldWarpError
+
+from .conftest import RunningServer
+from .fake_engine import FakeEngine
+from .shots import shot
+from .talk import frames, logged, run, until, worker_process
+
+Connect = Callable[..., Client]
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL to die of")
+
+
+def noise(count: int = 23, **more: Any) -> Any:
+    """A shot whose every frame depends on all before it; 5 chunks of 5."""
+    return shot(count, prompt=more.pop("prompt", "noise slow=0.02"), **more)
+
+
+def uninterrupted(spec: Any) -> list[np.ndarray]:
+    calm = dataclasses.replace(spec, prompt="noise")
+    return [event.rgb for event in FakeEngine().generate(calm) if hasattr(event, "rgb")]
+
+
+def check_whole(events: list[Any], spec: Any) -> None:
+    """Every frame is there and final once, by the attempt that was committed, and as if nothing had happened."""
+    events = logged(events)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert (events[-1].state, events[-1].code) == ("done", "")
+    final: dict[int, np.ndarray] = {}
+    provisional: dict[int, m.FrameEvent] = {}
+    for event in events:
+        if isinstance(event, m.FrameEvent):
+            assert event.index not in final, "a final frame came again"
+            earlier = provisional.get(event.index)
+            assert earlier is None or earlier.attempt < event.attempt
+            provisional[event.index] = event
+        elif isinstance(event, m.ChunkCommitted):
+            ready = {index: frame for index, frame in provisional.items() if index < event.frames}
+            assert sorted([*final, *ready]) == list(range(event.frames))
+            assert all(frame.chunk == event.chunk and frame.attempt == event.attempt for frame in ready.values())
+            final |= {index: frame.rgb for index, frame in ready.items()}
+            provisional = {index: frame for index, frame in provisional.items() if index >= event.frames}
+    wanted = uninterrupted(spec)
+    assert len(final) == len(wanted)
+    for index, picture in enumerate(wanted):
+        assert (final[index] == picture).all(), index
+
+
+def test_each_chunk_is_committed_once_with_its_frames(connect: Connect, server: RunningServer) -> None:
+    client = connect()
+    job_id = client.submit(noise())
+    events = run(client, job_id)
+    check_whole(events, noise())
+    commits = [event for event in events if isinstance(event, m.ChunkCommitted)]
+    assert [(c.chunk, c.attempt, c.frames) for c in commits] == [(n, 1, min(5 * n + 5, 23)) for n in range(5)]
+    left = {path.name for path in (server.data_dir / job_id).iterdir()}
+    assert not [name for name in left if name.startswith("state_")] and "resume.json" not in left  # noqa: PT018
+
+
+@pytest.mark.parametrize("kind", [m.FrameEvent, m.ChunkCommitted, m.CacheEvent])
+def test_a_killed_worker_costs_no_more_than_its_chunk(connect: Connect, kind: type) -> None:
+    client = connect()
+    job_id = client.submit(noise())
+    seen = until(client, kind, 2 if kind is not m.FrameEvent else 8)
+    worker_process().kill()
+    rest = run(client, job_id)
+    check_whole(seen + rest, noise())
+    died = next(e for e in rest if isinstance(e, m.StateEvent) and e.state == "queued")
+    assert died.code == "worker_died"
+    assert "signal 9" in died.message
+    again = [frame.index for frame in frames(seen + rest) if frame.attempt == 2]
+    assert again[0] >= 5, "the first chunk was committed"
+    assert sum(event.code == "fake" for event in logged(seen + rest) if isinstance(event, m.NoticeEvent)) == 1
+
+
+def test_an_engine_that_saves_nothing_begins_anew(connect: Connect) -> None:
+    client = connect()
+    spec = noise(9, prompt="noise slow=0.05 forgetful")
+    job_id = client.submit(spec)
+    seen = until(client, m.FrameEvent, 6)
+    worker_process().kill()
+    got = frames(seen + run(client, job_id))
+    assert [frame.index for frame in got if frame.attempt == 2] == list(range(9))
+    for frame, picture in zip(got[-9:], uninterrupted(spec), strict=True):
+        assert (frame.rgb == picture).all()
+
+
+def test_damaged_states_are_said_and_final_frames_stay_final(connect: Connect, server: RunningServer) -> None:
+    client = connect()
+    job_id = client.submit(noise())
+    seen = until(client, m.ChunkCommitted, 2)
+    worker_process().suspend()
+    folder = server.data_dir / job_id
+    for path in folder.glob("state_*.npz"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    worker_process().kill()
+    events = seen + run(client, job_id)
+    assert any(isinstance(event, m.NoticeEvent) and event.code == "starts_over" for event in events)
+    check_whole(events, noise())
+
+
+def test_a_commit_that_died_before_it_was_told_is_told_once(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    server = start_server(stop_grace_s=0)
+    with Client(server.address) as client:
+        job_id = client.submit(noise())
+        until(client, m.ChunkCommitted, 2)
+    server.stop()
+    # As if the worker had died between saving the state of the second chunk and appending the message.
+    log = server.server._store.open(job_id).log
+    last = max(e.seq for e in log.small_events() if isinstance(e, m.ChunkCommitted))
+    index = server.data_dir / job_id / "events.index"
+    index.write_bytes(index.read_bytes()[: 16 * (last - 1)])
+    again = start_server()
+    with Client(again.address) as client:
+        client.subscribe(job_id)
+        check_whole(run(client, job_id), noise())
+
+
+def test_a_stopped_server_lets_the_chunk_be_committed_and_a_new_one_goes_on(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    server = start_server()
+    with Client(server.address, gone_timeout_s=30) as client:
+        job_id = client.submit(noise())
+        seen = until(client, m.FrameEvent, 7)
+        server.stop()
+        seen += client.poll()
+        assert sum(isinstance(event, m.ChunkCommitted) for event in seen) == 2, "the second chunk was made whole"
+        start_server(address=server.address)
+        rest = run(client, job_id)
+        check_whole(seen + rest, noise())
+        stopped = next(e for e in seen + rest if isinstance(e, m.StateEvent) and e.code == "server_stopped")
+        assert stopped.state == "queued"
+
+
+def test_a_server_told_twice_leaves_at_once(start_server: Callable[..., RunningServer]) -> None:
+    server = start_server()
+    with Client(server.address) as client:
+        client.submit(noise(prompt="wait"))
+        until(client, m.Progress)
+        asked_s = time.monotonic()
+        server.server.stop()
+        server.stop()
+        assert time.monotonic() - asked_s < 5
+
+
+def _serve(data_dir: str, address: str) -> None:
+    RunningServer(Path(data_dir), address=address)
+
+
+def test_a_killed_server_takes_its_worker_along_and_the_next_goes_on(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    context = multiprocessing.get_context("spawn")
+
+    def start() -> Any:
+        process = context.Process(target=_serve, args=(str(tmp_path / "jobs"), address))
+        process.start()
+        return process
+
+    process = start()
+    try:
+        with Client(address, connect_timeout_s=30, gone_timeout_s=30) as client:
+            job_id = client.submit(noise())
+            seen = until(client, m.FrameEvent, 8)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            process.join()
+            _, alive = psutil.wait_procs(workers, timeout=10)
+            assert not alive
+            process = start()
+            rest = run(client, job_id)
+            assert any(isinstance(event, ConnectionLost) for event in seen + rest)
+            check_whole(seen + rest, noise())
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_a_few_random_kills_lose_no_frame(connect: Connect) -> None:
+    """The short version of `bench_bridge.py --kills`."""
+    rng = random.Random(4)
+    client = connect()
+    events: list[Any] = []
+    job_id = client.submit(noise())
+    for _ in range(3):
+        events += until(client, m.ChunkCommitted)
+        time.sleep(rng.uniform(0, 0.15))
+        worker_process().kill()
+    check_whole(events + run(client, job_id), noise())
+
+
+# ---------------------------------------------------------------- resume
+
+
+def test_a_failed_job_goes_on_when_it_is_resumed(connect: Connect) -> None:
+    client = connect()
+    spec = noise(prompt="noise full=12")
+    job_id = client.submit(spec)
+    seen = run(client, job_id)
+    assert (seen[-1].state, seen[-1].code) == ("failed", "disk_full")
+    client.resume(job_id, after_seq=seen[-1].seq)
+    rest = run(client, job_id)
+    check_whole(seen + rest, spec)
+    # Who comes later hears of the job's one end, not of the one that it left again.
+    late = connect()
+    late.subscribe(job_id)
+    events = run(late, job_id)
+    assert events[-1].state == "done"
+    assert not any(isinstance(event, m.StateEvent) and event.state == "failed" for event in events)
+
+
+def test_a_cancelled_job_can_be_resumed_and_a_done_one_stays_done(connect: Connect) -> None:
+    client = connect()
+    job_id = client.submit(noise())
+    seen = until(client, m.FrameEvent, 8)
+    client.cancel(job_id)
+    seen += run(client, job_id)
+    assert seen[-1].state == "cancelled"
+    client.resume(job_id, after_seq=seen[-1].seq)
+    everything = seen + run(client, job_id)
+    check_whole(everything, noise())
+    client.resume(job_id)
+    assert frames(run(client, job_id)) == frames(everything)
+
+
+# ---------------------------------------------------------------- states on disk
+
+
+def test_only_the_states_that_are_needed_stay(tmp_path: Path) -> None:
+    commits = Commits(tmp_path)
+    assert commits.read() == NOTHING
+    assert commits.load() is None
+    commits.save(Checkpoint(0, "fitted", 0, {"a": np.zeros(3), "b": np.zeros(1)}), 1)
+    assert commits.read().frames == 0
+    commits.save(Checkpoint(0, "made", 5, {"b": np.ones(2)}), 1)
+    assert (commits.read().frames, len(commits.read().row)) == (5, 2)
+    loaded = commits.load()
+    assert loaded is not None
+    assert (loaded.stage, loaded.frames, len(loaded.arrays["a"]), len(loaded.arrays["b"])) == ("made", 5, 3, 2)
+    commits.save(Checkpoint(0, "fitted", 5, {"a": np.ones(4)}), 2)
+    assert commits.read().frames == 5
+    assert len(list(tmp_path.glob("state_*"))) == 1
+    commits.clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"chunk": 1}', '{"chunk":0,"attempt":1,"frames":5,"row":[["../x","0"]]}']
+)
+def test_a_damaged_list_of_states_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "resume.json").write_text(text)
+    assert Commits(tmp_path).read() == NOTHING
+
+
+def test_a_state_whose_file_is_gone_is_damage(tmp_path: Path) -> None:
+    commits = Commits(tmp_path)
+    commits.save(Checkpoint(0, "fitted", 0, {"a": np.zeros(3)}), 1)
+    (tmp_path / json.loads((tmp_path / "resume.json").read_text())["row"][0][0]).unlink()
+    with pytest.raises(WorldWarpError) as caught:
+        commits.load()
+    assert caught.value.code == "bad_checkpoint"
+
+
+def test_a_client_that_comes_back_goes_on_after_what_it_has(connect: Connect) -> None:
+    first = connect()
+    job_id = first.submit(noise())
+    seen = logged(until(first, m.FrameEvent, 9))
+    first.close()
+    second = connect()
+    second.submit(noise(), job_id=job_id, after_seq=seen[-1].seq)
+    rest = logged(run(second, job_id))
+    assert rest[0].seq == seen[-1].seq + 1
+    check_whole(seen + rest, noise())
+    assert attrs.evolve(second.list_jobs()[0], message="").frames_done == 23
