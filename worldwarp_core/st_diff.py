@@ -223,6 +223,8 @@ class StDiffFill:
         prompt, *negatives = models.text.embed(texts).to(models.device).split(1)
         negative = negatives[0] if guided else None
         encoded = models.autoencoder.encode(clip.rgb).to(models.device)
+        if models.device.type == "cuda":
+            torch.cuda.synchronize(models.device)  # a step is reported when it is done
         yield FillStep("encode", 1, 1)
         sigma_map = build_sigma_map(
             clip.validity,

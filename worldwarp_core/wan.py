@@ -247,8 +247,7 @@ def _choose_plan(vram: str, device: torch.device) -> MemoryPlan:
         choose_plan(vram, 0)  # refuses what is no size
         return ON_CPU
     plan = choose_plan(vram, torch.cuda.mem_get_info(device)[0] / GIB)
-    if vram != AUTO:
-        limit_memory(plan.gib, device)
+    limit_memory(float("inf") if vram == AUTO else plan.gib, device)
     return plan
 
 
