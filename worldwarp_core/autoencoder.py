@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Protocol
 
@@ -110,9 +112,13 @@ class WanAutoencoder:
         shape = (1, self.channels, 1, 1, 1)
         self._mean = torch.tensor(vae.config["latents_mean"], device=self.device).view(shape)
         self._std = torch.tensor(vae.config["latents_std"], device=self.device).view(shape)
+        fused = self.device.type == "cuda" and not options.compile and find_spec("triton") is not None
+        self._encode_first: Step = partial(encode_step, fused=fused)
+        self._decode_first: Step = partial(decode_step, fused=fused)
         # The first step has other shapes and little to do: not worth a compilation of its own.
-        self._encode_more: Step = torch.compile(encode_step, dynamic=False) if options.compile else encode_step
-        self._decode_more: Step = torch.compile(decode_step, dynamic=False) if options.compile else decode_step
+        compiled = partial(torch.compile, dynamic=False)
+        self._encode_more: Step = compiled(encode_step) if options.compile else self._encode_first
+        self._decode_more: Step = compiled(decode_step) if options.compile else self._decode_first
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -131,7 +137,7 @@ class WanAutoencoder:
             # Causal: frames after the clip's end change nothing before it, and every step has the same shapes.
             group = _padded(group, 1 if start == 0 else FRAMES_PER_LATENT * self.options.group)
             pictures = (group * 2 - 1).to(self.dtype).movedim(-1, 0)[None]
-            step = encode_step if start == 0 else self._encode_more
+            step = self._encode_first if start == 0 else self._encode_more
             parts = []
             for i in range(len(tiles)):
                 with _tuned():
@@ -151,7 +157,7 @@ class WanAutoencoder:
             group = latents[:, :, start:stop].to(self.device) * self._std + self._mean
             group = _padded(group.movedim(2, 0), 1 if start == 0 else self.options.group).movedim(0, 2)
             group = group.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
-            step = decode_step if start == 0 else self._decode_more
+            step = self._decode_first if start == 0 else self._decode_more
             parts = []
             for i in range(len(tiles)):
                 with _tuned():

@@ -69,43 +69,49 @@ def to_channels_last(vae: AutoencoderKLWan) -> None:
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
-def encode_step(vae: AutoencoderKLWan, pictures: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+def encode_step(
+    vae: AutoencoderKLWan, pictures: Tensor, memory: Memory | None, fused: bool = False
+) -> tuple[Tensor, Memory]:
     """Returns the latents of a clip's next frames, and what the step after needs.
 
     Args:
         vae: whose encoder runs.
         pictures: (1, 3, T, H, W) in [-1, 1] in the weights' precision: T is 1 where `memory` is None, else 4n.
         memory: of the step before; None begins a clip.
+        fused: by the kernels of autoencoder_kernels.py; CUDA only.
 
     Returns:
         (1, C, 1 or n, H/8, W/8), the mean of the posterior, not normalised.
     """
     first = memory is None
     assert pictures.shape[2] == 1 if first else pictures.shape[2] % FRAMES_PER_LATENT == 0, (pictures.shape, first)
-    flow = _Flow(memory)
+    flow = _Flow(memory, fused)
     encoder: Any = vae.encoder
     x = flow.convolve(encoder.conv_in, pictures)
     for layer in encoder.down_blocks:
         x = _residual(layer, x, flow) if isinstance(layer, WanResidualBlock) else _downsample(layer, x, flow)
     x = _middle(encoder.mid_block, x, flow)
-    x = flow.convolve(encoder.conv_out, _normalised(encoder.norm_out, x))
+    x = flow.normalise_and_convolve(encoder.norm_out, encoder.conv_out, x)
     mean = _plain(vae.quant_conv, x)[:, : vae.config["z_dim"]]
     return mean, flow.remembered
 
 
-def decode_step(vae: AutoencoderKLWan, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+def decode_step(
+    vae: AutoencoderKLWan, latents: Tensor, memory: Memory | None, fused: bool = False
+) -> tuple[Tensor, Memory]:
     """Returns the frames of a clip's next latents, and what the step after needs.
 
     Args:
         vae: whose decoder runs.
         latents: (1, C, n, H/8, W/8), not normalised, in the weights' precision: n is 1 where `memory` is None.
         memory: of the step before; None begins a clip.
+        fused: by the kernels of autoencoder_kernels.py; CUDA only.
 
     Returns:
         (1, 3, 1 or 4n, H, W) in about [-1, 1].
     """
     assert memory is not None or latents.shape[2] == 1, latents.shape
-    flow = _Flow(memory)
+    flow = _Flow(memory, fused)
     decoder: Any = vae.decoder
     x = flow.convolve(decoder.conv_in, _plain(vae.post_quant_conv, latents))
     x = _middle(decoder.mid_block, x, flow)
@@ -114,15 +120,16 @@ def decode_step(vae: AutoencoderKLWan, latents: Tensor, memory: Memory | None) -
             x = _residual(layer, x, flow)
         if block.upsamplers is not None:
             x = _upsample(block.upsamplers[0], x, flow)
-    x = flow.convolve(decoder.conv_out, _normalised(decoder.norm_out, x))
+    x = flow.normalise_and_convolve(decoder.norm_out, decoder.conv_out, x)
     return x, flow.remembered
 
 
 class _Flow:
     """The walk of one step through the network: hands each causal convolution its past and keeps what it saw."""
 
-    def __init__(self, memory: Memory | None) -> None:
+    def __init__(self, memory: Memory | None, fused: bool) -> None:
         self.first = memory is None
+        self.fused = fused
         self._memory: Memory = memory or []
         self.remembered: Memory = []
 
@@ -136,22 +143,37 @@ class _Flow:
 
     def convolve(self, conv: WanCausalConv3d, x: Tensor) -> Tensor:
         """A causal convolution that keeps the number of frames."""
-        depth = conv.kernel_size[0] - 1
-        past = torch.zeros_like(x[:, :, :1]).expand(-1, -1, depth, -1, -1) if self.first else self.past()
-        x = torch.cat([past, x], 2)
-        self.remember(x[:, :, -depth:])
+        x = torch.cat([self._past_of(conv, x), x], 2)
+        self.remember(x[:, :, 1 - conv.kernel_size[0] :])
         return _plain(conv, x)
+
+    def normalise_and_convolve(self, norm: WanRMS_norm, conv: WanCausalConv3d, x: Tensor) -> Tensor:
+        """The same, of the SiLU of the normalised channels."""
+        if not self.fused:
+            return self.convolve(conv, F.silu(_rms(norm, x)))
+        assert conv.bias is not None
+        return self.fused_convolution(norm, conv, x, None) + conv.bias[:, None, None, None]
+
+    def fused_convolution(self, norm: WanRMS_norm, conv: WanCausalConv3d, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The same of `x + bias`, and without the convolution's own bias: whoever comes next adds it on the way."""
+        from .autoencoder_kernels import normalise_and_convolve  # needs triton, which torch brings where it brings CUDA
+
+        past = self._past_of(conv, x)
+        x, last = normalise_and_convolve(conv, x, bias, norm.gamma.flatten(), past, EPSILON)
+        self.remembered.append(last)
+        return x
+
+    def _past_of(self, conv: WanCausalConv3d, x: Tensor) -> Tensor:
+        """What `conv`, the next in line, saw last; nothing but zeros at the beginning."""
+        if not self.first:
+            return self.past()
+        return torch.zeros_like(x[:, :, :1]).expand(-1, -1, conv.kernel_size[0] - 1, -1, -1)
 
 
 def _plain(conv: WanCausalConv3d, x: Tensor) -> Tensor:
     """The convolution itself: padded in space by the kernel, in time by what the caller put in front."""
     pad = int(conv._padding[0])
     return F.conv3d(x, conv.weight, conv.bias, conv.stride, (0, pad, pad))
-
-
-def _normalised(norm: WanRMS_norm, x: Tensor) -> Tensor:
-    """SiLU of the normalised channels, as it stands before nearly every convolution."""
-    return F.silu(_rms(norm, x))
 
 
 def _rms(norm: WanRMS_norm, x: Tensor) -> Tensor:
@@ -161,9 +183,21 @@ def _rms(norm: WanRMS_norm, x: Tensor) -> Tensor:
 
 def _residual(block: WanResidualBlock, x: Tensor, flow: _Flow) -> Tensor:
     shortcut = _plain(block.conv_shortcut, x) if isinstance(block.conv_shortcut, WanCausalConv3d) else x
-    x = flow.convolve(block.conv1, _normalised(block.norm1, x))
-    x = flow.convolve(block.conv2, _normalised(block.norm2, x))
+    if flow.fused:
+        return _fused_residual(block, x, shortcut, flow)
+    x = flow.normalise_and_convolve(block.norm1, block.conv1, x)
+    x = flow.normalise_and_convolve(block.norm2, block.conv2, x)
     return x + shortcut
+
+
+def _fused_residual(block: WanResidualBlock, x: Tensor, shortcut: Tensor, flow: _Flow) -> Tensor:
+    """The same in five kernels; each bias rides on the kernel after its convolution."""
+    from .autoencoder_kernels import add_residual
+
+    assert block.conv2.bias is not None
+    x = flow.fused_convolution(block.norm1, block.conv1, x, None)
+    x = flow.fused_convolution(block.norm2, block.conv2, x, block.conv1.bias)
+    return add_residual(x, block.conv2.bias, shortcut)
 
 
 def _middle(block: WanMidBlock, x: Tensor, flow: _Flow) -> Tensor:

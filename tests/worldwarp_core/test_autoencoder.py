@@ -131,9 +131,9 @@ def test_every_step_after_the_first_is_one_and_the_same_graph(vae, step):
 def test_a_frame_leaves_before_the_latents_after_it_are_decoded(vae, monkeypatch):
     steps = []
 
-    def counted(model, latents, memory):
+    def counted(model, latents, memory, fused):
         steps.append(latents.shape[2])
-        return wan_streaming.decode_step(model, latents, memory)
+        return wan_streaming.decode_step(model, latents, memory, fused)
 
     monkeypatch.setattr("worldwarp_core.autoencoder.decode_step", counted)
     decoding = WanAutoencoder(vae).decode(latents_of(6))
@@ -148,9 +148,9 @@ def test_a_frame_leaves_before_the_latents_after_it_are_decoded(vae, monkeypatch
 def test_encoding_holds_one_group_of_frames_at_a_time(vae, monkeypatch):
     lengths = []
 
-    def counted(model, pictures, memory):
+    def counted(model, pictures, memory, fused):
         lengths.append(pictures.shape[2])
-        return wan_streaming.encode_step(model, pictures, memory)
+        return wan_streaming.encode_step(model, pictures, memory, fused)
 
     monkeypatch.setattr("worldwarp_core.autoencoder.encode_step", counted)
     WanAutoencoder(vae, AutoencoderOptions(group=2)).encode(clip(13))
