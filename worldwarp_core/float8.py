@@ -7,6 +7,8 @@ the activations' own. Three mantissa bits are what remains of each factor: an ap
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,15 @@ from .errors import WorldWarpError
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FLOAT8).max
+
+
+class Float8Rows(NamedTuple):
+    """A (..., k) tensor whose last dimension is quantised."""
+
+    rows: Tensor  # (m, k) float8
+    scale: Tensor  # (m, 1) float32, which brings the rows back
+    shape: torch.Size  # without k
+    dtype: torch.dtype  # before, and of what comes of it
 
 
 def quantise_linears(module: nn.Module) -> None:
@@ -46,20 +57,21 @@ class Float8Linear(nn.Module):
         super().__init__()
         assert (linear.in_features % 16, linear.out_features % 16) == (0, 0), linear
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight, scale = to_float8(linear.weight.detach())
-        self.register_buffer("weight", weight)
-        self.register_buffer("weight_scale", scale.T.contiguous())
+        weight = quantise_rows(linear.weight.detach())
+        self.register_buffer("weight", weight.rows)
+        self.register_buffer("weight_scale", weight.scale.T.contiguous())
         self.bias = linear.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows, scale = to_float8(x.flatten(0, -2))
+    def forward(self, x: Tensor | Float8Rows) -> Tensor:
+        x = x if isinstance(x, Float8Rows) else quantise_rows(x)
         answer = torch._scaled_mm(
-            rows, self.weight.T, scale, self.weight_scale, bias=self.bias, out_dtype=x.dtype, use_fast_accum=True
+            x.rows, self.weight.T, x.scale, self.weight_scale, bias=self.bias, out_dtype=x.dtype, use_fast_accum=True
         )
-        return answer.unflatten(0, x.shape[:-1])
+        return answer.unflatten(0, x.shape)
 
 
-def to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(m, k) -> (m, k) float8 and (m, 1) float32 scales that bring it back."""
-    scale = rows.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / LARGEST
-    return (rows.float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8), scale
+def quantise_rows(x: Tensor) -> Float8Rows:
+    """(..., k) -> its rows in float8."""
+    scale = x.flatten(0, -2).abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / LARGEST
+    rows = (x.flatten(0, -2).float() / scale).clamp(-LARGEST, LARGEST).to(FLOAT8)
+    return Float8Rows(rows, scale, x.shape[:-1], x.dtype)

@@ -40,11 +40,13 @@ class TransformerOptions:
         attention: a backend of diffusers ("native", "_native_cudnn", "_native_flash", "sage", ...), or "auto": cuDNN's
             on GPUs of compute capability 9 or more in half precision, where it takes 3.1 ms against FlashAttention's
             5.4 (17,550 tokens, 12 heads of 128, H100); torch's choice elsewhere.
+        fused: on CUDA, own kernels for what surrounds attention and matrix products (see fused.py); inference alone.
         fp8: the blocks' linear layers in float8 (compute capability 8.9 or more): an approximation.
     """
 
     compile: bool = False
     attention: str = "auto"
+    fused: bool = False
     fp8: bool = False
 
     def __post_init__(self) -> None:
@@ -68,15 +70,17 @@ def prepare_transformer(
             "bad_weights",
             "This is a Wan image-to-video transformer; a text-to-video one is needed, such as Wan2.1-T2V.",
         )
+    assert model.config["cross_attn_norm"] or not options.fused, "the fused block has a norm there"
     prepared: Any = model
     prepared.__class__ = WorldWarpTransformer
     prepared.modulate = modulate
     parameter = next(prepared.blocks.parameters())
     attention = _choose_attention(model.dtype, parameter.device) if options.attention == "auto" else options.attention
+    block_class, processor_class = _fused_classes() if options.fused else (LevelBlock, AttentionProcessor)
     for block in prepared.blocks:
-        block.__class__ = LevelBlock
+        block.__class__ = block_class
         for attn in (block.attn1, block.attn2):
-            attn.set_processor(AttentionProcessor(AttentionBackendName(attention)))
+            attn.set_processor(processor_class(AttentionBackendName(attention)))
     if options.fp8:
         quantise_linears(prepared.blocks)
     if options.compile:
@@ -90,7 +94,7 @@ def prepare_transformer(
 class WorldWarpTransformer(WanTransformer3DModel):
     """A `WanTransformer3DModel` that `prepare_transformer` has changed over; never made directly."""
 
-    _repeated_blocks = ["LevelBlock"]  # noqa: RUF012
+    _repeated_blocks = ["LevelBlock", "FusedBlock"]  # noqa: RUF012
     _cp_plan = {  # noqa: RUF012
         **{name: plan for name, plan in WanTransformer3DModel._cp_plan.items() if name != ""},
         "": {"index": ContextParallelInput(split_dim=1, expected_dims=2, split_output=False)},
@@ -111,6 +115,7 @@ class WorldWarpTransformer(WanTransformer3DModel):
         """
         patch = self.config["patch_size"]
         clip = [side // size for side, size in zip(hidden_states.shape[2:], patch, strict=True)]
+        index = index.contiguous()  # a part of it, under context parallelism
         rotary = self.rope(hidden_states)
         tokens = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
         time, modulation, text, _ = self.condition_embedder(levels, encoder_hidden_states)
@@ -171,19 +176,23 @@ class AttentionProcessor:
         rotary_emb: Rotary | None = None,
     ) -> Tensor:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        if encoder_hidden_states is None and getattr(attn, "fused_projections", False):
-            query, key, value = attn.to_qkv(hidden_states).chunk(3, -1)
+        query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
+        if rotary_emb is None:
+            query, key = (x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key)))
         else:
-            query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
-        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key), value))
-        if rotary_emb is not None:
-            query, key = rotate(query, *rotary_emb), rotate(key, *rotary_emb)
+            query, key = self.norm_and_rotate(attn, query, key, rotary_emb)
+        value = value.unflatten(-1, (attn.heads, -1))
         parallel = self._parallel_config if encoder_hidden_states is None else None
         if self._attention_backend is AttentionBackendName._NATIVE_CUDNN and parallel is None:
             answer = _cudnn_attention(query, key, value)
         else:
             answer = dispatch_attention_fn(query, key, value, backend=self._attention_backend, parallel_config=parallel)
         return attn.to_out[0](answer.flatten(2, 3).type_as(query))
+
+    def norm_and_rotate(self, attn: Any, query: Tensor, key: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        """Two (B, L, D), normalised over all heads and rotated: (B, L, heads, D / heads)."""
+        query, key = (x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key)))
+        return rotate(query, *rotary), rotate(key, *rotary)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -198,6 +207,12 @@ def _cudnn_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.CUDNN_ATTENTION):
         answer = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
     return answer.transpose(1, 2)
+
+
+def _fused_classes() -> tuple[type[LevelBlock], type[AttentionProcessor]]:
+    from .fused import FusedAttentionProcessor, FusedBlock  # needs triton, which torch brings where it brings CUDA
+
+    return FusedBlock, FusedAttentionProcessor
 
 
 def _choose_attention(dtype: torch.dtype, device: torch.device) -> str:

@@ -1,0 +1,168 @@
+"""How long one forward of the transformer takes: `python -m tests.benchmarks.bench_transformer [--repeats N]`.
+
+Random weights of the real 1.3 B size in bf16 on a GPU, 49 frames at 720x480: latents (1, 16, 13, 60, 90), 17,550
+tokens at three noise levels. The stock model gets a timestep for each token, ours the levels and an index. Median and
+range of the times after compilation, in milliseconds, peak memory of the device, and by how much the answer
+differs from the stock model's in bf16, relative to its norm; how much that itself differs from float32 says what is
+rounding. Writes results/transformer_<hardware>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from torch import Tensor
+
+from tests.benchmarks.provenance import hardware_name, provenance
+from worldwarp_core.transformer import TransformerOptions, prepare_transformer
+
+CONFIG = {
+    "num_attention_heads": 12,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 8960,
+    "num_layers": 30,
+}
+LATENTS = (16, 13, 60, 90)
+TOKENS = 13 * 30 * 45
+FLOOR_MS = 137.0
+"""The arithmetic at the 780 TFLOP/s that bf16 products reach on an H100."""
+
+VARIANTS: dict[str, TransformerOptions] = {
+    "eager": TransformerOptions(),
+    "compiled": TransformerOptions(compile=True),
+    "compiled, FlashAttention": TransformerOptions(compile=True, attention="_native_flash"),
+    "fused": TransformerOptions(fused=True),
+    "fused, compiled": TransformerOptions(compile=True, fused=True),
+    "compiled, float8": TransformerOptions(compile=True, fp8=True),
+    "fused, compiled, float8": TransformerOptions(compile=True, fused=True, fp8=True),
+}
+TWICE = ("compiled", "fused, compiled")
+"""Measured with two clips at once too, as guidance may ask."""
+
+
+def random_wan(dtype: torch.dtype = torch.bfloat16) -> WanTransformer3DModel:
+    """The real size with random weights, in the precisions that diffusers loads it in."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = WanTransformer3DModel(**CONFIG).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if not any(kept in name for kept in WanTransformer3DModel._keep_in_fp32_modules):
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def copy_of(model: WanTransformer3DModel) -> WanTransformer3DModel:
+    """Another model on the same weights, to be prepared another way."""
+    with torch.device("meta"):
+        copy = WanTransformer3DModel(**CONFIG)
+    copy.load_state_dict(model.state_dict(), assign=True)
+    copy.rope = model.rope  # its buffers are in no state dict
+    return copy.eval().requires_grad_(False)
+
+
+def random_clip(batch: int = 1) -> dict[str, Tensor]:
+    """A call at a step of the plain method: two latent frames of history, the rest about half valid."""
+    generator = torch.Generator("cuda").manual_seed(1)
+    index = torch.randint(0, 2, (1, TOKENS), device="cuda", generator=generator)
+    index[:, : 2 * TOKENS // 13] = 2
+    return {
+        "hidden_states": torch.randn(1, *LATENTS, device="cuda", generator=generator)
+        .bfloat16()
+        .repeat(batch, 1, 1, 1, 1),
+        "levels": torch.tensor([1000.0, 957.188964, 0.0, 0.0], device="cuda"),
+        "index": index.repeat(batch, 1),
+        "encoder_hidden_states": torch.randn(batch, 512, 4096, device="cuda", generator=generator).bfloat16(),
+    }
+
+
+@torch.no_grad()
+def bench_transformer(repeats: int = 10) -> dict[str, Any]:
+    """By variant: milliseconds, seconds of the first call, peak memory and deviation from the stock model."""
+    stock, clip = random_wan(), random_clip()
+    want = ask_stock(stock, clip)
+    results = {"stock, eager": measure(lambda: ask_stock(stock, clip), want, repeats)}
+    exact = ask_stock(copy_of(stock).float(), {name: _widened(t) for name, t in clip.items()})
+    rounding = deviation(want, exact)
+    del exact
+
+    compiled = copy_of(stock)
+    compiled.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    results["stock, compiled"] = measure(lambda: ask_stock(compiled, clip), want, repeats)
+    for name, options in VARIANTS.items():
+        torch._dynamo.reset()
+        model = prepare_transformer(copy_of(stock), options)
+        results[name] = measure(lambda: model(**clip), want, repeats)  # noqa: B023
+        if name in TWICE:
+            two = random_clip(2)
+            results[f"{name}, two clips at once"] = measure(lambda: model(**two), want, repeats)  # noqa: B023
+    return {"tokens": TOKENS, "floor_ms": FLOOR_MS, "stock_deviation_from_float32": rounding, "variants": results}
+
+
+def ask_stock(model: WanTransformer3DModel, clip: dict[str, Tensor]) -> Tensor:
+    """The stock model's answer, a timestep given for each token."""
+    timestep = clip["levels"][clip["index"]]
+    return model(clip["hidden_states"], timestep, clip["encoder_hidden_states"], return_dict=False)[0]
+
+
+def measure(ask: Callable[[], Tensor], want: Tensor, repeats: int) -> dict[str, float]:
+    started = time.perf_counter()
+    answer = ask()
+    torch.cuda.synchronize()
+    first_s = time.perf_counter() - started
+    ask()
+    torch.cuda.reset_peak_memory_stats()
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        ask()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return {
+        "median_ms": round(statistics.median(times), 2),
+        "low_ms": round(min(times), 2),
+        "high_ms": round(max(times), 2),
+        "first_s": round(first_s, 1),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "deviation": deviation(answer[:1], want),
+    }
+
+
+def deviation(answer: Tensor, want: Tensor) -> float:
+    """Relative to the norm of what is wanted."""
+    return float(f"{((answer.float() - want.float()).norm() / want.float().norm()).item():.3g}")
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    result = bench_transformer(arguments.repeats)
+    where = provenance()
+    path = arguments.out / f"transformer_{hardware_name(where['gpu'], where['cores'])}.json"
+    path.write_text(json.dumps({**where, "repeats": arguments.repeats, **result}, indent=2) + "\n")
+    for name, row in result["variants"].items():
+        print(f"{name:36s} {row['median_ms']:8.1f} ms  {row['peak_gib']:6.2f} GiB  deviation {row['deviation']:.1e}")
+    print(f"stock bf16 against float32: {result['stock_deviation_from_float32']:.1e}", path, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
