@@ -55,7 +55,7 @@ class LoraFile:
 
 @torch.no_grad()
 def apply_loras(transformer: WanTransformer3DModel, loras: Sequence[LoraFile]) -> None:
-    """Adds LoRAs, each times its scale, to the transformer's weights. All of them or, on any error, none.
+    """Adds LoRAs, each times its scale, to the transformer's weights. All of them or, on any error, none (to rounding).
 
     Raises:
         WorldWarpError: `no_weights`, `bad_weights` (an unreadable file), `bad_lora` (no LoRA, of another architecture,
@@ -70,7 +70,11 @@ def apply_loras(transformer: WanTransformer3DModel, loras: Sequence[LoraFile]) -
         for name, tensors in zip(names, read, strict=True):
             model.load_lora_adapter(tensors, prefix="transformer", adapter_name=name)
         model.set_adapters(names, [lora.scale for lora in loras])
-        model.fuse_lora(safe_fusing=True, adapter_names=names)
+        try:
+            model.fuse_lora(safe_fusing=True, adapter_names=names)
+        except BaseException:
+            model.unfuse_lora()  # the layers that it has reached
+            raise
     finally:
         # What has been fused stays in the weights; what has not is gone.
         model.unload_lora()
