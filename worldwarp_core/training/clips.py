@@ -135,35 +135,35 @@ def warp_clips(
     seeds: list[int], rgb: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, settings: WarpSettings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Priors (n, T, 3, H, W), validity (n, T, H, W), sources (n, S) and exactness (n,) of clips."""
-    priors, masks, picked, exact = [], [], [], []
-    for i, seed in enumerate(seeds):
-        hand = np.random.default_rng([seed, 2])
-        chosen = _draw_sources(hand, len(K[i]), settings)
-        right = bool(hand.random() < settings.exact)
-        unique = sorted(set(chosen))
-        take = torch.tensor(unique, device=rgb.device)
-        geometry, keep, poses = depth[i, take], torch.ones_like(depth[i, take], dtype=torch.bool), c2w[i]
-        if not right:
-            generator = torch.Generator(device=rgb.device).manual_seed(int(hand.integers(1 << 62)))
-            geometry, keep, poses = _wrong_geometry(hand, generator, geometry, keep, poses, unique)
-        prior, there = forward_warp(
-            rgb[i : i + 1, take], geometry[None], keep[None], K[i : i + 1, take], c2w[i : i + 1, take], K[i : i + 1],
-            poses[None],
-        )  # fmt: skip
-        prior, mask = prior[0], there[0].to(rgb.dtype)
-        if not right:
-            prior, mask = _wrong_look(hand, generator, prior, mask)
-        priors.append(prior)
-        masks.append(mask)
-        picked.append(chosen)
-        exact.append(right)
-    device = rgb.device
-    return (
-        torch.stack(priors),
-        torch.stack(masks),
-        torch.tensor(picked, device=device),
-        torch.tensor(exact, device=device),
-    )
+    hands = [np.random.default_rng([seed, 2]) for seed in seeds]
+    picked = [_draw_sources(hand, K.shape[1], settings) for hand in hands]
+    exact = [bool(hand.random() < settings.exact) for hand in hands]
+    generators: list[torch.Generator | None] = [None] * len(seeds)
+    prior = torch.empty_like(rgb)
+    mask = torch.empty(depth.shape, dtype=rgb.dtype, device=rgb.device)
+    # clips with as many sources are warped together
+    for count in sorted({len(set(sources)) for sources in picked}):
+        members = [i for i, sources in enumerate(picked) if len(set(sources)) == count]
+        clips = torch.tensor(members, device=rgb.device)
+        frames = torch.tensor([sorted(set(picked[i])) for i in members], device=rgb.device)
+        row = clips[:, None]
+        geometry, targets = depth[row, frames], c2w[clips]
+        keep = torch.ones_like(geometry, dtype=torch.bool)
+        for k, i in enumerate(members):
+            if not exact[i]:
+                generator = torch.Generator(device=rgb.device).manual_seed(int(hands[i].integers(1 << 62)))
+                generators[i] = generator
+                geometry[k], keep[k], targets[k] = _wrong_geometry(
+                    hands[i], generator, geometry[k], keep[k], targets[k], sorted(set(picked[i]))
+                )
+        made, there = forward_warp(
+            rgb[row, frames], geometry, keep, K[row, frames], c2w[row, frames], K[clips], targets
+        )
+        prior[clips], mask[clips] = made, there.to(rgb.dtype)
+    for i, begun in enumerate(generators):
+        if begun is not None:
+            prior[i], mask[i] = _wrong_look(hands[i], begun, prior[i], mask[i])
+    return prior, mask, torch.tensor(picked, device=rgb.device), torch.tensor(exact, device=rgb.device)
 
 
 def _draw_sources(hand: np.random.Generator, frames: int, settings: WarpSettings) -> list[int]:

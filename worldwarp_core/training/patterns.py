@@ -23,7 +23,7 @@ def make_patterns(name: str, count: int, size: int, generator: Generator, device
 def plaster(n: int, size: int, g: Generator, device: torch.device) -> Tensor:
     grain = fractal(n, size, g, device, 8, 0.75)
     stain = fractal(n, size, g, device, 2, 0.5)
-    return colour(n, g, device, 0.55, 0.95, 0.25) * (1 + 0.12 * grain + 0.12 * stain)
+    return colour(n, g, device, 0.55, 0.95, 0.25) * (1 + 0.07 * grain + 0.08 * stain)
 
 
 def concrete(n: int, size: int, g: Generator, device: torch.device) -> Tensor:
@@ -33,7 +33,7 @@ def concrete(n: int, size: int, g: Generator, device: torch.device) -> Tensor:
     slab = integers(n, g, device, 1, 4)
     joint = 1 - 0.45 * edge(u * slab, 0.012 * slab)
     joint = joint * (1 - 0.45 * edge(v * slab, 0.012 * slab))
-    return colour(n, g, device, 0.3, 0.75, 0.1) * (1 + 0.2 * grain - 0.25 * pits) * joint
+    return colour(n, g, device, 0.3, 0.75, 0.1) * (1 + 0.12 * grain - 0.2 * pits) * joint
 
 
 def brick(n: int, size: int, g: Generator, device: torch.device) -> Tensor:

@@ -65,28 +65,34 @@ class TextureBank:
 
         `level` (...,) is log2 of the footprint in level-0 texels.
         """
-        level = level.clamp(0, self.levels - 1)
-        low = level.floor()
-        mix = (level - low)[..., None]
-        fine = self._bilinear(picture, uv, low.long())
-        coarse = self._bilinear(picture, uv, (low.long() + 1).clamp(max=self.levels - 1))
-        return torch.lerp(fine, coarse, mix)
+        return sample_texels(self.texels, self.offsets, self.size, picture, uv, level)
 
-    def _bilinear(self, picture: Tensor, uv: Tensor, level: Tensor) -> Tensor:
-        size = self.size >> level
-        xy = uv * size[..., None] - 0.5
-        corner = xy.floor()
-        fraction = xy - corner
-        x0, y0 = (corner.long() & (size[..., None] - 1)).unbind(-1)
-        x1, y1 = (x0 + 1) & (size - 1), (y0 + 1) & (size - 1)
-        start = picture * self.stride + self.offsets[level]
-        fx, fy = fraction[..., :1], fraction[..., 1:]
-        top = torch.lerp(self._at(start + y0 * size + x0), self._at(start + y0 * size + x1), fx)
-        bottom = torch.lerp(self._at(start + y1 * size + x0), self._at(start + y1 * size + x1), fx)
-        return torch.lerp(top, bottom, fy)
 
-    def _at(self, index: Tensor) -> Tensor:
-        return self.texels[index][..., :3].float() / 255.0
+def sample_texels(texels: Tensor, offsets: Tensor, size: int, picture: Tensor, uv: Tensor, level: Tensor) -> Tensor:
+    """`TextureBank.sample` on the bank's tensors, for compiled callers."""
+    levels = size.bit_length()
+    stride = sum(4**k for k in range(levels))
+    level = level.clamp(0, levels - 1)
+    low = level.floor()
+    fine = _bilinear(texels, offsets, size, picture * stride, uv, low.long())
+    coarse = _bilinear(texels, offsets, size, picture * stride, uv, (low.long() + 1).clamp(max=levels - 1))
+    return torch.lerp(fine, coarse, (level - low)[..., None])
+
+
+def _bilinear(texels: Tensor, offsets: Tensor, size: int, start: Tensor, uv: Tensor, level: Tensor) -> Tensor:
+    side = size >> level
+    xy = uv * side[..., None] - 0.5
+    corner = xy.floor()
+    fraction = xy - corner
+    x0, y0 = (corner.long() & (side[..., None] - 1)).unbind(-1)
+    x1, y1 = (x0 + 1) & (side - 1), (y0 + 1) & (side - 1)
+    start = start + offsets[level]
+    fx, fy = fraction[..., :1], fraction[..., 1:]
+
+    def at(x: Tensor, y: Tensor) -> Tensor:
+        return texels[start + y * side + x][..., :3].float() / 255.0
+
+    return torch.lerp(torch.lerp(at(x0, y0), at(x1, y0), fx), torch.lerp(at(x0, y1), at(x1, y1), fx), fy)
 
 
 def build_bank(

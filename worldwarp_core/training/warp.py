@@ -36,120 +36,115 @@ def forward_warp(
     c2w: Tensor,  # (n, T, 4, 4)
 ) -> tuple[Tensor, Tensor]:
     """The sources from the targets: (n, T, 3, H, W) of rgb's type, black where nothing is, and (n, T, H, W) bool."""
-    outputs = [_warp_one(rgb[i], depth[i], keep[i], source_K[i], source_c2w[i], K[i], c2w[i]) for i in range(len(rgb))]
-    return torch.stack([prior for prior, _ in outputs]), torch.stack([there for _, there in outputs])
-
-
-def _warp_one(
-    rgb: Tensor, depth: Tensor, keep: Tensor, source_K: Tensor, source_c2w: Tensor, K: Tensor, c2w: Tensor
-) -> tuple[Tensor, Tensor]:
-    sources, _, height, width = rgb.shape
-    frames = len(K)
+    height, width = depth.shape[-2:]
+    clips, frames = K.shape[:2]
     depth = torch.where(depth.isfinite(), depth, SKY_DISTANCE).clamp(max=SKY_DISTANCE)
-    points = unproject(depth, source_K, source_c2w)  # (S, H, W, 3)
-    w2c = _inverse(c2w)
-    zbuffer = torch.full((frames, height, width), torch.inf, device=rgb.device)
-    for s in range(sources):
-        joined = _joined(depth[s])
-        zbuffer = torch.minimum(zbuffer, _splat(points[s], keep[s], joined, w2c, K, depth[s], source_K[s]))
+    w2c, source_w2c = _inverse(c2w), _inverse(source_c2w)
+    zbuffer = torch.full((clips, frames, height, width), torch.inf, device=rgb.device)
+    for s in range(rgb.shape[1]):
+        found = _splat(depth[:, s], keep[:, s], source_K[:, s], source_c2w[:, s], K, w2c)
+        zbuffer = torch.minimum(zbuffer, found)
     covered = zbuffer.isfinite()
     z = torch.where(covered, zbuffer, 1.0)
-    total = torch.zeros(frames, 3, height, width, device=rgb.device)
-    weight = torch.zeros(frames, height, width, device=rgb.device)
-    source_w2c = _inverse(source_c2w)
-    for s in range(sources):
+    rays = _rays(K, (height, width))
+    total = torch.zeros(clips, frames, 3, height, width, device=rgb.device)
+    weight = torch.zeros(clips, frames, height, width, device=rgb.device)
+    for s in range(rgb.shape[1]):
+        into = source_w2c[:, s, None] @ c2w  # target camera to source camera
+        source = source_K[:, s]
         where = z
         for _ in range(2):  # slide along the target's ray onto the source's surface
-            grid, there, _ = _into(where, K, c2w, source_w2c[s], source_K[s], (height, width))
-            found = _sample(depth[s][None], grid, "bilinear")
-            along = _depth_of(found, grid, source_K[s], source_c2w[s], w2c, (height, width))
-            close = (along / z - 1).abs() < SLIDE
-            where = torch.where(close & (along > 0), along, where)
-        grid, there, seen_z = _into(where, K, c2w, source_w2c[s], source_K[s], (height, width))
-        near = _sample(depth[s][None], grid, "nearest")
-        smooth = _sample(depth[s][None], grid, "bilinear")
-        error = torch.minimum((near / seen_z - 1).abs(), (smooth / seen_z - 1).abs())
-        kept = _sample(keep[s][None].float(), grid, "nearest") > 0.5
-        agrees = there & kept & covered & (error < AGREES)
-        share = agrees.float() * (1.0 if s == 0 else 0.5)
-        colour = F.grid_sample(
-            rgb[s][None].float().expand(frames, -1, -1, -1), grid, mode="bilinear", padding_mode="border",
-            align_corners=False,
-        )  # fmt: skip
-        total += colour * share[:, None]
+            grid, _, _ = _project(rays, where, into, source)
+            found = 1.0 / _read(1.0 / depth[:, s], grid, "bilinear")  # 1/z is linear on planes
+            along = _depth_back(found, grid, into, source)
+            where = torch.where((along / z - 1).abs() < SLIDE, along, where)
+        grid, inside, seen = _project(rays, where, into, source)
+        near = _read(depth[:, s], grid, "nearest")
+        smooth = 1.0 / _read(1.0 / depth[:, s], grid, "bilinear")
+        error = torch.minimum((near / seen - 1).abs(), (smooth / seen - 1).abs())
+        kept = _read(keep[:, s].float(), grid, "nearest") > 0.5
+        share = (inside & kept & covered & (error < AGREES)).float()
+        pictures = rgb[:, s, None].float().expand(-1, frames, -1, -1, -1).flatten(0, 1)
+        colour = F.grid_sample(pictures, grid.flatten(0, 1), padding_mode="border", align_corners=False)
+        total += colour.unflatten(0, (clips, frames)) * share[:, :, None]
         weight += share
     there = weight > 0
-    prior = total / weight.clamp_min(1e-6)[:, None]
-    return (prior * there[:, None]).to(rgb.dtype), there
+    prior = total / weight.clamp_min(1e-6)[:, :, None]
+    return (prior * there[:, :, None]).to(rgb.dtype), there
 
 
 def unproject(depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
-    """(S, H, W, 3) world points of (S, H, W) planar z."""
-    height, width = depth.shape[-2:]
+    """(n, H, W, 3) world points of (n, H, W) planar z."""
+    local = _rays(K, (depth.shape[-2], depth.shape[-1])) * depth[..., None]
+    return torch.einsum("nij,nhwj->nhwi", c2w[:, :3, :3], local) + c2w[:, None, None, :3, 3]
+
+
+def _rays(K: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., H, W, 3) rays of unit z through the pixel centres of (..., 3, 3) cameras."""
+    height, width = size
     v, u = torch.meshgrid(
-        torch.arange(height, device=depth.device) + 0.5, torch.arange(width, device=depth.device) + 0.5, indexing="ij"
+        torch.arange(height, device=K.device) + 0.5, torch.arange(width, device=K.device) + 0.5, indexing="ij"
     )
-    x = (u - K[:, 0, 2, None, None]) / K[:, 0, 0, None, None] * depth
-    y = (v - K[:, 1, 2, None, None]) / K[:, 1, 1, None, None] * depth
-    local = torch.stack([x, y, depth], -1)
-    return torch.einsum("sij,shwj->shwi", c2w[:, :3, :3], local) + c2w[:, None, None, :3, 3]
+    x = (u - K[..., 0, 2, None, None]) / K[..., 0, 0, None, None]
+    y = (v - K[..., 1, 2, None, None]) / K[..., 1, 1, None, None]
+    return torch.stack([x, y, torch.ones_like(x)], -1)
 
 
 def _joined(depth: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether each pixel lies on one surface with its right neighbour (H, W-1) and its lower one (H-1, W).
+    """Whether each pixel lies on one surface with its right neighbour (n, H, W-1) and its lower one (n, H-1, W).
 
     In 1/z a plane is linear: a step is on the surface when it is small or when the step before or after is like it.
     """
     inverse = 1.0 / depth
 
-    def along(values: Tensor) -> Tensor:  # (A, N) -> (A, N-1)
-        step = values.diff(dim=1)
-        size = torch.minimum(values[:, 1:], values[:, :-1])
-        before = F.pad(step, (1, 0), value=torch.inf)[:, :-1]
-        after = F.pad(step, (0, 1), value=torch.inf)[:, 1:]
+    def along(values: Tensor) -> Tensor:  # (..., N) -> (..., N-1)
+        step = values.diff(dim=-1)
+        size = torch.minimum(values[..., 1:], values[..., :-1])
+        before = F.pad(step, (1, 0), value=torch.inf)[..., :-1]
+        after = F.pad(step, (0, 1), value=torch.inf)[..., 1:]
         bend = torch.minimum((step - before).abs(), (step - after).abs())
         return (step.abs() < SAME_SURFACE * size) | (bend < 0.2 * step.abs()) & (step.abs() < 0.5 * size)
 
-    return along(inverse), along(inverse.T).T
+    return along(inverse), along(inverse.mT).mT
 
 
-def _splat(
-    points: Tensor, keep: Tensor, joined: tuple[Tensor, Tensor], w2c: Tensor, K: Tensor, depth: Tensor, source_K: Tensor
-) -> Tensor:
-    """(T, H, W) z-buffers, inf where nothing lands."""
-    frames, (height, width) = len(K), depth.shape
-    local = torch.einsum("tij,hwj->thwi", w2c[:, :3, :3], points) + w2c[:, None, None, :3, 3]
+def _splat(depth: Tensor, keep: Tensor, source_K: Tensor, source_c2w: Tensor, K: Tensor, w2c: Tensor) -> Tensor:
+    """(n, T, H, W) z-buffers of one source (n, H, W) at all targets, inf where nothing lands."""
+    (clips, frames), (height, width) = K.shape[:2], depth.shape[-2:]
+    joined = _joined(depth)
+    joined = (joined[0][:, None], joined[1][:, None])
+    points = unproject(depth, source_K, source_c2w)
+    local = torch.einsum("ntij,nhwj->nthwi", w2c[..., :3, :3], points) + w2c[:, :, None, None, :3, 3]
     z = local[..., 2]
     front = z > 0.02
     safe = z.clamp_min(0.02)
-    u = K[:, 0, 0, None, None] * local[..., 0] / safe + K[:, 0, 2, None, None]
-    v = K[:, 1, 1, None, None] * local[..., 1] / safe + K[:, 1, 2, None, None]
-    alone = (depth / source_K[0, 0]) * K[:, 0, 0, None, None] / safe
+    focal = K[:, :, 0, 0, None, None]
+    u = focal * local[..., 0] / safe + K[:, :, 0, 2, None, None]
+    v = K[:, :, 1, 1, None, None] * local[..., 1] / safe + K[:, :, 1, 2, None, None]
+    alone = (depth / source_K[:, 0, 0, None, None])[:, None] * focal / safe
     wide, tall = _extent(u, joined, alone), _extent(v, joined, alone)
     lean_u, lean_v = _lean(1.0 / safe, u, v, joined)
     largest = torch.maximum(wide, tall)
     # a margin: what lies just outside the frame may still reach in
-    near_frame = front & keep & (u > -4) & (u < width + 4) & (v > -4) & (v < height + 4)
-    buffer = torch.full((frames, height, width), torch.inf, device=points.device)
+    wanted = front & keep[:, None] & (u > -4) & (u < width + 4) & (v > -4) & (v < height + 4)
+    image = torch.arange(clips * frames, device=depth.device).view(clips, frames, 1, 1).expand_as(u)
+    buffer = torch.full((clips, frames, height, width), torch.inf, device=depth.device)
     for level in range(LEVELS):
         step = 1 << level
         rows, cols = -(-height // step), -(-width // step)
-        wanted = near_frame & (largest > (2 << (level - 1))) if level else near_frame
-        cell = torch.full((frames * rows * cols,), torch.inf, device=points.device)
-        if level:
-            index = wanted.nonzero(as_tuple=True)
-            frame = index[0]
-            x, y, near = u[index] / step, v[index] / step, 1.0 / z[index]
-            w, h = wide[index] / step, tall[index] / step
-            a, b = lean_u[index] * step, lean_v[index] * step
-        else:
-            frame = torch.arange(frames, device=points.device)[:, None, None].expand_as(u).flatten()
-            x, y, w, h = u.flatten(), v.flatten(), wide.flatten(), tall.flatten()
-            a, b = lean_u.flatten(), lean_v.flatten()
-            near = torch.where(wanted, 1.0 / safe, 0.0).flatten()
+        chosen = (wanted & (largest > step)) if level else wanted
+        index = chosen.nonzero(as_tuple=True)
+        x, y, near, w, h, a, b = (
+            value[index] * factor
+            for value, factor in (
+                (u, 1 / step), (v, 1 / step), (1.0 / safe, 1.0), (wide, 1 / step), (tall, 1 / step),
+                (lean_u, step), (lean_v, step),
+            )
+        )  # fmt: skip
         half_w, half_h = 0.5 * w.clamp(1.0, 2.0) + 0.01, 0.5 * h.clamp(1.0, 2.0) + 0.01
         col0, row0 = x.floor(), y.floor()
-        base = frame * (rows * cols)
+        base = image[index] * (rows * cols)
+        cell = torch.full((clips * frames * rows * cols,), torch.inf, device=depth.device)
         for i, j in TAPS:
             col, row = col0 + j, row0 + i
             hit = (
@@ -160,27 +155,41 @@ def _splat(
             there = near + (a * (col + 0.5 - x) + b * (row + 0.5 - y)).clamp(-0.4 * near, 0.4 * near)
             at = base + row.clamp(0, rows - 1).long() * cols + col.clamp(0, cols - 1).long()
             cell.scatter_reduce_(0, at, torch.where(hit, 1.0 / there, torch.inf), "amin")
-        grown = cell.view(frames, rows, cols)
+        grown = cell.view(clips, frames, rows, cols)
         if level:
-            grown = grown.repeat_interleave(step, 1).repeat_interleave(step, 2)[:, :height, :width]
+            grown = grown.repeat_interleave(step, 2).repeat_interleave(step, 3)[..., :height, :width]
             # a coarse cell only closes what the finer ones left open
             grown = torch.where(buffer.isfinite(), torch.inf, grown)
         buffer = torch.minimum(buffer, grown)
     return buffer
 
 
+def _neighbours(value: Tensor, dim: int, fill: float) -> tuple[Tensor, Tensor]:
+    """Values between pixels along a dimension (-1 or -2), as each pixel's ahead and behind."""
+    ahead, behind = ((0, 1), (1, 0)) if dim == -1 else ((0, 0, 0, 1), (0, 0, 1, 0))
+    return F.pad(value, ahead, value=fill), F.pad(value, behind, value=fill)
+
+
+def _extent(value: Tensor, joined: tuple[Tensor, Tensor], alone: Tensor) -> Tensor:
+    """(n, T, H, W) how far one source pixel reaches along a target axis: the way to its neighbours on the surface."""
+    size = torch.zeros_like(value)
+    for dim, linked in ((-1, joined[0]), (-2, joined[1])):
+        farthest = torch.maximum(*_neighbours(torch.where(linked, value.diff(dim=dim).abs(), -1.0), dim, -1.0))
+        size = torch.maximum(size, torch.where(farthest >= 0, farthest, alone))
+    return size * 1.05
+
+
 def _lean(inverse: Tensor, u: Tensor, v: Tensor, joined: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """How 1/z of each patch's plane changes a target pixel along u and along v, (T, H, W) each; 0 where unknown."""
+    """How 1/z of each patch's plane changes a target pixel along u and along v, (n, T, H, W) each; 0 where unknown."""
 
     def steps(dim: int, linked: Tensor) -> list[Tensor]:
-        ahead, behind = ((0, 1), (1, 0)) if dim == 2 else ((0, 0, 0, 1), (0, 0, 1, 0))
-        on, off = F.pad(linked, ahead), F.pad(linked, behind)
+        on, off = _neighbours(linked.float(), dim, 0.0)
         return [
-            torch.where(on, F.pad(one.diff(dim=dim), ahead), torch.where(off, F.pad(one.diff(dim=dim), behind), 0.0))
-            for one in (u, v, inverse)
+            torch.where(on > 0, ahead, torch.where(off > 0, behind, 0.0))
+            for ahead, behind in (_neighbours(one.diff(dim=dim), dim, 0.0) for one in (u, v, inverse))
         ]
 
-    across, down = steps(2, joined[0]), steps(1, joined[1])
+    across, down = steps(-1, joined[0]), steps(-2, joined[1])
     det = across[0] * down[1] - across[1] * down[0]
     flat = det.abs() < 1e-3
     det = torch.where(flat, 1.0, det)
@@ -189,57 +198,40 @@ def _lean(inverse: Tensor, u: Tensor, v: Tensor, joined: tuple[Tensor, Tensor]) 
     return torch.where(flat, 0.0, lean_u), torch.where(flat, 0.0, lean_v)
 
 
-def _extent(value: Tensor, joined: tuple[Tensor, Tensor], alone: Tensor) -> Tensor:
-    """(T, H, W) how far one source pixel reaches along a target axis: the distance to its neighbours on the surface."""
-    size = torch.zeros_like(value)
-    for dim, linked in ((2, joined[0]), (1, joined[1])):
-        step = torch.where(linked, value.diff(dim=dim).abs(), -1.0)
-        pad = (1, 0) if dim == 2 else (0, 0, 1, 0)
-        other = (0, 1) if dim == 2 else (0, 0, 0, 1)
-        farthest = torch.maximum(F.pad(step, pad, value=-1.0), F.pad(step, other, value=-1.0))
-        size = torch.maximum(size, torch.where(farthest >= 0, farthest, alone))
-    return size * 1.05
-
-
-def _into(
-    z: Tensor, K: Tensor, c2w: Tensor, source_w2c: Tensor, source_K: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where target pixels at depth z lie in a source: a grid (T, H, W, 2) to sample, whether inside, and their z."""
-    height, width = size
-    local = torch.einsum("ij,thwj->thwi", source_w2c[:3, :3], unproject(z, K, c2w)) + source_w2c[:3, 3]
+def _project(rays: Tensor, z: Tensor, into: Tensor, source_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where target pixels at depth z lie in a source: a grid (n, T, H, W, 2) to sample, whether inside, and their z."""
+    height, width = z.shape[-2:]
+    local = torch.einsum("ntij,nthwj->nthwi", into[..., :3, :3], rays * z[..., None]) + into[:, :, None, None, :3, 3]
     depth = local[..., 2]
     safe = depth.clamp_min(1e-3)
-    u = source_K[0, 0] * local[..., 0] / safe + source_K[0, 2]
-    v = source_K[1, 1] * local[..., 1] / safe + source_K[1, 2]
-    inside = (depth > 1e-3) & (u >= 0) & (v >= 0) & (u <= width) & (v <= height)
-    grid = torch.stack([2 * u / width - 1, 2 * v / height - 1], -1).clamp(-3, 3)
-    return grid, inside, safe
+    focal, center = source_K[:, (0, 1), (0, 1)], source_K[:, :2, 2]
+    uv = local[..., :2] / safe[..., None] * focal[:, None, None, None] + center[:, None, None, None]
+    size = torch.tensor([width, height], device=z.device)
+    inside = (depth > 1e-3) & (uv >= 0).all(-1) & (uv <= size).all(-1)
+    return (2 * uv / size - 1).clamp(-3, 3), inside, safe
 
 
-def _depth_of(
-    found: Tensor, grid: Tensor, source_K: Tensor, source_c2w: Tensor, w2c: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """(T, H, W) z in the target of the source's surface at the grid's places."""
-    height, width = size
-    x = ((grid[..., 0] + 1) * width / 2 - source_K[0, 2]) / source_K[0, 0] * found
-    y = ((grid[..., 1] + 1) * height / 2 - source_K[1, 2]) / source_K[1, 1] * found
-    world = torch.einsum("ij,thwj->thwi", source_c2w[:3, :3], torch.stack([x, y, found], -1)) + source_c2w[:3, 3]
-    return torch.einsum("tj,thwj->thw", w2c[:, 2, :3], world) + w2c[:, 2, 3, None, None]
+def _depth_back(found: Tensor, grid: Tensor, into: Tensor, source_K: Tensor) -> Tensor:
+    """(n, T, H, W) z in the target of the source's surface at the grid's places."""
+    size = torch.tensor([grid.shape[-2], grid.shape[-3]], device=grid.device)
+    focal, center = source_K[:, (0, 1), (0, 1)], source_K[:, :2, 2]
+    flat = ((grid + 1) * size / 2 - center[:, None, None, None]) / focal[:, None, None, None]
+    local = torch.cat([flat * found[..., None], found[..., None]], -1)
+    back = _inverse(into)
+    return torch.einsum("ntj,nthwj->nthw", back[..., 2, :3], local) + back[..., 2, 3, None, None]
 
 
-def _sample(field: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """(T, H, W) of a (1, H, W) field; depth is read as 1/z where bilinear, which is exact on planes."""
-    frames = len(grid)
-    values = 1.0 / field if mode == "bilinear" else field
-    read = F.grid_sample(
-        values[:, None].expand(frames, -1, -1, -1), grid, mode=mode, padding_mode="border", align_corners=False
-    )[:, 0]
-    return 1.0 / read if mode == "bilinear" else read
+def _read(field: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """(n, T, H, W) of a source's (n, H, W) field at (n, T, H, W, 2)."""
+    clips, frames = grid.shape[:2]
+    fields = field[:, None, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
+    read = F.grid_sample(fields, grid.flatten(0, 1), mode=mode, padding_mode="border", align_corners=False)
+    return read[:, 0].unflatten(0, (clips, frames))
 
 
 def _inverse(pose: Tensor) -> Tensor:
     """Inverse of rigid (..., 4, 4) poses."""
-    turned = pose[..., :3, :3].transpose(-1, -2)
+    turned = pose[..., :3, :3].mT
     inverse = torch.zeros_like(pose)
     inverse[..., :3, :3] = turned
     inverse[..., :3, 3] = -(turned @ pose[..., :3, 3:])[..., 0]

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache as remember
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .textures import Split, TextureBank
+from .textures import Split, TextureBank, sample_texels
 from .worlds_layout import CAPACITY, Layout, lay_out
 from .worlds_trace import MATERIAL, ROW, distance, first_hit, hit_time, surface
 
@@ -30,6 +31,8 @@ SEED_RANGES: dict[str, tuple[int, int]] = {
 EXTENT = 32.0
 """Half the side of the mapped terrain, metres; beyond, its edge goes on."""
 HEIGHT_CELLS = 256
+OPEN_RADII = (0.1, 0.45)
+"""How far around a point things darken it, metres: creases and corners."""
 MARCH_STEPS = 80
 FARTHEST = 150.0
 """How far a ray is followed over terrain, metres."""
@@ -194,7 +197,7 @@ def trace_depth(
 ) -> Tensor:
     """(F, H, W) planar z at pixel centres, inf for the sky."""
     origin, direction = camera_rays(K, c2w, size)
-    time = _kernels(compiled)[1](origin, direction, worlds.table[which])
+    time = _kernels(compiled).hit_time(origin, direction, worlds.table[which])
     for i, hill in _hills(worlds, which):
         time[i] = torch.minimum(time[i], march(worlds.heights[hill], origin[i], direction[i]))
     return time.unflatten(1, size)
@@ -259,88 +262,124 @@ def _shade(
     worlds: Worlds, bank: TextureBank, which: Tensor, K: Tensor, c2w: Tensor, size: tuple[int, int], compiled: bool
 ) -> Tensor:
     """(F, H*W, 3) sRGB in [0, 1]."""
-    first, meet, away = _kernels(compiled)
+    kernels = _kernels(compiled)
     origin, direction = camera_rays(K, c2w, size)
     table = worlds.table[which]
-    time, index = first(origin, direction, table)
-    row = table[torch.arange(len(which), device=table.device)[:, None], index]
-    solid = time.isfinite()
-    point = origin + torch.where(solid, time, 1.0)[..., None] * direction
-    normal, uv, span = surface(point, row, index)
-    made, reach = row[..., MATERIAL], 1.0 / K[:, 0, 0, None]
-    hills = list(_hills(worlds, which))
-    grounds: dict[int, tuple[Tensor, Tensor]] = {}
+    reach = 1.0 / K[:, 0, 0, None]
+    time, index = kernels.first_hit(origin, direction, table)
+    point, normal, uv, span, made = kernels.meet_surface(origin, direction, time, index, table)
+    hills = _hills(worlds, which)
+    grounds = {}
     for i, hill in hills:
         over = march(worlds.heights[hill], origin[i], direction[i])
-        nearer = over < time[i]
-        there = origin[i] + torch.where(over.isfinite(), over, 1.0)[:, None] * direction[i]
-        up = _terrain_normal(worlds.heights[hill], there)
+        nearer = (over < time[i])[:, None]
+        there = origin[i] + over.nan_to_num(posinf=1.0)[:, None] * direction[i]
         time[i] = torch.minimum(over, time[i])
-        point[i] = torch.where(nearer[:, None], there, point[i])
-        normal[i] = torch.where(nearer[:, None], up, normal[i])
-        solid[i] |= nearer
-        grounds[i] = (nearer, up)
-    far = torch.where(solid, time, 1.0) * direction.norm(dim=-1)
-    facing = -(normal * direction).sum(-1) / direction.norm(dim=-1)
-    normal = torch.where((facing < 0)[..., None], -normal, normal)
-    footprint = far * reach / facing.abs().clamp_min(0.04) ** 0.7
-    albedo = _albedo(bank, made, uv, span, footprint)
-    for i, (nearer, up) in grounds.items():
-        albedo[i] = torch.where(nearer[:, None], _ground(worlds, bank, which[i], point[i], up, footprint[i]), albedo[i])
+        point[i] = torch.where(nearer, there, point[i])
+        normal[i] = torch.where(nearer, _terrain_normal(worlds.heights[hill], there), normal[i])
+        uv[i], span[i] = torch.where(nearer, there[:, :2], uv[i]), torch.where(nearer, 1.0, span[i])
+        made[i] = torch.where(nearer, worlds.ground[hill, 0], made[i])
+        grounds[i] = nearer
+    normal, far, footprint = kernels.face(direction, time, normal, reach)
+    albedo = kernels.albedo(bank.texels, bank.offsets, bank.size, made, uv, span, footprint)
+    for i, hill in hills:
+        steep = _steep(worlds, bank, hill, point[i], normal[i], footprint[i])
+        albedo[i] = torch.where(grounds[i], torch.lerp(albedo[i], steep[0], steep[1]), albedo[i])
 
-    above = point + normal * (2e-3 + 1e-3 * far[..., None])
     light = worlds.light[which][:, None]
-    towards = light[..., :3] - light[..., 3:] * above
-    lamp = light[..., 3] > 0.5
-    reach_light = towards.norm(dim=-1)
-    towards = towards / reach_light[..., None]
-    blocked = meet(above, towards, table)
+    above, towards, range_ = kernels.aim(point, normal, far, light)
+    blocked = kernels.hit_time(above, towards, table)
     for i, hill in hills:
         blocked[i] = torch.minimum(blocked[i], march(worlds.heights[hill], above[i] + 0.05 * normal[i], towards[i]))
-    lit = (blocked > torch.where(lamp, reach_light, torch.inf) * 0.999) | (blocked == torch.inf)
-    strength = torch.where(lamp, 1.0 / reach_light.clamp_min(0.4) ** 2, 1.0)
-    direct = (normal * towards).sum(-1).clamp_min(0) * lit * strength
+    near, wide = (kernels.distance(above + normal * radius, table) / radius for radius in OPEN_RADII)
+    sun, up, down, zenith, horizon, fog, cloud, cover = (
+        values[which][:, None]
+        for values in (
+            worlds.light_colour, worlds.sky_light, worlds.ground_light, worlds.zenith, worlds.horizon, worlds.fog,
+            worlds.cloud, worlds.cloud_amount,
+        )
+    )  # fmt: skip
+    sky = kernels.sky(
+        direction, reach, light, sun, zenith, horizon, cloud, cover, bank.texels, bank.offsets, bank.size
+    )  # fmt: skip
+    return kernels.develop(
+        albedo, normal, towards, range_, blocked, near, wide, time, far, light, sky, sun, up, down, horizon, fog
+    )  # fmt: skip
 
-    open_near = (away(above + normal * 0.1, table) / 0.1).clamp(0, 1)
-    open_far = (away(above + normal * 0.45, table) / 0.45).clamp(0, 1)
-    open_ = 0.3 + 0.35 * open_near + 0.35 * open_far
-    upward = 0.5 + 0.5 * normal[..., 2:]
-    ambient = (
-        torch.lerp(worlds.ground_light[which][:, None], worlds.sky_light[which][:, None], upward) * open_[..., None]
-    )
-    seen = albedo * (ambient + direct[..., None] * worlds.light_colour[which][:, None])
-    haze = (-worlds.fog[which][:, None] * far).exp()[..., None]
-    seen = torch.lerp(worlds.horizon[which][:, None].expand_as(seen), seen, haze)
-    seen = torch.where(solid[..., None], seen, _sky(worlds, bank, which, direction, reach))
+
+def _meet_surface(
+    origin: Tensor, direction: Tensor, time: Tensor, index: Tensor, table: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Points, normals, places on the surface, metres a turn there, and materials, of what rays hit (F, R)."""
+    groups = torch.arange(len(table), device=table.device)[:, None]
+    row = table[groups, index]
+    point = origin + torch.where(time.isfinite(), time, 1.0)[..., None] * direction
+    normal, uv, span = surface(point, row, index)
+    return point, normal, uv, span, row[..., MATERIAL]
+
+
+def _face(direction: Tensor, time: Tensor, normal: Tensor, reach: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Normals towards the camera, metres to the point, and metres of the surface that a sample covers."""
+    length = direction.norm(dim=-1)
+    far = torch.where(time.isfinite(), time, 1.0) * length
+    facing = -(normal * direction).sum(-1) / length
+    normal = torch.where((facing < 0)[..., None], -normal, normal)
+    # between the short and the long side of the footprint: the samples of a pixel take care of the rest
+    return normal, far, far * reach / facing.abs().clamp_min(0.04) ** 0.7
+
+
+def _aim(point: Tensor, normal: Tensor, far: Tensor, light: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Points off the surface, unit directions to the light, metres to it."""
+    above = point + normal * (2e-3 + 1e-3 * far[..., None])
+    towards = light[..., :3] - light[..., 3:] * above
+    range_ = towards.norm(dim=-1)
+    return above, towards / range_[..., None], range_
+
+
+def _develop(
+    albedo: Tensor, normal: Tensor, towards: Tensor, range_: Tensor, blocked: Tensor, near: Tensor, wide: Tensor,
+    time: Tensor, far: Tensor, light: Tensor, sky: Tensor, light_colour: Tensor, sky_light: Tensor,
+    ground_light: Tensor, horizon: Tensor, fog: Tensor,
+) -> Tensor:  # fmt: skip
+    """(F, R, 3) sRGB from reflectance, light, shadow, openness, haze and sky."""
+    lamp = light[..., 3] > 0.5
+    lit = blocked > torch.where(lamp, range_ * 0.999, 1e9)
+    strength = torch.where(lamp, 1.0 / range_.clamp_min(0.4) ** 2, 1.0)
+    direct = (normal * towards).sum(-1).clamp_min(0) * lit * strength
+    open_ = 0.3 + 0.35 * near.clamp(0, 1) + 0.35 * wide.clamp(0, 1)
+    ambient = torch.lerp(ground_light, sky_light, 0.5 + 0.5 * normal[..., 2:]) * open_[..., None]
+    seen = albedo * (ambient + direct[..., None] * light_colour)
+    seen = torch.lerp(horizon.expand_as(seen), seen, (-fog * far).exp()[..., None])
+    seen = torch.where(time.isfinite()[..., None], seen, sky)
     return (1 - (-1.6 * seen).exp()).clamp(1e-5, 1) ** (1 / 2.2)
 
 
-def _albedo(bank: TextureBank, made: Tensor, uv: Tensor, span: Tensor, footprint: Tensor) -> Tensor:
+def _albedo(
+    texels: Tensor, offsets: Tensor, size: int, made: Tensor, uv: Tensor, span: Tensor, footprint: Tensor
+) -> Tensor:
     """(..., 3) linear reflectance of (..., 12) materials at (..., 2) places, seen with (...) metres a sample."""
     repeats, stretched = made[..., 1], made[..., 10] > 0.5
     turns = torch.where(stretched[..., None], uv, uv * repeats[..., None] + made[..., 2:4])
     metres = torch.where(stretched, span.amin(-1), 1.0 / repeats)
-    level = (footprint * bank.size / metres).clamp_min(1e-6).log2()
-    base = bank.sample(made[..., 0].long(), turns, level)
+    level = (footprint * size / metres).clamp_min(1e-6).log2()
+    base = sample_texels(texels, offsets, size, made[..., 0].long(), turns, level)
     coarse = made[..., 8]
-    stain = bank.sample(
-        made[..., 7].long(), uv * coarse[..., None], (footprint * bank.size * coarse).clamp_min(1e-6).log2()
-    )
+    stain_level = (footprint * size * coarse).clamp_min(1e-6).log2()
+    stain = sample_texels(texels, offsets, size, made[..., 7].long(), uv * coarse[..., None], stain_level)
     shade = 1 + made[..., 9:10] * 1.3 * (stain.mean(-1, keepdim=True) - 0.5)
     return base.clamp_min(1e-4) ** 2.2 * made[..., 4:7] * shade
 
 
-def _ground(worlds: Worlds, bank: TextureBank, world: Tensor, point: Tensor, up: Tensor, footprint: Tensor) -> Tensor:
-    """(R, 3) reflectance of the terrain: one material on slopes and in patches, another elsewhere."""
-    made = worlds.ground[world]
-    where, span = point[:, :2], torch.ones_like(point[:, :2])
-    flat = _albedo(bank, made[0].expand(len(point), -1), where, span, footprint)
-    steep = _albedo(bank, made[1].expand(len(point), -1), where, span, footprint)
-    patch = bank.sample(
-        made[0, 7].long().expand(len(point)), where * 0.02, (footprint * bank.size * 0.02).clamp_min(1e-6).log2()
-    )
-    mix = torch.sigmoid(14 * (0.86 - up[:, 2]) + 6 * (patch.mean(-1) - 0.5))
-    return torch.lerp(flat, steep, mix[:, None])
+def _steep(
+    worlds: Worlds, bank: TextureBank, world: int, point: Tensor, up: Tensor, footprint: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The terrain's second reflectance (R, 3), and how much of it shows (R, 1): on slopes and in patches."""
+    made = worlds.ground[world, 1].expand(len(point), -1)
+    where = point[:, :2]
+    steep = _albedo(bank.texels, bank.offsets, bank.size, made, where, torch.ones_like(where), footprint)
+    level = (footprint * bank.size * 0.02).clamp_min(1e-6).log2()
+    patch = bank.sample(made[:, 7].long(), where * 0.02, level)
+    return steep, torch.sigmoid(14 * (0.86 - up[:, 2:]) + 6 * (patch.mean(-1, keepdim=True) - 0.5))
 
 
 def _terrain_normal(heights: Tensor, point: Tensor) -> Tensor:
@@ -354,26 +393,24 @@ def _terrain_normal(heights: Tensor, point: Tensor) -> Tensor:
     return F.normalize(slope, dim=-1)
 
 
-def _sky(worlds: Worlds, bank: TextureBank, which: Tensor, direction: Tensor, reach: Tensor) -> Tensor:
+def _sky(
+    direction: Tensor, reach: Tensor, light: Tensor, light_colour: Tensor, zenith: Tensor, horizon: Tensor,
+    cloud: Tensor, cloud_amount: Tensor, texels: Tensor, offsets: Tensor, size: int,
+) -> Tensor:  # fmt: skip
     """(F, R, 3) linear: a gradient, a glow around the sun, clouds on a plane high above."""
     view = direction / direction.norm(dim=-1, keepdim=True)
     up = view[..., 2]
     height = 1 - (-3.2 * up.clamp_min(0)).exp()
-    seen = torch.lerp(
-        worlds.horizon[which][:, None].expand_as(view), worlds.zenith[which][:, None].expand_as(view), height[..., None]
-    )
+    seen = torch.lerp(horizon.expand_as(view), zenith.expand_as(view), height[..., None])
     seen = seen * (1 - 0.55 * (-up).clamp(0, 1))[..., None]
-    light = worlds.light[which]
-    sun = (view * light[:, None, :3]).sum(-1).clamp_min(0) * (light[:, 3:] < 0.5)
-    glow = 0.5 * sun**48 + 0.15 * sun**6
-    seen = seen + glow[..., None] * worlds.light_colour[which][:, None] * (up > -0.05)[..., None]
+    sun = (view * light[..., :3]).sum(-1).clamp_min(0) * (light[..., 3] < 0.5) * (up > -0.05)
+    seen = seen + (0.5 * sun**48 + 0.15 * sun**6)[..., None] * light_colour
     tilt = up.clamp_min(0) + 0.08
     where = view[..., :2] / tilt[..., None] * 0.11
-    level = (reach / tilt**1.5 * 0.11 * bank.size).clamp_min(1e-6).log2()
-    cloud = bank.sample(worlds.cloud[which][:, None].expand_as(up), where, level)[..., :1]
-    amount = worlds.cloud_amount[which][:, None] * (up * 8).clamp(0, 1)
-    white = 0.85 * worlds.horizon[which][:, None] + 0.25
-    return torch.lerp(seen, white.expand_as(seen), cloud * amount[..., None])
+    level = (reach / tilt**1.5 * 0.11 * size).clamp_min(1e-6).log2()
+    cover = sample_texels(texels, offsets, size, cloud.expand_as(up), where, level)[..., :1]
+    amount = (cloud_amount * (up * 8).clamp(0, 1))[..., None]
+    return torch.lerp(seen, (0.85 * horizon + 0.25).expand_as(seen), cover * amount)
 
 
 def _hills(worlds: Worlds, which: Tensor) -> list[tuple[int, int]]:
@@ -395,16 +432,22 @@ def _padded(which: Tensor, K: Tensor, c2w: Tensor, group: int) -> tuple[Tensor, 
     )
 
 
-Kernel = Callable[..., Tensor]
+class _Kernels(NamedTuple):
+    """The parts of rendering that touch every sample, each a function of tensors alone."""
+
+    first_hit: Callable[..., tuple[Tensor, Tensor]]
+    hit_time: Callable[..., Tensor]
+    distance: Callable[..., Tensor]
+    meet_surface: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    face: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    albedo: Callable[..., Tensor]
+    aim: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    sky: Callable[..., Tensor]
+    develop: Callable[..., Tensor]
 
 
 @remember
-def _kernels(compiled: bool) -> tuple[Callable[..., tuple[Tensor, Tensor]], Kernel, Kernel]:
-    """`first_hit`, `hit_time` and `distance`, each as one kernel where `compiled`."""
-    if not compiled:
-        return first_hit, hit_time, distance
-    return (
-        torch.compile(first_hit),
-        torch.compile(hit_time),
-        torch.compile(distance),
-    )
+def _kernels(compiled: bool) -> _Kernels:
+    """Each part as one kernel where `compiled`."""
+    plain = _Kernels(first_hit, hit_time, distance, _meet_surface, _face, _albedo, _aim, _sky, _develop)
+    return _Kernels(*map(torch.compile, plain)) if compiled else plain

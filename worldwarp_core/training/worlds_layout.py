@@ -471,7 +471,7 @@ class Builder:
         )
         floor = self.between(0.12, 0.3)
         self.layout.ground_light = (floor, floor * 0.95, floor * 0.85)
-        self.layout.fog = self.between(*fog) if self.chance(0.5) else 0.0
+        self.layout.fog = fog[0] + (fog[1] - fog[0]) * self.rng.random() ** 2 if self.chance(0.5) else 0.0
         self.layout.cloud = self.picture("clouds")
         self.layout.cloud_amount = self.between(0.2, 0.95) if self.chance(0.7) else 0.0
 
