@@ -255,7 +255,18 @@ class _Run:
     def _follow(self, append: Appender) -> dict[str, Any] | None:
         """Logs the engine's events as they come; returns its summary, or None when the job was stopped."""
         saved = self._take_up(append)
-        events = self._start(saved, append)
+        spec = read_spec(self._job.submit())
+        if saved is not None:
+            _log.info("Job %s goes on after chunk %d", self._job_id, saved.chunk, extra={"job_id": self._job_id})
+            try:
+                return self._make(self._engine.generate(spec, resume=saved), append)
+            except WorldWarpError as error:
+                if error.code != "bad_checkpoint":
+                    raise
+                self._start_over(error, append)
+        return self._make(self._engine.generate(spec), append)
+
+    def _make(self, events: Iterator[core.Event], append: Appender) -> dict[str, Any] | None:
         try:
             for event in events:
                 if isinstance(event, core.Finished):
@@ -291,17 +302,13 @@ class _Run:
         try:
             return self._job.commits.load()
         except WorldWarpError as error:
-            _log.error("Job %s starts over: %s", self._job_id, error, extra={"job_id": self._job_id})
-            notice = core.Notice("starts_over", "What the job had saved is damaged, so it is made from its beginning.")
-            self._log(notice, append)
+            self._start_over(error, append)
             return None
 
-    def _start(self, saved: Checkpoint | None, append: Appender) -> Iterator[core.Event]:
-        spec = read_spec(self._job.submit())
-        if saved is None:
-            return self._engine.generate(spec)
-        _log.info("Job %s goes on after chunk %d", self._job_id, saved.chunk, extra={"job_id": self._job_id})
-        return self._engine.generate(spec, resume=saved)
+    def _start_over(self, error: WorldWarpError, append: Appender) -> None:
+        _log.error("Job %s starts over: %s", self._job_id, error, extra={"job_id": self._job_id})
+        message = "What the job had saved cannot be used, so it is made from its beginning; final frames stay."
+        self._log(core.Notice("starts_over", message), append)
 
     def _show(self, event: core.Progress) -> None:
         now_s = time.monotonic()

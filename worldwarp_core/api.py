@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .cameras import CameraPath
+from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .spec import Event, GenerateSpec
 from .splat_files.cloud import SplatCloud
@@ -22,8 +23,12 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
-    def generate(self, spec: GenerateSpec) -> Iterator[Event]:
-        """Yields events after every step, `Finished` last; stop asking for more to cancel."""
+    def generate(self, spec: GenerateSpec, resume: Checkpoint | None = None) -> Iterator[Event]:
+        """Yields events after every step, `Finished` last; stop asking for more to cancel.
+
+        `resume` is the join of the newest "fitted" state that an earlier run of the same shot yielded and of what it
+        yielded after that: its frames are not made again, and the rest is as it would have been.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:

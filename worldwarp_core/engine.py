@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .api import ENGINES
+from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .fill import CacheFill, Fill
 from .geometry.monocular import MonocularDepth
@@ -47,10 +48,10 @@ class Engine:
     settings: PipelineSettings
     notices: tuple[Notice, ...] = ()
 
-    def generate(self, spec: GenerateSpec) -> Iterator[Event]:
+    def generate(self, spec: GenerateSpec, resume: Checkpoint | None = None) -> Iterator[Event]:
         """Yields the events of one shot (worldwarp_core.spec); stop asking for more to cancel it."""
         yield from self.notices
-        for event in generate(spec, self.models, self.settings):
+        for event in generate(spec, self.models, self.settings, resume):
             if isinstance(event, Finished):
                 event = replace(event, summary=event.summary | {"engine": self.describe()})
             yield event

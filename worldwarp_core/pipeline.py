@@ -2,7 +2,7 @@
 
 Chunk by chunk (method section 1): history -> depth -> cache -> priors -> fill -> frames -> history. Only this module
 knows all the stages. `generate` is a generator that yields after every step, so a consumer cancels by not asking for
-the next one, and frames leave as soon as they exist.
+the next one, and frames leave as soon as they exist. It yields its state wherever it could go on from it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .cameras import CameraPath, jump_warning
+from .checkpoint import Checkpoint
 from .chunks import ChunkPlan, split_chunks
 from .errors import WorldWarpError
 from .fill import Fill, FillStep
@@ -25,6 +26,7 @@ from .geometry.complete import complete_depth
 from .geometry.monocular import MonocularDepth
 from .geometry.start import start_depth
 from .history import History, extend_history
+from .loop_state import LoopState, restore, saved_unit
 from .priors import VALID, Priors, render_priors
 from .spec import BACKGROUND_DEPTH, CacheUpdate, Event, Finished, Frame, GenerateSpec, Notice, Progress, Stage
 from .splats.cache import CacheSettings, CacheStep, SplatCache, open_cache, update_cache
@@ -73,46 +75,64 @@ class PipelineSettings:
     cache: CacheSettings
 
 
-def generate(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> Iterator[Event]:
+def generate(
+    spec: GenerateSpec, models: Models, settings: PipelineSettings, resume: Checkpoint | None = None
+) -> Iterator[Event]:
     """Yields the events of one shot, `Finished` last.
+
+    Args:
+        resume: of this very shot; its frames are not made again, and the rest is as it would have been.
 
     Raises:
         WorldWarpError: `no_depth`, `bad_depth`, ... when the input cannot be used; frames yielded before stay good.
+            `bad_checkpoint` when `resume` is of another shot or engine.
     """
     plans = split_chunks(len(spec.cameras), spec.chunk, spec.overlap)
     yield from models.fill.prepare(spec, plans)
-    stage = _set_up(spec, models, settings)
+    stage = _set_up(spec, models, settings, saved_unit(resume) if resume is not None else None)
     yield from stage.notices
     cache_settings = stage.cache_settings
     generator = torch.Generator().manual_seed(spec.seed)
-    timeline = _plan_timeline(plans, cache_settings, models.fill, spec)
+    made_by = _made_by(spec, models, settings, stage)
+    state = restore(resume, made_by, stage.space, stage.w2c.device) if resume is not None else None
+    timeline = _plan_timeline(plans, cache_settings, models.fill, spec, state)
 
     def estimate_depth(rgb: Tensor, known: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         geometry = complete_depth(known[None], seen[None], rgb[None], models.monocular)
         return geometry.depth[0], geometry.confidence[0]
 
-    def open_world() -> Generator[Event, None, tuple[SplatCache, Priors]]:
+    def open_world() -> Generator[Event, None, SplatCache]:
         opening = open_cache(stage.space, stage.history, stage.depth, cache_settings, generator)
-        cache = yield from _report_fit(opening, timeline, 0)
-        return cache, render_priors(cache, stage.w2c[:1], stage.K[:1], stage.width, stage.height)
+        return (yield from _report_fit(opening, timeline, 0))
 
-    cache, start = yield from _with_room(open_world, models.fill, generator)
-    yield CacheUpdate(0, _export(cache))
-    yield stage.deliver(0, 0, spec.start_frame, start.depth[0], torch.ones_like(start.validity[0]))
+    if state is None:
+        opened = yield from _with_room(open_world, models.fill, generator)
+        yield CacheUpdate(0, _export(opened))
+        state = LoopState(0, 0, opened, stage.history, generator.get_state())
+        yield state.fitted(made_by)
+    generator.set_state(state.random)
+    cache, history, new = state.cache, state.history, state.new
 
-    history = stage.history
-    for plan in plans:
-        if not plan.new:
-            continue
+    def look_at_start(cache: SplatCache = cache) -> Generator[Event, None, Priors]:
+        yield from ()
+        return render_priors(cache, stage.w2c[:1], stage.K[:1], stage.width, stage.height)
+
+    if state.frames == 0:
+        start = yield from _with_room(look_at_start, models.fill, generator)
+        yield stage.deliver(0, 0, spec.start_frame, start.depth[0], torch.ones_like(start.validity[0]))
+
+    for plan in _left(plans, state):
 
         def look_ahead(plan: ChunkPlan = plan, cache: SplatCache = cache) -> Generator[Event, None, Priors]:
             return (yield from _render_priors(cache, stage, plan, timeline))
 
-        priors = yield from _with_room(look_ahead, models.fill, generator)
-        yield from _out_of_sight(stage, plan, priors)
-        context = history.last(len(plan.context))
-        rgb = yield from _fill(models.fill, context, priors, plan, spec, stage, timeline)
-        new = stage.look_back(plan, rgb, priors, models.fill.holes_agree)
+        if new is None:
+            priors = yield from _with_room(look_ahead, models.fill, generator)
+            yield from _out_of_sight(stage, plan, priors)
+            context = history.last(len(plan.context))
+            rgb = yield from _fill(models.fill, context, priors, plan, spec, stage, timeline)
+            new = stage.look_back(plan, rgb, priors, models.fill.holes_agree)
+            yield LoopState(plan.index, plan.new.stop, cache, history, generator.get_state(), new).made()
 
         # The last chunk is fitted too: the exported world must hold all that was seen.
         def learn(
@@ -129,6 +149,9 @@ def generate(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> 
                 f"The world holds {len(cache.gaussians):,} Gaussians, the most allowed: new places are no longer kept.",
             )
         history = extend_history(history, new, keep=spec.chunk)
+        new = None
+        if plan.new.stop < len(spec.cameras):
+            yield LoopState(plan.index, plan.new.stop, cache, history, generator.get_state()).fitted(made_by)
     yield timeline.tick("finish", plans[-1].index, 1, 1)
     yield Finished(_summary(spec, models, settings, stage, cache, timeline, len(plans)))
 
@@ -173,7 +196,8 @@ class _Stage:
         return History([int(n) for n in self.path.frames[rows]], rgb, trusted, self.w2c[rows], self.K[rows])
 
 
-def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> _Stage:
+def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings, unit: float | None) -> _Stage:
+    """`unit` is the scene's, where it is known from before: an estimate of depth need not come out the same twice."""
     path = spec.cameras
     jump = jump_warning(path)
     notices = [Notice("camera_jump", jump)] if jump else []
@@ -204,7 +228,8 @@ def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings) -> _
     if spec.depth is None and spec.scene_scale is None:
         assumed = "Give --scene-scale (the median depth in scene units) if the world comes out too large or too small."
         notices.append(Notice("scene_scale_assumed", f"Depth of the start frame: {depth_source}. {assumed}"))
-    space = CacheSpace(anchor=path.c2w[0, :3, 3].copy(), unit=float(depth[torch.isfinite(depth)].median()))
+    unit = unit or float(depth[torch.isfinite(depth)].median())
+    space = CacheSpace(anchor=path.c2w[0, :3, 3].copy(), unit=unit)
     w2c = space.w2c(path.c2w).to(device)
     cache_settings = _cache_settings(spec, settings, width * height)
     return _Stage(
@@ -252,11 +277,35 @@ def _cache_settings(spec: GenerateSpec, settings: PipelineSettings, pixels: int)
     )
 
 
-def _plan_timeline(plans: list[ChunkPlan], cache: CacheSettings, fill: Fill, spec: GenerateSpec) -> Timeline:
-    chunks = [p for p in plans if p.new]
+def _made_by(spec: GenerateSpec, models: Models, settings: PipelineSettings, stage: _Stage) -> dict[str, object]:
+    """What a saved state must be of to go on: another engine, device or size would go on as something else."""
+    return {
+        "fill": models.fill.name,
+        "device": settings.device,
+        "size": [stage.width, stage.height],
+        "frames": len(spec.cameras),
+        "chunk": [spec.chunk, spec.overlap],
+        "seed": spec.seed,
+    }
+
+
+def _left(plans: list[ChunkPlan], state: LoopState | None) -> list[ChunkPlan]:
+    """The chunks that are still to be made, or made but not yet part of the world."""
+    if state is None:
+        return [p for p in plans if p.new]
+    return [
+        p for p in plans if p.new and (p.new.stop > state.frames or (state.new is not None and p.index == state.chunk))
+    ]
+
+
+def _plan_timeline(
+    plans: list[ChunkPlan], cache: CacheSettings, fill: Fill, spec: GenerateSpec, state: LoopState | None
+) -> Timeline:
+    left = _left(plans, state)
+    chunks = left[1:] if state is not None and state.new is not None else left
     frames = sum(len(p.new) for p in chunks)
     planned: dict[Stage, int] = {
-        "cache": cache.first_steps + len(chunks) * cache.update_steps,
+        "cache": (cache.first_steps if state is None else 0) + len(left) * cache.update_steps,
         "priors": frames,
         fill.frame_stage: frames,
         "finish": 1,
