@@ -5,8 +5,8 @@ next to no arithmetic, but moves every token through memory each time. A compile
 over 1,536 channels is more than it keeps in registers, and rotary pairs four times; these read once. They round where
 the stock model rounds. Rows are tokens: a program holds one, whole, in registers.
 
-The plain block (transformer.py) is their readable twin and what tests compare them with. Hooks on single layers within
-a block are passed by; those on whole blocks work.
+The plain block (transformer.py) is their readable twin and what tests compare them with. Hooks on norms are passed by,
+those on blocks and linear layers work.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ SHIFT, SCALE, GATE, FFN_SHIFT, FFN_SCALE, FFN_GATE = range(6)
 
 
 class FusedBlock(LevelBlock):
-    """The same block in fewer kernels."""
+    """The same block in fewer kernels; where gradients are wanted, as it was."""
 
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, index: Tensor, rotary_emb: Rotary
     ) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(hidden_states, encoder_hidden_states, temb, index, rotary_emb)
         float8 = type(self.attn1.to_q) is Float8Linear
         modulation = self.scale_shift_table + temb.float()
         levels = modulation, index
@@ -50,6 +52,8 @@ class FusedAttentionProcessor(AttentionProcessor):
     """The same attention; norm and rotary embedding of queries and keys are one kernel."""
 
     def norm_and_rotate(self, attn: Any, query: Tensor, key: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            return super().norm_and_rotate(attn, query, key, rotary)
         return (
             rms_norm_and_rotate(query, attn.norm_q.weight, attn.norm_q.eps, attn.heads, *rotary),
             rms_norm_and_rotate(key, attn.norm_k.weight, attn.norm_k.eps, attn.heads, *rotary),
@@ -128,9 +132,10 @@ def feed_forward(ffn: Any, x: Tensor | Float8Rows) -> Tensor:
     first, last = ffn.net[0].proj, ffn.net[2]
     if type(first) is Float8Linear:
         return last(gelu_to_float8(first(x)))
-    if type(first) is nn.Linear and first.weight.is_cuda:
+    untouched = type(first) is nn.Linear and "forward" not in vars(first)  # not a LoRA layer, no hook on it
+    if untouched and first.weight.is_cuda:
         return last(linear_gelu(x, first.weight, first.bias))
-    return ffn(x)  # LoRA layers, say
+    return ffn(x)
 
 
 @torch.library.custom_op("worldwarp::linear_gelu", mutates_args=())

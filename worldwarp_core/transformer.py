@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -40,13 +41,13 @@ class TransformerOptions:
         attention: a backend of diffusers ("native", "_native_cudnn", "_native_flash", "sage", ...), or "auto": cuDNN's
             on GPUs of compute capability 9 or more in half precision, where it takes 3.1 ms against FlashAttention's
             5.4 (17,550 tokens, 12 heads of 128, H100); torch's choice elsewhere.
-        fused: on CUDA, own kernels for what surrounds attention and matrix products (see fused.py); inference alone.
+        fused: own kernels for what surrounds attention and matrix products (fused.py), on CUDA and without gradients.
         fp8: the blocks' linear layers in float8 (compute capability 8.9 or more): an approximation.
     """
 
     compile: bool = False
     attention: str = "auto"
-    fused: bool = False
+    fused: bool = True
     fp8: bool = False
 
     def __post_init__(self) -> None:
@@ -65,18 +66,19 @@ def prepare_transformer(
     Call it where the model runs (device, precision), with LoRAs loaded, before offloading hooks or context parallelism.
     """
     assert "forward" not in vars(model), "hooks wrap the forward function they find: prepare the model before them"
-    if model.config["image_dim"] is not None or model.config["added_kv_proj_dim"] is not None:
+    config = model.config
+    if config["image_dim"] is not None or config["added_kv_proj_dim"] is not None or not config["cross_attn_norm"]:
         raise WorldWarpError(
             "bad_weights",
-            "This is a Wan image-to-video transformer; a text-to-video one is needed, such as Wan2.1-T2V.",
+            "This transformer is not built as Wan 2.1's text-to-video one, which is needed: for image-to-video, perhaps.",
         )
-    assert model.config["cross_attn_norm"] or not options.fused, "the fused block has a norm there"
     prepared: Any = model
     prepared.__class__ = WorldWarpTransformer
     prepared.modulate = modulate
-    parameter = next(prepared.blocks.parameters())
-    attention = _choose_attention(model.dtype, parameter.device) if options.attention == "auto" else options.attention
-    block_class, processor_class = _fused_classes() if options.fused else (LevelBlock, AttentionProcessor)
+    device = next(prepared.blocks.parameters()).device
+    attention = _choose_attention(model.dtype, device) if options.attention == "auto" else options.attention
+    fused = options.fused and device.type == "cuda" and find_spec("triton") is not None
+    block_class, processor_class = _fused_classes() if fused else (LevelBlock, AttentionProcessor)
     for block in prepared.blocks:
         block.__class__ = block_class
         for attn in (block.attn1, block.attn2):
@@ -210,7 +212,7 @@ def _cudnn_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _fused_classes() -> tuple[type[LevelBlock], type[AttentionProcessor]]:
-    from .fused import FusedAttentionProcessor, FusedBlock  # needs triton, which torch brings where it brings CUDA
+    from .fused import FusedAttentionProcessor, FusedBlock  # imports triton, which comes with torch for CUDA alone
 
     return FusedBlock, FusedAttentionProcessor
 

@@ -108,18 +108,45 @@ def clip():
     }
 
 
-def test_the_fused_model_answers_as_the_stock_one(stock, clip):
+def fuse(model):
+    """What preparing a model on CUDA does."""
+    for block in model.blocks:
+        block.__class__ = fused.FusedBlock
+        for attn in (block.attn1, block.attn2):
+            attn.set_processor(fused.FusedAttentionProcessor(attn.processor._attention_backend))
+    return model
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """How often one of the kernels that norm was asked for."""
+    count = []
+    plain = fused.add_and_norm
+    monkeypatch.setattr(fused, "add_and_norm", lambda *arguments: count.append(1) or plain(*arguments))
+    return count
+
+
+def test_the_fused_model_answers_as_the_stock_one(stock, clip, launches):
     want = stock(clip["hidden_states"], clip["levels"][clip["index"]], clip["encoder_hidden_states"]).sample
-    model = prepare_transformer(copy.deepcopy(stock), TransformerOptions(fused=True))
-    torch.testing.assert_close(model(**clip), want, rtol=1e-5, atol=1e-5)
+    model = fuse(prepare_transformer(copy.deepcopy(stock)))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**clip), want, rtol=1e-5, atol=1e-5)
+    assert len(launches) == 6  # three in each block
 
 
+def test_where_gradients_are_wanted_it_is_the_plain_model(stock, clip, launches):
+    plain, ours = (prepare_transformer(copy.deepcopy(stock).requires_grad_()) for _ in range(2))
+    for model in (plain, fuse(ours)):
+        model(**clip).square().mean().backward()
+    assert not launches
+    for want, got in zip(plain.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(got.grad, want.grad)
+
+
+@torch.no_grad()
 def test_the_fused_model_in_float8_answers_as_the_plain_one_in_float8(stock, clip):
     half = {name: t.bfloat16() if name != "levels" and t.is_floating_point() else t for name, t in clip.items()}
-    plain, ours = (
-        prepare_transformer(copy.deepcopy(stock).bfloat16(), TransformerOptions(fp8=True, fused=own))
-        for own in (False, True)
-    )
-    assert type(ours.blocks[0].ffn.net[2]) is Float8Linear
+    plain, ours = (prepare_transformer(copy.deepcopy(stock).bfloat16(), TransformerOptions(fp8=True)) for _ in range(2))
+    assert type(fuse(ours).blocks[0].ffn.net[2]) is Float8Linear
     want = plain(**half).float()
     assert (ours(**half).float() - want).norm() < 0.03 * want.norm()

@@ -166,7 +166,7 @@ def test_an_image_to_video_model_is_refused():
         image_dim=32,
         added_kv_proj_dim=32,
     )
-    with pytest.raises(WorldWarpError, match="image-to-video"):
+    with pytest.raises(WorldWarpError, match="text-to-video one, which is needed"):
         prepare_transformer(model)
 
 
