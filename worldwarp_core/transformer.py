@@ -70,7 +70,7 @@ def prepare_transformer(
     if config["image_dim"] is not None or config["added_kv_proj_dim"] is not None or not config["cross_attn_norm"]:
         raise WorldWarpError(
             "bad_weights",
-            "This transformer is not built as Wan 2.1's text-to-video one, which is needed: for image-to-video, perhaps.",
+            "This transformer is not built as Wan 2.1's text-to-video one, which is needed. Is it for images to video?",
         )
     prepared: Any = model
     prepared.__class__ = WorldWarpTransformer
