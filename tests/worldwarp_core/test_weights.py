@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
-from tests.support.fake_hub import COMMIT, fake_hub
+from tests.support.fake_hub import COMMIT, fake_hub, use_hub
 from tests.support.tiny_wan import TEXT_DIM, save_tiny_wan, tiny_transformer
 from worldwarp_core import model_store
 from worldwarp_core.errors import WorldWarpError
@@ -45,7 +45,7 @@ def wan(whole, tmp_path):
 @pytest.fixture
 def no_hub(tmp_path, monkeypatch):
     """An empty cache, and a hub that is not there."""
-    _point_at(monkeypatch, "http://127.0.0.1:9", tmp_path / "hf")
+    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "hf")
 
 
 @pytest.fixture
@@ -57,15 +57,8 @@ def hub(whole, tmp_path, monkeypatch):
     (base / "README.md").write_text("# Wan")
     (base / "vae" / "old.bin").write_bytes(b"a pickle")
     with fake_hub({WAN: base, FINE_TUNED: tmp_path / "published"}) as served:
-        _point_at(monkeypatch, served.url, tmp_path / "hf")
+        use_hub(monkeypatch, served.url, tmp_path / "hf")
         yield served
-
-
-def _point_at(monkeypatch, url, home):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(home / "assets"))
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 def assert_same(model, other):
