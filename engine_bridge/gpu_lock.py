@@ -8,8 +8,8 @@ it. The system lets go of the lock of a process that dies.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from .store import default_data_dir
 
@@ -17,16 +17,22 @@ POLL_S = 0.25
 
 
 @contextmanager
-def only_job_on(gpu: str, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock of a GPU.
+def only_job_on(gpus: Sequence[str], waiting: Callable[[], None]) -> Iterator[None]:
+    """Holds the locks of GPUs.
 
     Args:
-        gpu: its number or UUID; "" is no GPU, and takes no lock.
-        waiting: called a few times a second while another server's job has the GPU; may raise to give up.
+        gpus: their numbers or UUIDs; none takes no lock.
+        waiting: called a few times a second while another server's job has one of them; may raise to give up.
     """
-    if not gpu:
+    with ExitStack() as held:
+        # In one order for everybody: two that each hold what the other waits for would wait for ever.
+        for gpu in sorted(set(gpus)):
+            held.enter_context(_lock(gpu, waiting))
         yield
-        return
+
+
+@contextmanager
+def _lock(gpu: str, waiting: Callable[[], None]) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder = default_data_dir().parent

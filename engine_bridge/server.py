@@ -96,7 +96,7 @@ class ServerConfig:
     options: dict[str, Any] = field(default_factory=dict)
     limits: codec.Limits = codec.LIMITS
     devices: tuple[str, ...] = ("",)
-    """A worker for each: a GPU as CUDA_VISIBLE_DEVICES names it, or "" to leave that to the engine."""
+    """A worker for each: its GPUs as CUDA_VISIBLE_DEVICES names them, or "" to leave that to the engine."""
     max_queued: int = 1000
     max_queued_by_client: int = 250
     keep_bytes: int = KEEP_BYTES
@@ -106,7 +106,7 @@ class ServerConfig:
     stop_grace_s: float = STOP_GRACE_S
 
     def __post_init__(self) -> None:
-        named = [device for device in self.devices if device]
+        named = [gpu for device in self.devices for gpu in device.split(",") if gpu]
         assert self.devices, "a server without workers makes nothing"
         if len(set(named)) < len(named):
             raise BridgeError("bad_settings", f"A GPU takes one worker; got {', '.join(named)}.")

@@ -75,7 +75,7 @@ class WorkerConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the factory."""
     device: str = ""
-    """The GPU that is this worker's alone, as CUDA_VISIBLE_DEVICES names it; "" where the server was not told."""
+    """The GPUs that are this worker's alone, as CUDA_VISIBLE_DEVICES names them; "" where the server was not told."""
     log_path: str = ""
     """Where the structured log goes; "" for none."""
 
@@ -87,6 +87,9 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
     if config.log_path:
         add_log_file(Path(config.log_path), f"worker {config.device}".strip())
+    if config.device:
+        # Read when torch is loaded, with the engine.
+        os.environ["CUDA_VISIBLE_DEVICES"] = config.device
     server = _Server(connection)
     try:
         engine = _load(config)
@@ -96,9 +99,9 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
         server.report(LoadFailed(code=code, message=message, log_id=log_id))
         return
     store = JobStore(Path(config.store_root))
-    gpu = _gpu_of(engine.describe(), config.device)
+    gpus = _gpus_of(engine.describe())
     while (run := server.next_job()) is not None:
-        server.report(_Run(engine, store.open(run.job_id), run, server, gpu).to_its_end())
+        server.report(_Run(engine, store.open(run.job_id), run, server, gpus).to_its_end())
 
 
 def read_spec(submit: Submit) -> core.GenerateSpec:
@@ -215,8 +218,8 @@ class _Stopped(Exception):
 class _Run:
     """One attempt at a job."""
 
-    def __init__(self, engine: Any, job: StoredJob, run: RunJob, server: _Server, gpu: str) -> None:
-        self._engine, self._job, self._server, self._gpu = engine, job, server, gpu
+    def __init__(self, engine: Any, job: StoredJob, run: RunJob, server: _Server, gpus: list[str]) -> None:
+        self._engine, self._job, self._server, self._gpus = engine, job, server, gpus
         self._job_id, self._attempt = run.job_id, run.attempt
         self._final = 0
         """Frames of the path, from its first, that are final."""
@@ -229,7 +232,7 @@ class _Run:
         """Runs to whatever end it comes to. The log is closed then: its last event is for the server to write."""
         job_id = self._job_id
         try:
-            with only_job_on(self._gpu, self._wait_for_gpu), self._job.log.appending() as append:
+            with only_job_on(self._gpus, self._wait_for_gpu), self._job.log.appending() as append:
                 summary = self._follow(append)
             if summary is not None:
                 return Ended(job_id=job_id, state="done", summary=as_plain(summary))
@@ -347,11 +350,11 @@ class _Run:
         self._server.report(Logged(job_id=self._job_id, last_seq=seq, frames_done=self._frames_done))
 
 
-def _gpu_of(engine_info: dict[str, Any], device: str) -> str:
-    """The GPU that the engine works on; "" for one that needs none."""
+def _gpus_of(engine_info: dict[str, Any]) -> list[str]:
+    """The GPUs that the engine may work on; none for one that needs none. Without word of which, the first."""
     if engine_info.get("device_kind") != "cuda":
-        return ""
-    return device or os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] or "0"
+        return []
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
 
 
 def _progress(event: core.Progress, job_id: str) -> Progress:

@@ -3,8 +3,8 @@
 Prompts, each `word` or `word=value`, separated by spaces: `slow=SECONDS` a frame, `crash=N` (the process dies after
 frame N), `fail=N` (an unexpected exception after frame N), `refuse` (an error of the user's), `deep` (a summary nested
 too deeply), `progress=N` (progress events before every frame), `wait` (no frames until cancelled), `noise` (frames of
-noise, each of which depends on all before it), `forgetful` (an engine that saves no state), `full=N` (no space on the
-disk after frame N, the first time).
+noise, each of which depends on all before it), `where` (a notice of the GPUs that it was given), `forgetful` (an engine
+that saves no state), `full=N` (no space on the disk after frame N, the first time).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from worldwarp_core.splat_files.cloud import SplatCloud
 def load(name: str = "cache", **options: Any) -> FakeEngine:
     if options.get("broken"):
         raise ImportError("no module named 'something_heavy'")
-    return FakeEngine()
+    return FakeEngine(cuda=bool(options.get("cuda")))
 
 
 def pixel_of(index: int) -> int:
@@ -34,8 +34,12 @@ def pixel_of(index: int) -> int:
 
 
 class FakeEngine:
+    def __init__(self, cuda: bool = False) -> None:
+        self.cuda = cuda
+
     def describe(self) -> dict[str, Any]:
-        return {"engine": "fake", "rasterizer": "none", "scale": np.float32(1.5)}
+        kind = "cuda" if self.cuda else "cpu"
+        return {"engine": "fake", "rasterizer": "none", "device_kind": kind, "scale": np.float32(1.5)}
 
     def generate(self, spec: GenerateSpec, resume: Checkpoint | None = None) -> Iterator[Event]:
         does = dict(word.partition("=")[::2] for word in spec.prompt.split())
@@ -49,6 +53,8 @@ class FakeEngine:
             rng.bit_generator.state = resume.facts["rng"]
             done, fitted = resume.frames, resume.stage == "fitted"
         yield Notice("fake", "This is the fake engine.")
+        if "where" in does:
+            yield Notice("where", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
         yield Progress("geometry", 1, 1, 0, 1, 0.0, None)
         while "wait" in does:
             yield Progress("fill", 1, 2, 0, 1, 0.5, 1.0)
