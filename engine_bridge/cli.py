@@ -30,6 +30,7 @@ from .cli_engine import (
     CaptionerName,
     Distilled,
     EngineArguments,
+    GpusPerJob,
     Loras,
     NoCompile,
     Preset,
@@ -115,7 +116,10 @@ def serve(
     ] = False,
     keys_dir: Annotated[Path | None, typer.Option(help="With --keys: where they are (the user's settings).")] = None,
     gpus: Annotated[
-        str | None, typer.Option(help="A worker for each of these GPUs, as in 0,1,2; each runs one job at a time.")
+        str | None,
+        typer.Option(
+            help="A worker for each of these GPUs, as in 0,1; each runs one job at a time. 0+1 is one of two."
+        ),
     ] = None,
     engine: EngineName = "cache",
     device: Device = "auto",
@@ -127,6 +131,7 @@ def serve(
     vram: Vram = None,
     captioner: CaptionerName = None,
     no_compile: NoCompile = False,
+    gpus_per_job: GpusPerJob = None,
     preset: Preset = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where jobs are kept.")] = None,
     keep_gib: Annotated[
@@ -151,7 +156,7 @@ def serve(
     )
     _check_engine(engine, engine_factory)
     learned = EngineArguments(
-        weights, transformer, tuple(lora or ()), distilled, vram, captioner, no_compile, preset
+        weights, transformer, tuple(lora or ()), distilled, vram, captioner, no_compile, gpus_per_job, preset
     ).options()
     options = {"device": device, "depth_model": depth_model, **learned}
     if engine == "wan":
@@ -164,7 +169,7 @@ def serve(
         options=options,
         keep_bytes=int(keep_gib * 2**30),
         keys_dir=(keys_dir or default_keys_dir()) if keys or keys_dir else None,
-        devices=tuple(gpu.strip() for gpu in gpus.split(",")) if gpus else ("",),
+        devices=tuple(group.strip().replace("+", ",") for group in gpus.split(",")) if gpus else ("",),
     )
     server = JobServer(config)
     if ready_file is not None:
@@ -229,6 +234,7 @@ def generate(
     vram: Vram = None,
     captioner: CaptionerName = None,
     no_compile: NoCompile = False,
+    gpus_per_job: GpusPerJob = None,
     server: Annotated[str | None, typer.Option(help=f"A running server, such as {DEFAULT_ADDRESS}.")] = None,
     key: Key = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job's files in --out.")] = False,
@@ -243,7 +249,9 @@ def generate(
     from worldwarp_core.spec import GenerateSpec
 
     # Not the preset: that is the shot's.
-    learned = EngineArguments(weights, transformer, tuple(lora or ()), distilled, vram, captioner, no_compile)
+    learned = EngineArguments(
+        weights, transformer, tuple(lora or ()), distilled, vram, captioner, no_compile, gpus_per_job
+    )
     options = ["--engine", engine, "--device", device, "--engine-factory", engine_factory]
     options += ["--depth-model", depth_model] if depth_model else []
     options += learned.arguments()

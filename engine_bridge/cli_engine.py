@@ -39,6 +39,9 @@ CaptionerName = Annotated[
 NoCompile = Annotated[
     bool, typer.Option("--no-compile", help="Engine wan: start faster, run slower: leave the models as they are.")
 ]
+GpusPerJob = Annotated[
+    int | None, typer.Option("--gpus-per-job", help="Engine wan: GPUs that share each chunk's work: 1, 2 or 4.")
+]
 Preset = Annotated[
     str | None, typer.Option("--preset", help="How fast against how exact: reference, balanced or fast.")
 ]
@@ -55,6 +58,7 @@ class EngineArguments:
     vram: str | None = None
     captioner: str | None = None
     no_compile: bool = False
+    gpus: int | None = None
     preset: str | None = None
 
     def options(self) -> dict[str, Any]:
@@ -64,6 +68,7 @@ class EngineArguments:
             "transformer": self.transformer,
             "vram": self.vram,
             "captioner": self.captioner,
+            "gpus": self.gpus,
             "preset": self.preset,
         }
         options: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
@@ -82,9 +87,10 @@ class EngineArguments:
             "--transformer": self.transformer,
             "--vram": self.vram,
             "--captioner": self.captioner,
+            "--gpus-per-job": self.gpus,
             "--preset": self.preset,
         }
-        pairs = [(name, value) for name, value in named.items() if value is not None]
+        pairs = [(name, str(value)) for name, value in named.items() if value is not None]
         pairs += [("--lora", lora) for lora in self.loras]
         flags = ["--distilled"] * self.distilled + ["--no-compile"] * self.no_compile
         return [word for pair in pairs for word in pair] + flags

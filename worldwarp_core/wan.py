@@ -18,6 +18,7 @@ from torch import Tensor
 from .autoencoder import AutoencoderOptions, WanAutoencoder
 from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, next_smaller
 from .captions import Captioner, QwenCaptioner, open_captioner
+from .denoise import Transformer
 from .errors import WorldWarpError
 from .presets import PRESETS, Preset
 from .priors import Priors
@@ -25,6 +26,7 @@ from .spec import Notice
 from .st_diff import StDiffModels
 from .text import TextEmbedder
 from .transformer import TransformerOptions, WorldWarpTransformer, prepare_transformer
+from .wan_followers import Followers
 from .weights import LoraFile, ModelFiles, apply_loras, load_transformer, load_vae, resolve_models
 
 FLOAT8_CAPABILITY = (8, 9)
@@ -44,6 +46,7 @@ class WanOptions:
         vram: gibibytes of GPU memory to keep within, or `auto`: what is free.
         captioner: folder or name of a Qwen2.5-VL for automatic prompts and style images; None goes without.
         compile: let torch compile the models, some 30 s at the first chunk of each size.
+        gpus: how many GPUs share the transformer: 1, 2 or 4. More than one keeps it in bf16 and resident.
         prompt_cache: folder where embedded prompts are kept; None takes one beside the downloaded models.
     """
 
@@ -55,6 +58,7 @@ class WanOptions:
     vram: str = AUTO
     captioner: str | None = None
     compile: bool = True
+    gpus: int = 1
     prompt_cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -96,9 +100,12 @@ class WanSource:
         self._loras = [_read_lora(text) for text in options.loras]
         base = None if options.transformer == BASE_TRANSFORMER else options.transformer
         self._files = files or resolve_models(options.weights, base)
+        self._followers = Followers(options.gpus, device, options) if options.gpus != 1 else None
+        if self._followers is not None:
+            self.device = self._followers.ranks.device
         self.plan = _choose_plan(options.vram, self.device)
         self._autoencoder: WanAutoencoder | None = None
-        self._transformers: dict[bool, WorldWarpTransformer] = {}
+        self._transformers: dict[bool, Transformer] = {}
         self._parking: UserCpuOffloadHook | None = None
         self._text: TextEmbedder | None = None
         self._captioner: QwenCaptioner | None = None
@@ -109,8 +116,9 @@ class WanSource:
 
     @property
     def float8(self) -> bool:
-        """Whether the device computes in float8."""
-        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= FLOAT8_CAPABILITY
+        """Whether the device computes in float8; followers hold the transformer as it was loaded."""
+        alone = self._followers is None and self.device.type == "cuda"
+        return alone and torch.cuda.get_device_capability(self.device) >= FLOAT8_CAPABILITY
 
     @property
     def captions(self) -> Callable[[], AbstractContextManager[Captioner]] | None:
@@ -119,14 +127,16 @@ class WanSource:
     def models(self, preset: Preset) -> StDiffModels:
         return StDiffModels(
             autoencoder=_AloneOnTheDevice(self._get_autoencoder(), self._park),
-            transformer=self._get_transformer(preset.fp8 and self.float8 and self.plan.transformer == "resident"),
+            transformer=self._get_transformer(preset.fp8 and self.float8 and self.plan.transformer != "streamed"),
             text=self._get_text(),
             device=self.device,
-            batched=False,
+            # Followers take half of the batch each; alone, a GPU gains nothing from it (budget.MemoryPlan).
+            batched=self._followers is not None,
         )
 
     def shrink(self) -> Notice | None:
-        smaller = next_smaller(self.plan) if self.device.type == "cuda" else None
+        alone = self._followers is None and self.device.type == "cuda"
+        smaller = next_smaller(self.plan) if alone else None
         if smaller is None:
             return None
         self.plan = smaller
@@ -142,6 +152,7 @@ class WanSource:
             "models": {"weights": base, "transformer": transformer, "loras": [asdict(lora) for lora in self._loras]},
             "memory_plan": asdict(self.plan),
             "compiled": self._compiled,
+            "gpus": self._options.gpus,
             "captioner": self._options.captioner,
             "distilled": self.distilled,
         }
@@ -152,23 +163,25 @@ class WanSource:
 
     @property
     def _compiled(self) -> bool:
-        return self._options.compile and self.device.type == "cuda" and self.plan.transformer == "resident"
+        return self._options.compile and self.device.type == "cuda" and self.plan.transformer != "streamed"
 
     def _get_autoencoder(self) -> WanAutoencoder:
         if self._autoencoder is None:
-            options = AutoencoderOptions(tile=self.plan.tile, compile=self._compiled and self.plan.tile is None)
+            options = AutoencoderOptions(tile=self.plan.tile, compile=self._compiled)
             vae: Any = load_vae(self._files, self._dtype)
             self._autoencoder = WanAutoencoder(vae, options, self.device)
         return self._autoencoder
 
-    def _get_transformer(self, float8: bool) -> WorldWarpTransformer:
+    def _get_transformer(self, float8: bool) -> Transformer:
         if float8 not in self._transformers:
             if not self.plan.keep_variants:
                 self._free_transformers()
-            self._transformers[float8] = self._load_transformer(float8)
+            model = self.load_transformer(float8)
+            self._transformers[float8] = model if self._followers is None else self._followers.share(model)
         return self._transformers[float8]
 
-    def _load_transformer(self, float8: bool) -> WorldWarpTransformer:
+    def load_transformer(self, float8: bool) -> WorldWarpTransformer:
+        """The transformer as the memory plan has it, loaded anew."""
         model: Any = load_transformer(self._files, self._dtype)
         apply_loras(model, self._loras)
         model.requires_grad_(False).to(self.device)

@@ -14,6 +14,7 @@ ALL = EngineArguments(
     vram="12",
     captioner="/models/qwen",
     no_compile=True,
+    gpus=2,
     preset="fast",
 )
 
@@ -26,7 +27,15 @@ def test_what_was_not_given_is_left_to_the_engine():
 def test_every_option_reaches_the_engine():
     options = read_options(ALL.options())
     assert options == WanOptions(
-        "/models/wan", "base", ("look.safetensors=0.8", "other.safetensors"), True, "fast", "12", "/models/qwen", False
+        "/models/wan",
+        "base",
+        ("look.safetensors=0.8", "other.safetensors"),
+        True,
+        "fast",
+        "12",
+        "/models/qwen",
+        False,
+        2,
     )
     given = {f.name for f in fields(WanOptions) if getattr(options, f.name) != f.default}
     assert given == {f.name for f in fields(WanOptions)} - {"prompt_cache"}

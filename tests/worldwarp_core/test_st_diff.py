@@ -1,7 +1,10 @@
 """The learned loop, whole, with Wan's real classes in miniature."""
 
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from worldwarp_core.spec import Finished, Frame, GenerateSpec, Notice, Progress,
 from worldwarp_core.st_diff import FixedModels, StDiffFill, StDiffModels
 from worldwarp_core.transformer import prepare_transformer
 
+ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 32, 16
 QUICK = {
     "quick": Preset("quick", 2, SamplerSettings(guidance=2.0), experimental=False),
@@ -493,3 +497,37 @@ def test_a_plan_of_any_length_is_counted_whole():
     spec = GenerateSpec(cameras, *room.render(cameras), chunk=9, overlap=5)
     assert [fill.count_steps(spec, plan) for plan in split_chunks(13, 9, 5)] == [{"encode": 1, "denoise": 3}] * 2
     assert fill.count_steps(replace(spec, steps=50), split_chunks(13, 9, 5)[0]) == {"encode": 1, "denoise": 50}
+
+
+SHARED = """
+import sys
+import numpy as np
+import torch
+from tests.support import room
+from worldwarp_core.api import load_engine
+from worldwarp_core.spec import Frame, GenerateSpec
+
+torch.set_num_threads(1)
+folder, prompts, out = sys.argv[1:]
+engine = load_engine(
+    "wan", device="cpu", weights=folder, transformer="base", compile=False, gpus=2, prompt_cache=prompts
+)
+cameras = room.truck(2, width=32, height=16)
+spec = GenerateSpec(cameras, *room.render(cameras), chunk=9, overlap=5, cache_steps=2, steps=1)
+np.save(out, np.stack([event.rgb for event in engine.generate(spec) if isinstance(event, Frame)]))
+"""
+
+
+def test_two_processes_share_the_transformer_and_make_the_same_frames(folder, assets, tmp_path):
+    out = tmp_path / "frames.npy"
+    command = [sys.executable, "-c", SHARED, str(folder), str(tmp_path / "prompts"), str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone = load_engine("wan", device="cpu", weights=str(folder), transformer="base", compile=False)
+    here = pixels(list(alone.generate(make(2, steps=1)[1])))
+    assert np.abs(here.astype(int) - np.load(out)).max() <= 1
+
+
+def test_more_gpus_than_there_are_is_refused(folder):
+    with pytest.raises(WorldWarpError, match="1, 2 or 4 GPUs"):
+        load_engine("wan", device="cpu", weights=str(folder), transformer="base", gpus=3)
