@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache as remember
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -450,4 +450,7 @@ class _Kernels(NamedTuple):
 def _kernels(compiled: bool) -> _Kernels:
     """Each part as one kernel where `compiled`."""
     plain = _Kernels(first_hit, hit_time, distance, _meet_surface, _face, _albedo, _aim, _sky, _develop)
-    return _Kernels(*map(torch.compile, plain)) if compiled else plain
+    if not compiled:
+        return plain
+    parts: list[Any] = [torch.compile(part) for part in plain]
+    return _Kernels(*parts)
