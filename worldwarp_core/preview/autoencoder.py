@@ -10,6 +10,8 @@ also sees the prior and its validity at full size (pixel-unshuffled beside its o
 the size) and says for every pixel how much of the prior to keep. What the cache knows in detail stays sharp and is
 corrected; only holes are made from the latents alone. Without a prior, validity is 0 everywhere.
 
+Beside its layers each half has a straight way: the clip at a quarter of the size, folded into the latents, and back.
+
 Most of the work is at low resolution: at half the size there are 64 channels, at full size none.
 """
 
@@ -63,9 +65,10 @@ class PreviewAutoencoder(nn.Module):
         self.channels = config.latents
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        _start(self)
         self.register_buffer("mean", torch.zeros(config.latents))
         self.register_buffer("std", torch.ones(config.latents))
-        self.to(memory_format=torch.channels_last)  # what CPUs and tensor cores convolve fastest
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # what CPUs and tensor cores convolve fastest
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -92,6 +95,11 @@ class PreviewAutoencoder(nn.Module):
             part = self.decoder(raw[:, :, t : t + 1], None if guide is None else guide[:, t : t + 1], past)[0]
             for frame in part[-1:] if t == 0 else part:
                 yield frame.float().clamp(0, 1).permute(1, 2, 0)
+
+    @torch.no_grad()
+    def encode_clips(self, clips: Tensor) -> Tensor:
+        """(B, T, 3, H, W) in [0, 1] -> (B, 16, T', H/8, W/8) float32, normalised: `encode` for many clips at once."""
+        return self.normalise(self.to_latents(clips).float())
 
     def to_latents(self, clips: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> (B, 16, T', H/8, W/8), not normalised."""
@@ -138,6 +146,7 @@ class Encoder(nn.Module):
         self.eighth = Block(eighth, memory=True)
         self.last = Block(eighth)
         self.head = _conv(eighth, config.latents)
+        self.straight = nn.Conv2d(3 * 4, config.latents, 1, bias=False)
 
     def forward(self, groups: Tensor, past: Past | None = None) -> Tensor:
         clips, steps = groups.shape[:2]
@@ -150,7 +159,9 @@ class Encoder(nn.Module):
         x = self.eighth_pairs(F.relu(self.to_eighth(x)))
         x = F.relu(self.fours(_merge_pairs(x)))
         x = self.last(self.eighth(x, steps, past))
-        raw = LATENT_BOUND * torch.tanh(self.head(x) / LATENT_BOUND)
+        small = F.avg_pool2d(groups.mean(2).flatten(0, 1) * 2 - 1, LATENT_PX // 2)
+        x = self.head(x) + self.straight(F.pixel_unshuffle(small, 2))
+        raw = LATENT_BOUND * torch.tanh(x / LATENT_BOUND)
         return raw.unflatten(0, (clips, steps)).transpose(1, 2)
 
 
@@ -177,6 +188,7 @@ class Decoder(nn.Module):
         self.half_guided = Block(half, beside=half_guide)
         self.half_last = Block(half)
         self.head = _conv(half, 4 * (3 + 1))
+        self.straight = nn.Conv2d(config.latents, 3 * 4, 1, bias=False)
 
     def forward(self, raw: Tensor, guide: Tensor | None = None, past: Past | None = None) -> Tensor:
         clips, _, steps, rows, cols = raw.shape
@@ -187,8 +199,8 @@ class Decoder(nn.Module):
         at_half = F.relu(self.guide_half(guides))
         at_quarter = self.guide_block(F.relu(self.guide_quarter(at_half)))
 
-        x = raw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        x = self.eighth_last(self.eighth(F.relu(self.stem(x)), steps, past))
+        latents = raw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x = self.eighth_last(self.eighth(F.relu(self.stem(latents)), steps, past))
         x = F.relu(F.pixel_shuffle(_split_pairs(self.to_quarter(x)), 2))
         x = self.quarter_last(self.quarter_pairs(x, 2 * steps, past))
         x = F.relu(_split_pairs(self.to_frames(x)))
@@ -196,7 +208,9 @@ class Decoder(nn.Module):
         x = F.relu(F.pixel_shuffle(self.to_half(x), 2))
         x = self.half_last(self.half_guided(x, beside=at_half))
         rgb, keep = F.pixel_shuffle(self.head(x), 2).split([3, 1], 1)
-        made = rgb * 0.5 + 0.5
+        small = F.pixel_shuffle(self.straight(latents), 2)
+        large = F.interpolate(small, scale_factor=LATENT_PX // 2, mode="bilinear", align_corners=False)
+        made = (rgb + large.repeat_interleave(LATENT_FRAMES, 0)) * 0.5 + 0.5
         frames = made + torch.sigmoid(keep) * validity * (prior - made)
         return frames.unflatten(0, (clips, steps * LATENT_FRAMES))
 
@@ -214,7 +228,6 @@ class Block(nn.Module):
         self.memory = memory
         self.first = _conv(width * (2 if memory else 1) + beside, width)
         self.second = _conv(width, width)
-        nn.init.zeros_(self.second.weight)  # starts as the identity: deep stacks without norms train
 
     def forward(self, x: Tensor, steps: int = 1, past: Past | None = None, beside: Tensor | None = None) -> Tensor:
         seen = [x]
@@ -231,6 +244,30 @@ class Block(nn.Module):
         if past is not None:
             past[self] = clips[:, -1:]
         return torch.cat([before, clips[:, :-1]], 1).flatten(0, 1)
+
+
+def _start(network: PreviewAutoencoder) -> None:
+    """Starts a deep network without norms so that it learns from the first step on.
+
+    Left to themselves, many layers of ReLU make all clips look alike and latents are not used for long. So the straight
+    way, which skips them all, starts as a small picture folded into the latents and back; what the layers add starts
+    as nothing, and most of a prior is kept. Convolutions keep the variance, blocks start as the identity.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, Block):
+            nn.init.zeros_(module.second.weight)
+    encoder, decoder = network.encoder, network.decoder
+    with torch.no_grad():
+        encoder.head.weight *= 0.1
+        decoder.head.weight *= 0.1
+        decoder.head.bias[-4:] = 2.0
+        nn.init.orthogonal_(encoder.straight.weight)
+        decoder.straight.weight.copy_(encoder.straight.weight.transpose(0, 1))
 
 
 def _in_fours(clips: Tensor) -> Tensor:

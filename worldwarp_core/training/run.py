@@ -1,0 +1,298 @@
+"""Trains one of the preview's networks from a user's options: data, network, task and loop put together.
+
+Each process of several (one a GPU) runs the same function; see `train_network`.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import WorldWarpError
+from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
+from ..preview.depth import DepthNetwork, load_imagenet
+from ..preview.transformer import CONFIG, make_transformer
+from ..preview.weights import load_state, read_network
+from ..transformer import TransformerOptions
+from .clips import ClipSource
+from .lpips import Lpips
+from .objective import ObjectiveSettings, Target
+from .pool import Clips, PoolSettings, Source
+from .textures import TextureBank, build_bank
+from .train_autoencoder import AutoencoderTask, AutoencoderTraining
+from .train_depth import DepthTask, DepthTraining
+from .train_stdiff import StDiffTask, StDiffTraining
+from .trainer import Progress, Task, TrainSettings, read_progress, train
+
+Kind = Literal["vae", "stdiff", "depth"]
+NAMES: dict[Kind, str] = {"vae": "autoencoder", "stdiff": "transformer", "depth": "depth"}
+"""What the files of each are called."""
+
+
+@dataclass(frozen=True)
+class KindDefaults:
+    """What suits a network where the user does not say.
+
+    Attributes:
+        frames: of a clip that is made.
+        batch: clips (of depth: pictures) in a step.
+        learning_rate, average: see `TrainSettings`.
+        made: clips made at once.
+        first, capacity: of the pool, in clips.
+        judged: validation clips.
+    """
+
+    frames: int
+    batch: int
+    learning_rate: float
+    average: float
+    made: int
+    first: int
+    capacity: int
+    judged: int
+
+
+DEFAULTS: dict[Kind, KindDefaults] = {
+    "vae": KindDefaults(17, 16, 6e-4, 0.998, 16, 192, 4096, 12),
+    "stdiff": KindDefaults(49, 16, 5e-4, 0.999, 8, 256, 20_000, 8),
+    "depth": KindDefaults(5, 48, 4e-4, 0.995, 32, 256, 2048, 16),
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a user says.
+
+    Attributes:
+        run: folder of the run; one that holds a run goes on.
+        textures: file of pictures for the worlds (see `textures.py`); None takes procedural ones alone.
+        lpips: weights of LPIPS with AlexNet; None leaves it out of the loss and of the figures.
+        imagenet: weights of an EfficientNet-Lite0 for a new depth network to start from.
+        autoencoder: folder with a trained autoencoder; `stdiff` needs it.
+        width, height: of the clips, multiples of 16.
+        frames, batch, learning_rate, pool, judged: None takes what suits the network.
+        freeze_encoder: of the autoencoder, learn the decoder alone.
+        share: of the time, spent making clips.
+        devices: GPUs to train on.
+    """
+
+    run: Path
+    minutes: float = 6.0
+    steps: int | None = None
+    textures: Path | None = None
+    lpips: Path | None = None
+    imagenet: Path | None = None
+    autoencoder: Path | None = None
+    width: int = 256
+    height: int = 144
+    frames: int | None = None
+    batch: int | None = None
+    learning_rate: float | None = None
+    schedule: Literal["constant", "cosine"] = "cosine"
+    target: Target = "consistent"
+    freeze_encoder: bool = False
+    share: float = 0.25
+    pool: int | None = None
+    judged: int | None = None
+    compile: bool = False
+    device: str = "auto"
+    devices: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.width % 16 or self.height % 16 or min(self.width, self.height) < 32:
+            raise WorldWarpError(
+                "bad_settings", f"Clips' sides must be multiples of 16, at least 32; got {self.width}x{self.height}."
+            )
+        if self.frames is not None and (self.frames < 1 or self.frames % 4 != 1):
+            raise WorldWarpError("bad_settings", f"A clip has 4k + 1 frames; got {self.frames}.")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise WorldWarpError("bad_settings", f"device must be auto, cpu or cuda; got {self.device!r}.")
+        if self.devices < 1:
+            raise WorldWarpError("bad_settings", f"At least 1 device is needed; got {self.devices}.")
+        for name in ("batch", "pool", "judged"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise WorldWarpError("bad_settings", f"{name} must be at least 1; got {value}.")
+
+
+def train_network(kind: Kind, options: TrainOptions) -> Progress:
+    """Trains until the limit; the run folder then holds the weights. Returns what was done over all of its runs.
+
+    Raises:
+        WorldWarpError: `bad_settings`, `no_weights`, `bad_weights`, `bad_textures`, `no_cuda`, `diverged`.
+    """
+    if kind not in get_args(Kind):
+        raise WorldWarpError("bad_settings", f"There is no network {kind!r} to train: {', '.join(get_args(Kind))}.")
+    found = torch.cuda.device_count() if options.device != "cpu" else 0
+    if options.device == "cuda" and not found:
+        raise WorldWarpError("no_cuda", "torch sees no CUDA device: install a driver and a CUDA build of torch.")
+    if options.devices > max(found, 1):
+        raise WorldWarpError("no_cuda", f"{options.devices} devices were asked for; torch sees {found}.")
+    if options.devices == 1:
+        return _train_here(kind, options, torch.device("cuda" if found else "cpu"), 0, 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    mp.spawn(_train_as_one_of, (kind, options, address), nprocs=options.devices, join=True)
+    return read_progress(options.run, NAMES[kind])
+
+
+def _train_as_one_of(rank: int, kind: Kind, options: TrainOptions, address: str) -> None:
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", init_method=address, rank=rank, world_size=options.devices, device_id=device)
+    try:
+        _train_here(kind, options, device, rank, options.devices)
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What every task is built from."""
+
+    options: TrainOptions
+    device: torch.device
+    source: Source
+    judged: Clips
+    photos: Tensor | None
+    judged_photos: Tensor | None
+    lpips: Lpips | None
+    pool: PoolSettings
+    first_seed: int
+    stride: int
+
+
+def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: int, world: int) -> Progress:
+    defaults = DEFAULTS[kind]
+    torch.manual_seed(options.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    size, frames = (options.height, options.width), options.frames or defaults.frames
+    bank, judged_bank = (build_bank(split, options.textures, device=device) for split in ("train", "val"))
+    source = ClipSource("train", options.seed, size, frames, device, bank=bank)
+    judged = ClipSource("val", 0, size, frames, device, bank=judged_bank).batch(options.judged or defaults.judged, 0)
+    capacity = options.pool or defaults.capacity
+    made = min(defaults.made, capacity)
+    pool = PoolSettings(capacity, min(defaults.first, capacity), made, options.share)
+    ready = _Ready(
+        options,
+        device,
+        source,
+        judged,
+        _photos(bank),
+        _photos(judged_bank),
+        Lpips.load(options.lpips, device) if options.lpips else None,
+        pool,
+        read_progress(options.run, NAMES[kind]).clips + rank * made,
+        made * world,
+    )
+    task = BUILD[kind](ready)
+    settings = TrainSettings(
+        minutes=options.minutes,
+        steps=options.steps,
+        learning_rate=options.learning_rate or defaults.learning_rate,
+        schedule=options.schedule,
+        average=defaults.average,
+        seed=options.seed,
+    )
+    return train(task, options.run, settings, device)
+
+
+def _autoencoder(ready: _Ready) -> Task:
+    options = ready.options
+    training = AutoencoderTraining(
+        clips=options.batch or DEFAULTS["vae"].batch,
+        frames=min(options.frames or DEFAULTS["vae"].frames, AutoencoderTraining.frames),
+        freeze_encoder=options.freeze_encoder,
+        compile=options.compile,
+    )
+    network = PreviewAutoencoder().to(ready.device)
+    return AutoencoderTask(
+        network,
+        ready.source,
+        ready.photos,
+        ready.judged,
+        ready.judged_photos,
+        ready.lpips,
+        ready.pool,
+        training,
+        ready.first_seed,
+        ready.stride,
+    )
+
+
+def _transformer(ready: _Ready) -> Task:
+    options = ready.options
+    if options.autoencoder is None:
+        raise WorldWarpError(
+            "no_weights", "ST-Diff learns on an autoencoder's latents: give the folder of a trained one."
+        )
+    found = read_network(options.autoencoder, NAMES["vae"])
+    autoencoder = PreviewAutoencoder(AutoencoderConfig(**found.config))
+    load_state(autoencoder, found, NAMES["vae"])
+    network = make_transformer(CONFIG, TransformerOptions(compile=options.compile))
+    network.to(ready.device)  # type: ignore[arg-type]
+    return StDiffTask(
+        network,
+        autoencoder.to(ready.device).eval(),
+        ready.source,
+        ready.judged,
+        ready.lpips,
+        ready.pool,
+        StDiffTraining(
+            clips=options.batch or DEFAULTS["stdiff"].batch, objective=ObjectiveSettings(target=options.target)
+        ),
+        ready.first_seed,
+        ready.stride,
+    )
+
+
+def _depth(ready: _Ready) -> Task:
+    options = ready.options
+    network = DepthNetwork()
+    if options.imagenet is not None:
+        try:
+            load_imagenet(network, load_file(options.imagenet))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WorldWarpError(
+                "bad_weights", f"{options.imagenet} holds no EfficientNet-Lite0 as safetensors: {error}"
+            ) from error
+    pool = ready.pool
+    pictures = PoolSettings(  # the pool counts pictures here
+        pool.capacity * DepthTraining.frames, pool.first * DepthTraining.frames, pool.batch, pool.share
+    )
+    return DepthTask(
+        network.to(ready.device),
+        ready.source,
+        ready.judged,
+        ready.judged_photos,
+        pictures,
+        DepthTraining(pictures=options.batch or DEFAULTS["depth"].batch),
+        ready.first_seed,
+        ready.stride,
+    )
+
+
+BUILD: dict[Kind, Callable[[_Ready], Task]] = {"vae": _autoencoder, "stdiff": _transformer, "depth": _depth}
+
+
+def _photos(bank: TextureBank) -> Tensor | None:
+    """(N, 3, S, S) uint8 photographs of a bank, where it has any."""
+    rows = bank.groups.get("photo", [])
+    if not rows:
+        return None
+    first = torch.tensor(rows, device=bank.texels.device)[:, None] * bank.stride
+    texels = bank.texels[first + torch.arange(bank.size**2, device=first.device)]
+    return texels[..., :3].unflatten(1, (bank.size, bank.size)).permute(0, 3, 1, 2).contiguous()
