@@ -1,8 +1,8 @@
 """One transformer on several GPUs: the two halves of guidance on two, the tokens of each half on two more.
 
-`torchrun --nproc-per-node N` starts N processes, each with the whole model on its own GPU. Rank 0 leads: it runs the
-loop, and calls what `share_transformer` returns as it would call the model. The others follow: they get each call's
-tensors, compute their part of it, and every rank receives the whole answer, bit for bit the same.
+N processes, which torchrun starts or whatever sets its variables, have the whole model each on its own GPU. Rank 0
+leads: it runs the loop, and calls what `share_transformer` returns as it would call the model. The others follow: they
+get each call's tensors, compute their part of it, and every rank receives the whole answer, bit for bit the same.
 
     ranks = join_ranks(device)
     shared = share_transformer(prepare_transformer(model, options), ranks)
@@ -58,14 +58,14 @@ class Ranks:
 
 
 def join_ranks(device: str, *, split_guidance: bool = True) -> Ranks:
-    """Joins the processes that torchrun has started; every one of them must call it.
+    """Joins the processes that share a transformer; every one of them must call it.
 
     Args:
         device: "cuda" (each rank takes its own) or "cpu".
         split_guidance: two halves of the batch on two halves of the ranks; otherwise all ranks split the tokens.
 
     Raises:
-        WorldWarpError: `bad_settings` where torchrun has not started this process or the number of ranks is odd.
+        WorldWarpError: `bad_settings` where this process has not been told its rank, or the number of ranks is odd.
     """
     if "RANK" not in os.environ:
         raise WorldWarpError(
