@@ -21,7 +21,7 @@ MAX_DRIFT = 2.0
 """How far a fit may move a Gaussian, in its own radii: it was put where something was seen and stays by it."""
 MAX_GROWTH = 1.4
 """How far a fit may lengthen an axis of a Gaussian: longer ones become needles that stick out of the next view."""
-ADAM_EPS = 1e-15
+BETA1, BETA2, ADAM_EPS = 0.9, 0.999, 1e-15
 SSIM_WINDOW = 7
 """Pixels; a box window, which costs a fifth of the Gaussian one on a CPU and ranks images alike."""
 
@@ -144,7 +144,7 @@ def optimise(
 ) -> Generator[float, None, None]:
     """Turns the parameters of `moving`, which stand for the `rows` of `gaussians`, one view of `order` a step."""
     groups = [{"params": [t], "lr": settings.rate(name)} for name, t in moving.learned.items()]
-    adam = torch.optim.Adam(groups, eps=ADAM_EPS, fused=True)
+    adam = torch.optim.Adam(groups, betas=(BETA1, BETA2), eps=ADAM_EPS, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: cosine(step / len(order)))
     for v in order:
         now = _put_back(gaussians, rows, moving.now())
@@ -196,7 +196,8 @@ def view_loss(
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """(C, H, W) images in [0, 1] -> (H - 6, W - 6) structural similarity, mean over channels, box window."""
     side = min(SSIM_WINDOW, *a.shape[-2:])
-    stack = F.avg_pool2d(torch.cat([a, b, a * a, b * b, a * b])[None], side, stride=1)[0]
+    stack = torch.cat([a, b, a * a, b * b, a * b])[None]
+    stack = F.avg_pool2d(F.avg_pool2d(stack, (side, 1), stride=1), (1, side), stride=1)[0]
     mu_a, mu_b, aa, bb, ab = stack.chunk(5)
     c1, c2 = 0.01**2, 0.03**2
     similar = (2 * mu_a * mu_b + c1) * (2 * (ab - mu_a * mu_b) + c2)

@@ -1,13 +1,15 @@
 """The tile lists against a loop over every tile and Gaussian."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from worldwarp_core.splats.intersect import TILE, tile_grid, tile_lists
+from worldwarp_core.splats.intersect import tile_lists
 
-WIDTH, HEIGHT = 90, 50
+WIDTH, HEIGHT, TILE = 90, 50, 16
+TILES = 6 * 4
 
 
 def scattered(count, seed=0):
@@ -38,38 +40,36 @@ def slow_lists(means2d, radii, depths):
     return lists
 
 
+def lists_of(scene, capacity):
+    return tile_lists(*scene, WIDTH, HEIGHT, TILE, capacity)
+
+
 def as_lists(tiles):
-    offsets = tiles.offsets.flatten().tolist()
-    count = int(tiles.drawn.sum())
-    return [tiles.ids[offsets[t] : offsets[t + 1]].tolist() for t in range(count)]
+    offsets = tiles.offsets.tolist()
+    assert len(offsets) == TILES + 1
+    return [tiles.ids[a:b].tolist() for a, b in itertools.pairwise(offsets)]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_lists_are_those_of_a_slow_loop(seed):
-    means2d, radii, depths = scattered(60, seed)
-    expected = slow_lists(means2d, radii, depths)
-    tiles = tile_lists(means2d, radii, depths, WIDTH, HEIGHT, 2000)
+    scene = scattered(60, seed)
+    expected = slow_lists(*scene)
+    tiles = lists_of(scene, 2000)
     assert as_lists(tiles) == expected
     assert int(tiles.needed) == sum(len(found) for found in expected)
 
 
-def test_room_to_spare_changes_nothing_and_is_never_drawn():
+def test_room_to_spare_changes_nothing():
     scene = scattered(40)
-    exact = int(tile_lists(*scene, WIDTH, HEIGHT, 4000).needed)
-    tight, roomy = (tile_lists(*scene, WIDTH, HEIGHT, capacity) for capacity in (exact, 4000))
-    assert as_lists(tight) == as_lists(roomy)
-    rows, columns = tile_grid(WIDTH, HEIGHT)
-    assert roomy.drawn[0, :rows].all()
-    assert not roomy.drawn[0, rows:].any()
-    assert roomy.offsets.shape == roomy.drawn.shape == (1, rows + 1, columns)
-    assert int(roomy.offsets[0, rows, 0]) == exact
+    exact = int(lists_of(scene, 4000).needed)
+    assert as_lists(lists_of(scene, exact)) == as_lists(lists_of(scene, 4000))
 
 
 def test_too_little_room_loses_the_farthest_and_tells():
-    means2d, radii, depths = scattered(60)
-    expected = slow_lists(means2d, radii, depths)
+    scene = scattered(60)
+    expected = slow_lists(*scene)
     needed = sum(len(found) for found in expected)
-    tiles = tile_lists(means2d, radii, depths, WIDTH, HEIGHT, needed // 2)
+    tiles = lists_of(scene, needed // 2)
     assert int(tiles.needed) == needed
     got = as_lists(tiles)
     assert all(found == wanted[: len(found)] for found, wanted in zip(got, expected, strict=True))
@@ -78,6 +78,6 @@ def test_too_little_room_loses_the_farthest_and_tells():
 
 def test_nothing_in_view_is_an_empty_list():
     means2d, radii, depths = scattered(5)
-    tiles = tile_lists(means2d, torch.zeros_like(radii), depths, WIDTH, HEIGHT, 16)
+    tiles = lists_of((means2d, torch.zeros_like(radii), depths), 16)
     assert int(tiles.needed) == 0
-    assert as_lists(tiles) == [[]] * int(tiles.drawn.sum())
+    assert as_lists(tiles) == [[]] * TILES

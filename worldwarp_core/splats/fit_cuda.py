@@ -1,0 +1,221 @@
+"""The fit on CUDA: a whole step captured as a graph, which the device replays without the host.
+
+What is computed is what `fit.optimise` computes, to the order of float additions. gsplat projects; `raster_triton`
+draws; what lies between (activations, colours, tile lists, loss, Adam) is compiled into few kernels. Launched one by
+one from Python these would take several times as long to launch as to run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .constants import BLUR_PX2, FAR, NEAR
+from .device_steps import SPARE_ROOM, DeviceSteps, adam_update, run
+from .fit import FitSettings, FitViews, Moving, view_loss, within_bounds
+from .gaussians import SH_C0, Gaussians
+from .intersect import TileLists, tile_lists
+from .raster_gsplat import load_gsplat
+
+WARM_UP = 3
+"""Steps before a capture, in which everything is compiled and every buffer allocated."""
+
+
+def why_not_captured() -> str | None:
+    """Why fits on CUDA run step by step here; None where they run as a graph."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, so the steps of a fit cannot be compiled"
+    return None
+
+
+def optimise_on_cuda(
+    moving: Moving, still: Gaussians, views: FitViews, order: list[int], settings: FitSettings
+) -> Generator[float, None, None]:
+    """Turns the parameters of `moving`, one view of `order` a step, and yields the losses, a few at a time.
+
+    Args:
+        still: the Gaussians that take part in the picture and stay as they are.
+    """
+    load_gsplat()
+    scene = CudaScene(moving, still, views, settings)
+    yield from run(DeviceSteps(moving, scene, order, settings, compiled().adam_update), capture)
+
+
+def capture(step: Callable[[], None]) -> Callable[[], None]:
+    """What replays the step, after a few steps that count."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+Activated = tuple[Tensor, Tensor, Tensor, Tensor]
+"""(N, 3) means, (N, 3) standard deviations, (N,) opacities in [0, 1] and (N, 3) colours from one camera."""
+
+
+@dataclass(frozen=True)
+class Splats:
+    """Gaussians as one camera sees them."""
+
+    means2d: Tensor  # (N, 2) pixels
+    conics: Tensor  # (N, 3) inverse covariances
+    colours: Tensor  # (N, 3)
+    depths: Tensor  # (N,) planar z
+    opacities: Tensor  # (N,) in [0, 1]
+    radii: Tensor  # (N, 2) int32 pixels, 0 where unseen
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.means2d, self.conics, self.colours, self.depths, self.opacities, self.radii
+
+
+class CudaScene:
+    """The views and Gaussians of a fit; a `device_steps.Scene`, whose room is for (tile, Gaussian) pairs."""
+
+    def __init__(self, moving: Moving, still: Gaussians, views: FitViews, settings: FitSettings) -> None:
+        self.moving, self.views, self.settings = moving, views, settings
+        self.height, self.width = views.weight.shape[1:]
+        self.centres = torch.linalg.inv(views.w2c)[:, :3, 3].contiguous()
+        each = [torch.tensor([v], device=views.w2c.device) for v in range(len(views))]
+        with torch.no_grad():
+            self.still: Splats | None = None
+            if len(still):
+                # What stays as it is looks the same at every step.
+                seen = [self._project(_activate(still, self.centres[v]), still.quats, v) for v in each]
+                self.still = Splats(*(torch.stack(x) for x in zip(*(s.tensors() for s in seen), strict=True)))
+            self.room = 2**16
+            needed = torch.stack([self._lists(self._splats(v)).needed for v in each])
+        self.make_room(int(needed.max()))
+
+    def make_room(self, needed: int) -> None:
+        # Rounded, so that fits of about the same size share what was compiled.
+        self.room = -(-int(needed * SPARE_ROOM) // 2**16) * 2**16
+
+    def loss(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        from .raster_triton import draw
+
+        splats = self._splats(view)
+        lists = self._lists(splats)
+        drawn = splats.means2d, splats.conics, splats.colours, splats.depths, splats.opacities
+        image = draw(*drawn, lists.ids, lists.offsets, self.width, self.height)
+        seen = self.views.rgb, self.views.disparity, self.views.weight, self.views.depth_weight
+        return compiled().loss(*image, *seen, view, self.settings), lists.needed
+
+    def _splats(self, view: Tensor) -> Splats:
+        start, learned = self.moving.start, self.moving.learned
+        bounded = start.means, self.moving.radius, start.scales
+        free = (learned[k] for k in ("offset", "scales", "opacities", "sh0"))
+        activated = compiled().activate(*bounded, *free, learned.get("shN", start.shN), self.centres[view])
+        moved = self._project(activated, learned["quats"], view)
+        if self.still is None:
+            return moved
+        return Splats(*(torch.cat([s[view][0], m]) for s, m in zip(self.still.tensors(), moved.tensors(), strict=True)))
+
+    def _project(self, activated: Activated, quats: Tensor, view: Tensor) -> Splats:
+        from gsplat import fully_fused_projection
+
+        means, scales, opacities, colours = activated
+        radii, means2d, depths, conics, _ = fully_fused_projection(
+            means, None, quats, scales, self.views.w2c[view], self.views.K[view], self.width, self.height,
+            eps2d=BLUR_PX2, near_plane=NEAR, far_plane=FAR, opacities=opacities,
+        )  # fmt: skip
+        return Splats(means2d[0], conics[0], colours, depths[0], opacities, radii[0])
+
+    @torch.no_grad()
+    def _lists(self, splats: Splats) -> TileLists:
+        from .raster_triton import TILE
+
+        return compiled().tile_lists(
+            splats.means2d.detach(), splats.radii, splats.depths.detach(), self.width, self.height, TILE, self.room
+        )
+
+
+@functools.cache
+def compiled() -> SimpleNamespace:
+    """The parts of a step that torch's compiler fuses; each is compiled when it first runs."""
+    return SimpleNamespace(
+        activate=torch.compile(_activate_within_bounds, dynamic=True),
+        tile_lists=torch.compile(tile_lists, dynamic=True),
+        loss=torch.compile(_loss_at),
+        adam_update=torch.compile(adam_update, dynamic=True),
+    )
+
+
+def _loss_at(
+    rgb: Tensor,
+    depth_sum: Tensor,
+    alpha: Tensor,
+    targets: Tensor,
+    disparities: Tensor,
+    weights: Tensor,
+    depth_weights: Tensor,
+    view: Tensor,
+    settings: FitSettings,
+) -> Tensor:
+    depth = depth_sum / alpha.clamp_min(1e-10)
+    target, disparity, weight, depth_weight = (t[view][0] for t in (targets, disparities, weights, depth_weights))
+    return view_loss(rgb, alpha, depth, target, disparity, weight, depth_weight, settings)
+
+
+def _activate_within_bounds(
+    start_means: Tensor,
+    radius: Tensor,
+    start_scales: Tensor,
+    offset: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    sh0: Tensor,
+    shN: Tensor,
+    centre: Tensor,
+) -> Activated:
+    means, scales, sh0 = within_bounds(start_means, radius, start_scales, offset, scales, sh0)
+    return means, scales.exp(), opacities.sigmoid(), colours(means, sh0, shN, centre)
+
+
+def _activate(gaussians: Gaussians, centre: Tensor) -> Activated:
+    colour = colours(gaussians.means, gaussians.sh0, gaussians.shN, centre)
+    return gaussians.means, gaussians.scales.exp(), gaussians.opacities.sigmoid(), colour
+
+
+def colours(means: Tensor, sh0: Tensor, shN: Tensor, centre: Tensor) -> Tensor:
+    """(N, 3) colours that a camera at (1, 3) `centre` sees; the conventions are those of `sh`."""
+    colour = SH_C0 * sh0[:, 0]
+    x, y, z = F.normalize(means - centre, dim=-1).unbind(-1)
+    for k, basis in zip(range(shN.shape[1]), _harmonics(x, y, z), strict=False):
+        colour = colour + basis[:, None] * shN[:, k]
+    return (colour + 0.5).clamp_min(0)
+
+
+def _harmonics(x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    """The fifteen real harmonics of degrees 1 to 3."""
+    xx, yy, zz = x * x, y * y, z * z
+    c1, c3, c3x = 0.4886025119029199, 0.5900435899266435, 0.4570457994644658
+    return (
+        -c1 * y,
+        c1 * z,
+        -c1 * x,
+        1.0925484305920792 * x * y,
+        -1.0925484305920792 * y * z,
+        0.31539156525252005 * (2 * zz - xx - yy),
+        -1.0925484305920792 * x * z,
+        0.5462742152960396 * (xx - yy),
+        -c3 * y * (3 * xx - yy),
+        2.890611442640554 * x * y * z,
+        -c3x * y * (4 * zz - xx - yy),
+        0.3731763325901154 * z * (2 * zz - 3 * xx - 3 * yy),
+        -c3x * x * (4 * zz - xx - yy),
+        1.445305721320277 * z * (xx - yy),
+        -c3 * x * (xx - 3 * yy),
+    )
