@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import WorldWarpError
+from ..model_store import hub_name
 
 Kind = Literal["disparity", "depth"]
 """What a model's output means: inverse depth up to scale and shift, or depth in metres."""
@@ -37,7 +38,7 @@ class MonocularDepth:
 
     @classmethod
     def load(cls, name: str, device: str = "cpu") -> MonocularDepth:
-        """Loads a model by its name on the Hub or from a folder; weights as safetensors only, no code from the Hub.
+        """Loads a model by short name, by its name on the Hub or from a folder; safetensors only, no code from the Hub.
 
         Raises:
             WorldWarpError: `no_weights` where it is not there and cannot be fetched (with the command that fetches
@@ -45,12 +46,15 @@ class MonocularDepth:
         """
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
 
+        on_hub = None if Path(name).is_dir() else hub_name(name)
+        place = on_hub.repo if on_hub else name
+        settings: Any = {"trust_remote_code": False, "revision": (on_hub.revision if on_hub else None) or "main"}
         try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(place, **settings)
             kind = output_kind(config, name)
-            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(place, **settings)
             model = AutoModelForDepthEstimation.from_pretrained(
-                name, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+                place, use_safetensors=True, dtype=torch.float32, **settings
             )
         except OSError as error:  # what transformers raises for anything missing, offline or malformed
             raise WorldWarpError("no_weights", f"{_what_to_do(name)} ({_first_line(error)})") from error
@@ -115,11 +119,12 @@ def _what_to_do(name: str) -> str:
             f"The folder {name} holds no complete depth model: config.json, preprocessor_config.json and "
             "model.safetensors are needed."
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    on_hub = hub_name(name)
+    if on_hub is None:
         return f"There is no depth model at {name}: give its folder, or its name on the Hub (owner/name)."
     return (
         f"The depth model {name} is not on this machine and could not be fetched. "
-        f"With a connection, run: hf download {name}"
+        f"With a connection, run: {on_hub.command}"
     )
 
 

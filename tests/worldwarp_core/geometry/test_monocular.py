@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import (
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
@@ -18,10 +19,12 @@ from transformers import (
     ViTConfig,
 )
 
+from tests.support.fake_hub import fake_hub, use_hub
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.geometry.complete import complete_depth
 from worldwarp_core.geometry.monocular import MAX_DEPTH, MonocularDepth, output_kind
 from worldwarp_core.geometry.start import start_depth
+from worldwarp_core.model_store import download, hub_name
 
 
 def save_depth_anything(folder: Path, kind: str = "relative", *, safetensors: bool = True) -> Path:
@@ -123,7 +126,7 @@ def test_a_model_that_is_not_there_names_the_command_that_fetches_it(
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     name = "depth-anything/no-such-model"
-    with pytest.raises(WorldWarpError, match=f"hf download {name}") as caught:
+    with pytest.raises(WorldWarpError, match=f"worldwarp models download {name}") as caught:
         MonocularDepth.load(name)
     assert caught.value.code == "no_weights"
     with pytest.raises(WorldWarpError, match="no depth model at") as caught:
@@ -153,3 +156,16 @@ def test_a_folder_that_is_no_model_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("not json")
     with pytest.raises(WorldWarpError):
         MonocularDepth.load(str(tmp_path))
+
+
+def test_a_short_name_is_fetched_by_the_command_it_names_and_found_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = hub_name("depth-anything-small")
+    assert known is not None
+    (tmp_path / "published").mkdir()
+    with fake_hub({known.repo: save_depth_anything(tmp_path / "published")}) as hub:
+        use_hub(monkeypatch, hub.url, tmp_path / "hf")
+        download(known)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert MonocularDepth.load("depth-anything-small").kind == "disparity"
