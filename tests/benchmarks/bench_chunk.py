@@ -49,7 +49,8 @@ CACHE_STEPS = 500
 DEVICE = "cuda"
 GAUSSIANS_PER_PIXEL = 250_000 / (WIDTH * HEIGHT)
 PROMPT = "A quiet room of patterned stone with a pillar, sunlight from the left, nothing moves."
-REPEATS = {"reference": 2, "balanced": 4, "fast": 6}
+REPEATS = {"reference": 3, "balanced": 5, "fast": 7}
+QUICK = {"reference": 1, "fast": 3, "balanced": 2}
 BUDGET_STEPS = 2
 TRANSFORMER = {
     "num_attention_heads": 12,
@@ -67,6 +68,7 @@ def main() -> None:
     arguments.add_argument("--only", nargs="*", choices=["presets", "budgets"], default=["presets", "budgets"])
     arguments.add_argument("--presets", nargs="*", choices=list(PRESETS), default=list(PRESETS))
     arguments.add_argument("--budgets", nargs="*", default=[str(p.gib) for p in reversed(PLANS) if p.gib >= 8])
+    arguments.add_argument("--quick", action="store_true", help="Fewer chunks, where GPU time is short.")
     arguments.add_argument("--gpus", type=int, default=1)
     arguments.add_argument("--models", type=Path, help="Where the random models are kept; else a temporary folder.")
     arguments.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chunk_h100.json")
@@ -84,7 +86,9 @@ def main() -> None:
             save_random_wan(models / "wan")
         merge(given.out, where)
         if "presets" in given.only:
-            measure_presets(given.out, models, given.presets, given.gpus, deadline)
+            repeats = QUICK if given.quick else REPEATS
+            wanted = {name: chunks for name, chunks in repeats.items() if name in given.presets}
+            measure_presets(given.out, models, wanted, given.gpus, deadline)
         if "budgets" in given.only:
             for vram in given.budgets:
                 if time.monotonic() < deadline:
@@ -108,21 +112,23 @@ def attempt(what: str, measure: Any) -> None:
 # ---------------------------------------------------------------- parts
 
 
-def measure_presets(out: Path, models: Path, names: list[str], gpus: int, deadline: float) -> None:
+def measure_presets(out: Path, models: Path, wanted: dict[str, int], gpus: int, deadline: float) -> None:
     options = {"gpus": gpus} if gpus > 1 else {}
     began = time.monotonic()
     engine = open_engine(models, vram="80", **options)
     print(f"engine loaded in {time.monotonic() - began:.1f} s", flush=True)
     first_chunks: dict[str, np.ndarray] = {}
-    for name in names:
+    for name, repeats in wanted.items():
         if time.monotonic() >= deadline:
             print(f"skipped, no time left: {name}")
             continue
-        attempt(name, partial(measure_preset, out, engine, name, gpus, first_chunks))
+        attempt(name, partial(measure_preset, out, engine, name, repeats, gpus, first_chunks))
 
 
-def measure_preset(out: Path, engine: Any, name: str, gpus: int, first_chunks: dict[str, np.ndarray]) -> None:
-    shot = Shot(engine, chunks=1 + REPEATS[name], preset=name, cache_steps=CACHE_STEPS)
+def measure_preset(
+    out: Path, engine: Any, name: str, repeats: int, gpus: int, first_chunks: dict[str, np.ndarray]
+) -> None:
+    shot = Shot(engine, chunks=1 + repeats, preset=name, cache_steps=CACHE_STEPS)
     chunks = shot.chunks[1:]
     preset = PRESETS[name]
     seconds = statistics.median(sum(c.values()) for c in chunks)
