@@ -7,6 +7,7 @@ shard by shard and straight into their final type: peak memory is that of the mo
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,12 +230,13 @@ def _check_pipeline(folder: Path, name: str) -> None:
 
 
 def _check_configs(files: ModelFiles) -> None:
-    vae, transformer = read_config(files.vae / "config.json"), read_config(files.transformer_config)
+    vae = _completed(AutoencoderKLWan, read_config(files.vae / "config.json"))
+    transformer = _completed(WanTransformer3DModel, read_config(files.transformer_config))
     text = read_config(files.text_encoder / "config.json")
     wrong_vae = _differences(vae, VAE_CONFIG)
-    if len(vae.get("dim_mult", [])) != VAE_LEVELS:
-        wrong_vae.append(f"dim_mult is {vae.get('dim_mult')}, expected {VAE_LEVELS} levels")
-    channels = {"in_channels": vae.get("z_dim"), "out_channels": vae.get("z_dim")}
+    if len(vae["dim_mult"]) != VAE_LEVELS:
+        wrong_vae.append(f"dim_mult is {vae['dim_mult']}, expected {VAE_LEVELS} levels")
+    channels = {"in_channels": vae["z_dim"], "out_channels": vae["z_dim"]}
     wrong_transformer = _differences(transformer, TRANSFORMER_CONFIG | channels | {"text_dim": text.get("d_model")})
     wrong_text = _differences(text, {"model_type": "umt5"})
     for path, wrong in (
@@ -248,12 +250,18 @@ def _check_configs(files: ModelFiles) -> None:
             )
 
 
+def _completed(model_class: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the class's own values for what it leaves out: published ones are older than the class."""
+    parameters = inspect.signature(model_class.__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in (defaults | config).items()}
+
+
 def _differences(config: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """What differs; a key that is missing where None or False is expected is fine, configurations leave those out."""
     return [
         f"{key} is {config.get(key)!r}, expected {value!r}"
         for key, value in expected.items()
-        if config.get(key, value if value in (None, False) else None) != value
+        if config.get(key) != value
     ]
 
 

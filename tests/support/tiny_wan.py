@@ -7,6 +7,7 @@ at 64x48 goes through the whole of it in about a second on one core.
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -35,6 +36,12 @@ TRANSFORMER = {
     "added_kv_proj_dim": None,
     "rope_max_seq_len": 1024,
 }
+YOUNGER = (
+    "decoder_base_dim", "in_channels", "is_residual", "out_channels", "patch_size", "scale_factor_spatial",
+    "scale_factor_temporal",
+)  # fmt: skip
+"""What the autoencoder's class has come to take since Wan 2.1 was published: its configuration does not have them."""
+
 CORPUS = (
     "A quiet courtyard of warm stone, arches on every side, long shadows of the late afternoon sun.",
     "The camera flies slowly forward over a snowy forest; nothing moves, no person is seen.",
@@ -93,6 +100,9 @@ def save_tiny_wan(folder: str | Path, *, transformer: WanTransformer3DModel | No
     pipeline.save_config(folder)
     pipeline.transformer.save_pretrained(folder / "transformer", max_shard_size="100KB")
     pipeline.vae.save_pretrained(folder / "vae")
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in YOUNGER}
+    (folder / "vae" / "config.json").write_text(json.dumps(kept, indent=2))
     pipeline.text_encoder.save_pretrained(folder / "text_encoder", max_shard_size="50KB")
     pipeline.tokenizer.save_pretrained(folder / "tokenizer")
     pipeline.scheduler.save_pretrained(folder / "scheduler")

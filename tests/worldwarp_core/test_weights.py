@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
@@ -139,6 +140,34 @@ def original_name(name):
     for ours, theirs in pairs:
         name = name.replace(ours, theirs)
     return name.replace("scale_shift_table", "modulation")
+
+
+PUBLISHED = {
+    "transformer": {
+        "_class_name": "WanTransformer3DModel", "_diffusers_version": "0.33.0.dev0", "added_kv_proj_dim": None,
+        "attention_head_dim": 128, "cross_attn_norm": True, "eps": 1e-06, "ffn_dim": 8960, "freq_dim": 256,
+        "image_dim": None, "in_channels": 16, "num_attention_heads": 12, "num_layers": 30, "out_channels": 16,
+        "patch_size": [1, 2, 2], "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024, "text_dim": 4096,
+    },
+    "vae": {
+        "_class_name": "AutoencoderKLWan", "_diffusers_version": "0.33.0.dev0", "attn_scales": [], "base_dim": 96,
+        "dim_mult": [1, 2, 4, 4], "dropout": 0.0, "num_res_blocks": 2, "temperal_downsample": [False, True, True],
+        "z_dim": 16,
+    },
+    "text_encoder": {"architectures": ["UMT5EncoderModel"], "d_model": 4096, "model_type": "umt5"},
+}  # fmt: skip
+"""The configurations of Wan2.1-T2V-1.3B as they are published, written by an older diffusers."""
+
+
+def test_the_published_configurations_are_taken(wan):
+    for part, config in PUBLISHED.items():
+        (wan / part / "config.json").write_text(json.dumps(config))
+    resolve_models(str(wan))
+    with fails("wrong_architecture", "of 825 tensors", "blocks.0.attn1.norm_k.weight is 32, expected 1536"):
+        load_transformer(resolve_models(str(wan)))
+    with init_empty_weights():
+        model = WanTransformer3DModel.from_config(PUBLISHED["transformer"])
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_418_996_800
 
 
 # ---------------------------------------------------------------- what is not there
