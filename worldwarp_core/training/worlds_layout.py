@@ -110,10 +110,11 @@ class Builder:
         return self.rng.random() < probability
 
     def picture(self, *names: str) -> int:
-        """A picture of one of the groups that the bank has."""
-        there = [name for name in names if self.groups.get(name)]
-        pool = self.groups[self.rng.choice(there)] if there else self.groups["plaster"]
-        return pool[int(self.rng.random() * len(pool))]
+        """A picture of one of the groups that the bank has; takes two draws whatever it has."""
+        group, which = self.rng.random(), self.rng.random()
+        there = [name for name in names if self.groups.get(name)] or ["plaster"]
+        pool = self.groups[there[int(group * len(there))]]
+        return pool[int(which * len(pool))]
 
     def material(
         self, *names: str, repeats: tuple[float, float] = (0.4, 1.2), tint: float = 0.25, stretched: bool = False

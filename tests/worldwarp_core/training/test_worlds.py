@@ -194,16 +194,19 @@ def test_what_one_camera_sees_has_its_place_and_colour_from_another(bank, flight
     )
     points = torch.stack([unproject(depth[i, 1:].nan_to_num(posinf=1e4), K[i, 1:], c2w[i, 1:])[0] for i in range(n)])
     truths = visible(worlds, points.flatten(1, 2), K[:, 0], c2w[:, 0], SIZE).unflatten(1, SIZE)
-    recalls = []
+    precisions, recalls = [], []
     for i, kind in enumerate(worlds.kinds):
         mask, truth = there[i, 0], truths[i]
         right = (mask & truth).sum()
-        assert right / mask.sum() > 0.97, kind  # precision
+        precisions.append(float(right / mask.sum()))
+        # what was behind something that now shows a side nobody saw is drawn through that side, by any warp
+        assert precisions[-1] > 0.92, kind
         recalls.append(float(right / truth.sum()))
-        assert recalls[-1] > 0.88, kind  # a column half a metre away, at a grazing angle, is the worst
+        assert recalls[-1] > 0.95, kind
         error = (prior[i, 0] - rgb[i, 1]).square().mean(0)[mask & truth].mean()
         assert -10 * error.log10() > 25, kind
     assert sorted(recalls)[len(recalls) // 2] > 0.97
+    assert sorted(precisions)[len(precisions) // 2] > 0.97
 
 
 def test_depth_is_what_the_rays_of_the_picture_met_and_the_same_twice(bank, flight):
