@@ -61,13 +61,14 @@ class Lpips(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         distance = first.new_zeros(len(first), dtype=torch.float32)
-        pairs = zip(self._layers(first), self._layers(second), self.heads, strict=True)
+        pairs = zip(self.layers(first), self.layers(second), self.heads, strict=True)
         for one, other, head in pairs:
             difference = (_unit(one) - _unit(other)).square()
             distance = distance + head(difference)[:, 0].mean((1, 2))
         return distance
 
-    def _layers(self, pictures: Tensor) -> list[Tensor]:
+    def layers(self, pictures: Tensor) -> list[Tensor]:
+        """AlexNet's five convolutions after their ReLU, (N, C, h, w) each."""
         x = (pictures * 2 - 1 - self.shift) / self.scale
         layers = []
         for i in range(len(CONVOLUTIONS)):
