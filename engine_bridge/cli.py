@@ -137,6 +137,7 @@ def serve(
     keep_gib: Annotated[
         float, typer.Option(help="Disk space for ended jobs in GiB; the oldest beyond it are deleted.", min=0)
     ] = 20.0,
+    view: Annotated[bool, typer.Option("--view/--no-view", help="Let clients look around in the world.")] = True,
     engine_factory: Factory = DEFAULT_FACTORY,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -168,6 +169,8 @@ def serve(
         factory=engine_factory,
         options=options,
         keep_bytes=int(keep_gib * 2**30),
+        # A server of one command's own has nobody who looks.
+        view=view and not until_stdin_closes,
         keys_dir=(keys_dir or default_keys_dir()) if keys or keys_dir else None,
         devices=tuple(group.strip().replace("+", ",") for group in gpus.split(",")) if gpus else ("",),
     )

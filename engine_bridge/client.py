@@ -304,6 +304,19 @@ class Client:
         """
         return self._wire.welcome.result()
 
+    def view_port(self, timeout_s: float = 10.0) -> int:
+        """The port of the server's live view, waiting for it where it is just being started; 0 where there is none.
+
+        Raises:
+            BridgeError: why there is no connection.
+        """
+        self.connect()
+        deadline_s = time.monotonic() + timeout_s
+        while not (port := self._wire.view_port) and time.monotonic() < deadline_s:
+            self._do(self._wire.greet)
+            time.sleep(0.1)
+        return port
+
     def list_jobs(self, timeout_s: float = 10.0) -> tuple[JobInfo, ...]:
         """The server's jobs, oldest first; waits for them.
 
@@ -705,6 +718,18 @@ class _Wire:
         self._client._inbox.put(Disconnected(error.code, error.message))
 
     # ------------------------------------------------------------ what the user asks for
+
+    @property
+    def view_port(self) -> int:
+        """What the server's newest Welcome says; may be read by any thread."""
+        control = self._control
+        welcome = control.session.welcome if control is not None else None
+        return welcome.view_port if welcome is not None else 0
+
+    def greet(self) -> None:
+        """Has the server say again what it is."""
+        if self._open and self._control is not None:
+            self._control.send(self._control.session.hello())
 
     def submit(self, message: Submit, after_seq: int) -> None:
         self._followers[message.job_id] = Follower(message.job_id, self._client._credit_bytes, last_seq=after_seq)

@@ -28,6 +28,7 @@ CODES: dict[str, str] = {
     "queue_full": "Too many jobs wait already.",
     "over_limit": "A client has as many jobs, connections or subscriptions as it may.",
     "no_splats": "The job has made no splat file yet.",
+    "no_view": "The server has no live view, or what was asked belongs to the other port.",
     "splats_replaced": "The splat file that was being fetched has been replaced by a newer one.",
     "credit_exceeded": "A client gave more credit than the server's limit.",
     # how a job ends early

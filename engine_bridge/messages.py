@@ -27,6 +27,7 @@ MAX_SHORT_CHARS = 200
 MAX_TEXT_CHARS = 10_000
 MAX_PROMPT_KEYS = 1000
 MAX_BLOCK_BYTES = 4 * 2**20
+MAX_VIEW_SIDE_PX = 4096
 MAX_INT = 2**53
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -246,7 +247,32 @@ class Ping:
     request_id: int = field(validator=_REQUEST)
 
 
-ClientMessage = Hello | Submit | Subscribe | Credit | Cancel | Resume | ListJobs | FetchSplats | Ping
+PictureFormat = Literal["jpeg", "raw"]
+
+
+@frozen(kw_only=True)
+class Look:
+    """What does this camera see in the job's newest world? To the live view's port; only the newest is answered."""
+
+    job_id: str = field(validator=_JOB_ID)
+    look_id: int = field(validator=_between(1, MAX_INT))
+    seen_id: int = field(validator=_COUNT)
+    """The newest `look_id` of which a picture has arrived; 0 for none."""
+    width: int = field(validator=_between(1, MAX_VIEW_SIDE_PX))
+    height: int = field(validator=_between(1, MAX_VIEW_SIDE_PX))
+    format: PictureFormat
+    quality: int = field(validator=_between(1, 100))
+    """Of a JPEG."""
+    K: np.ndarray = field(validator=_array("float64", 4), eq=_BY_VALUE)
+    """fx, fy, cx, cy in pixels."""
+    c2w: np.ndarray = field(validator=_array("float64", 4, 4), eq=_BY_VALUE)
+
+    def __attrs_post_init__(self) -> None:
+        if not (np.isfinite(self.K).all() and np.isfinite(self.c2w).all() and (self.K[:2] > 0).all()):
+            raise ValueError("a camera's numbers must be finite and its focal lengths positive")
+
+
+ClientMessage = Hello | Submit | Subscribe | Credit | Cancel | Resume | ListJobs | FetchSplats | Ping | Look
 
 
 # ---------------------------------------------------------------- server to client
@@ -265,6 +291,8 @@ class Welcome:
     """What the engine says of itself; empty while it is being loaded."""
     max_message_bytes: int = field(validator=_COUNT)
     max_credit_bytes: int = field(validator=_COUNT)
+    view_port: int = field(validator=_between(0, 65535))
+    """Of the live view, on the same host; 0 where there is none."""
     silence_limit_s: float = field(validator=_between(0.1, 1e6))
     """A connection that says nothing for this long is forgotten."""
 
@@ -344,6 +372,25 @@ class SplatsBlock:
     size_bytes: int = field(validator=_COUNT)
     sha256: str = field(validator=_matches(r"[0-9a-f]{64}", "64 hexadecimal digits"))
     data: np.ndarray = field(validator=_array("uint8", "N"), eq=_BY_VALUE)
+
+
+@frozen(kw_only=True)
+class Picture:
+    """What the camera of the look `look_id` sees in the world `revision`."""
+
+    job_id: str = field(validator=_JOB_ID)
+    look_id: int = field(validator=_between(1, MAX_INT))
+    revision: int = field(validator=_between(1, MAX_INT))
+    width: int = field(validator=_between(1, MAX_VIEW_SIDE_PX))
+    height: int = field(validator=_between(1, MAX_VIEW_SIDE_PX))
+    format: PictureFormat
+    render_ms: float = field(validator=_between(0, 1e9))
+    data: np.ndarray = field(validator=_array("uint8", "N"), eq=_BY_VALUE)
+    """A JPEG file, or the pixels, RGB, top row first."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.format == "raw" and len(self.data) != self.width * self.height * 3:
+            raise ValueError(f"{self.width}x{self.height} pixels are not {len(self.data)} bytes")
 
 
 @frozen(kw_only=True)
@@ -441,7 +488,7 @@ class StateEvent:
 
 
 ServerMessage = (
-    Welcome | Error | Accepted | Subscribed | Cancelling | Jobs | SplatsBlock | Pong
+    Welcome | Error | Accepted | Subscribed | Cancelling | Jobs | SplatsBlock | Picture | Pong
     | Progress | FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent
 )  # fmt: skip
 LoggedEvent = FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent

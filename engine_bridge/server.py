@@ -29,6 +29,7 @@ from worldwarp_core.errors import WorldWarpError
 
 from . import codec
 from .errors import BridgeError, ProtocolError, printable
+from .keys import parse_address
 from .logs import add_log_file
 from .messages import (
     DEFAULT_ADDRESS,
@@ -46,6 +47,7 @@ from .messages import (
     JobState,
     ListJobs,
     Logged,
+    Look,
     Progress,
     Quit,
     Ready,
@@ -63,6 +65,7 @@ from .security import Gate, Lock, bind_address, lock_for
 from .session import FINAL, JobTable, ServerFacts, ServerSession
 from .store import JobStore, StoredState, default_data_dir
 from .version import package_version
+from .viewer import ViewConfig, ViewProcess
 from .worker import WorkerConfig, read_spec
 from .workers import Gone, Worker, Workers
 
@@ -104,6 +107,9 @@ class ServerConfig:
     keys_dir: Path | None = None
     """Where the server's key and its list of clients are; None to ask nobody for a key, which only loopback may."""
     stop_grace_s: float = STOP_GRACE_S
+    view: bool = True
+    """Whether there is a live view."""
+    view_factory: str = "worldwarp_core.api:open_viewer"
 
     def __post_init__(self) -> None:
         named = [gpu for device in self.devices for gpu in device.split(",") if gpu]
@@ -158,6 +164,8 @@ class Server:
         self._engine_info: dict[str, Any] = {}
         self._failed_starts = 0
         """Workers that died before they were ready, since the last one that was."""
+        self._next_house_s = 0.0
+        self._view: ViewProcess | None = None
         self._stops = 0
         """How often the server was told to stop: once to let chunks be committed, again to leave at once."""
         self._recover()
@@ -172,6 +180,7 @@ class Server:
                 signal.signal(number, lambda *_: self.stop())
         log_file = add_log_file(self.config.data_dir / "logs" / "server.log", "server")
         self._workers = Workers(self._context, self._worker_configs())
+        self._view = ViewProcess(self._view_config()) if self.config.view else None
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._workers.reports, zmq.POLLIN)
@@ -184,13 +193,13 @@ class Server:
                 poller.poll(0 if more_to_send else TICK_MS)
                 self._hear_clients()
                 self._hear_workers()
+                self._keep_house()
                 if stop_s is None and self._stops:
                     stop_s = time.monotonic()
                     self._workers.tell_all(Drain())
                 if stop_s is None:
                     self._start_next_jobs()
                 more_to_send = self._send_events()
-                self._forget_silent()
         finally:
             self._shut_down()
             logging.getLogger().removeHandler(log_file)
@@ -204,7 +213,19 @@ class Server:
         """Whether there is nothing left to wait for, or no more waiting."""
         return not self._jobs.running or self._stops > 1 or time.monotonic() - since_s > self.config.stop_grace_s
 
+    def _keep_house(self) -> None:
+        """What needs doing now and then."""
+        now_s = time.monotonic()
+        if now_s < self._next_house_s:
+            return
+        self._next_house_s = now_s + TICK_MS / 1000
+        self._forget_silent()
+        if self._view is not None:
+            self._view.keep_up()
+
     def _shut_down(self) -> None:
+        if self._view is not None:
+            self._view.stop()
         self._workers.tell_all(Quit())
         # Until the last word of each, which is that it is gone, has come through.
         deadline = time.monotonic() + (QUIT_GRACE_S if self._jobs.running else 0.5)
@@ -226,6 +247,21 @@ class Server:
         if self._gate is not None:
             self._gate.close()
         self._context.destroy(linger_ms)
+
+    def _view_config(self) -> ViewConfig:
+        config = self.config
+        host, port = parse_address(self.address)
+        host = f"[{host}]" if ":" in host else host
+        return ViewConfig(
+            address=f"tcp://{host}:{min(int(port) + 1, 65535)}",
+            store_root=str(config.data_dir),
+            engine=config.engine,
+            device=str(config.options.get("device", "auto")),
+            gpus=config.devices[0],
+            keys_dir=str(config.keys_dir or ""),
+            factory=config.view_factory,
+            log_path=str(config.data_dir / "logs" / "view.log"),
+        )
 
     def _worker_configs(self) -> list[WorkerConfig]:
         config, logs = self.config, self.config.data_dir / "logs"
@@ -300,6 +336,8 @@ class Server:
                 return self._resume(request)
             if isinstance(request, ListJobs):
                 return Jobs(request_id=request.request_id, jobs=tuple(list(self._jobs)[-LISTED_JOBS:]))
+            if isinstance(request, Look):
+                raise BridgeError("no_view", "Looks go to the live view's own port, which Welcome names.")
             assert isinstance(request, FetchSplats), type(request)
             return self._splats_block(request)
         except WorldWarpError as error:
@@ -650,6 +688,7 @@ class Server:
             engine=self.config.engine,
             engine_info=self._engine_info,
             max_message_bytes=self.config.limits.message_bytes,
+            view_port=self._view.port if self._view is not None else 0,
         )
 
 

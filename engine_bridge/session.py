@@ -66,6 +66,7 @@ class ServerFacts:
     engine: str
     engine_info: dict[str, Any]
     max_message_bytes: int
+    view_port: int = 0
 
 
 # ---------------------------------------------------------------- the server's end of a connection
@@ -183,6 +184,7 @@ def _welcome(message: Hello, facts: ServerFacts) -> Welcome:
         engine_info=facts.engine_info,
         max_message_bytes=facts.max_message_bytes,
         max_credit_bytes=MAX_CREDIT_BYTES,
+        view_port=facts.view_port,
         silence_limit_s=SILENCE_LIMIT_S,
     )
 

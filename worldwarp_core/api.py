@@ -61,6 +61,33 @@ def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str |
     return make_engine(name, device, depth_model, options)
 
 
+class Viewer(Protocol):
+    """A world that is looked at from one camera after another."""
+
+    def look(self, K: np.ndarray, c2w: np.ndarray, width: int, height: int) -> np.ndarray:
+        """(height, width, 3) uint8 over black: K (3, 3) in pixels, c2w (4, 4) OpenCV's axes in Blender's world."""
+        ...
+
+
+def open_viewer(cloud: SplatCloud, *, device: str = "cpu") -> Viewer:
+    """Keeps a splat cloud in Blender's world on a device, ready to be looked at; "auto" is CUDA where gsplat runs."""
+    from .splats.rasterize import prepare_rasterizer
+    from .splats.viewer import CloudViewer
+
+    if device == "auto":
+        import torch
+
+        device = "cpu"
+        if torch.cuda.is_available():
+            try:
+                prepare_rasterizer("cuda")
+                device = "cuda"
+            except WorldWarpError:
+                # The engine has told its user already why not.
+                device = "cpu"
+    return CloudViewer(cloud, device)
+
+
 def render_splats(
     cloud: SplatCloud, cameras: CameraPath, *, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

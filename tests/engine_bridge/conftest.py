@@ -19,7 +19,7 @@ class RunningServer:
     """A server in a thread of this process; its worker is a process as always."""
 
     def __init__(self, data_dir: Path, **settings: Any) -> None:
-        settings = {"address": "tcp://127.0.0.1:*", "factory": FAKE_ENGINE, **settings}
+        settings = {"address": "tcp://127.0.0.1:*", "factory": FAKE_ENGINE, "view": False, **settings}
         self.server = Server(ServerConfig(data_dir=data_dir, **settings))
         self.address = self.server.address
         self.data_dir = data_dir

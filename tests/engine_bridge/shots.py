@@ -89,10 +89,14 @@ def one_of_each() -> list[Any]:
         m.ListJobs(request_id=4),
         m.FetchSplats(request_id=5, job_id=JOB, revision=0, offset=0),
         m.Ping(request_id=6),
+        m.Look(
+            job_id=JOB, look_id=3, seen_id=2, width=6, height=4, format="jpeg", quality=80,
+            K=np.full(4, 2.0), c2w=np.eye(4),
+        ),
         m.Welcome(
             request_id=0, protocol_version=m.PROTOCOL_VERSION, server="s", version="1", engine="cache",
             engine_info={"a": [1, 2.5, None, True, {"b": "c"}]}, max_message_bytes=1, max_credit_bytes=2,
-            silence_limit_s=60.0,
+            view_port=5578, silence_limit_s=60.0,
         ),
         m.Error(request_id=1, code="no_depth", message="Give depth.", job_id=JOB),
         m.Accepted(request_id=1, job_id=JOB, position=3),
@@ -106,6 +110,10 @@ def one_of_each() -> list[Any]:
         ),
         m.SplatsBlock(
             request_id=5, job_id=JOB, revision=1, offset=9, size_bytes=9, sha256="0" * 64, data=np.zeros(0, np.uint8)
+        ),
+        m.Picture(
+            job_id=JOB, look_id=3, revision=1, width=2, height=1, format="raw", render_ms=1.5,
+            data=rng.integers(0, 256, 6, np.uint8),
         ),
         m.Pong(request_id=6),
         m.Progress(job_id=JOB, stage="cache", step=1, steps=2, chunk=0, chunks=3, fraction=0.25, eta_s=None),

@@ -55,6 +55,7 @@ def test_it_states_the_limits_as_they_are() -> None:
         f"{session.MAX_CREDIT_BYTES // 2**20} MiB",
         f"| connections | {server.MAX_CONNECTIONS:,} |",
         f"| subscriptions of one connection | {session.MAX_SUBSCRIPTIONS} |",
+        f"| a picture of the live view | {messages.MAX_VIEW_SIDE_PX:,} a side |",
         "| jobs that wait | 1,000, and 250 of one client |",
         f"`ping` every {session.PING_EVERY_S:g} s",
         f"says nothing for {session.SILENCE_LIMIT_S:g} s",

@@ -1,0 +1,199 @@
+"""Looking around: the newest look wins, stale ones are dropped, the growing world shows, strangers stay out."""
+
+from __future__ import annotations
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from engine_bridge import codec, keys
+from engine_bridge import messages as m
+from engine_bridge.client import Client
+from engine_bridge.errors import BridgeError
+from engine_bridge.live_view import LiveView
+
+from .conftest import RunningServer
+from .shots import JOB, shot
+from .talk import Raw, run, until
+
+VIEWER = "tests.engine_bridge.fake_viewer:open_viewer"
+K = np.array([50.0, 50.0, 24.0, 16.0])
+
+
+def camera(x: float) -> np.ndarray:
+    c2w = np.eye(4)
+    c2w[0, 3] = x
+    return c2w
+
+
+@pytest.fixture
+def server(start_server: Callable[..., RunningServer]) -> RunningServer:
+    return start_server(view=True, view_factory=VIEWER)
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[Client]:
+    with Client(server.address) as client:
+        yield client
+
+
+def picture_of(view: LiveView, look_id: int, timeout_s: float = 15.0) -> m.Picture:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        assert time.monotonic() < deadline
+        picture = view.picture(0.1)
+        if picture is not None and picture.look_id == look_id:
+            return picture
+
+
+def test_a_look_is_answered_with_what_the_camera_sees(client: Client) -> None:
+    job_id = client.submit(shot(5))
+    run(client, job_id)
+    with LiveView(client, job_id) as view:
+        picture = picture_of(view, view.look(K, camera(7), 20, 10))
+        assert (picture.width, picture.height, picture.format, picture.revision) == (20, 10, "raw", 1)
+        assert (picture.data.reshape(10, 20, 3) == (104, 24, 7)).all()
+    with LiveView(client, job_id, format="jpeg", quality=95) as view:
+        picture = picture_of(view, view.look(K, camera(7), 64, 48))
+        pixels = np.asarray(Image.open(io.BytesIO(picture.data.tobytes())))
+        assert pixels.shape == (48, 64, 3)
+        assert np.abs(pixels.astype(int) - (104, 24, 7)).max() <= 3
+
+
+def test_the_newest_look_wins_and_stale_ones_are_dropped(client: Client) -> None:
+    job_id = client.submit(shot(5))
+    run(client, job_id)
+    slow = K.copy()
+    slow[0] = 1
+    with LiveView(client, job_id) as view:
+        picture_of(view, view.look(K, camera(0), 8, 8))
+        began_s, seen, last = time.monotonic(), [], 0
+        for x in range(120):
+            last = view.look(slow, camera(x % 13), 8, 8)
+            time.sleep(1 / 120)
+            if (picture := view.picture()) is not None:
+                seen.append(picture.look_id)
+        seen.append(picture_of(view, last).look_id)
+        assert seen == sorted(set(seen))
+        # 50 ms a picture: a queue of all would have taken six seconds.
+        assert time.monotonic() - began_s < 4
+        assert len(seen) < 60
+
+
+def test_a_growing_world_is_shown_while_its_job_runs(client: Client) -> None:
+    job_id = client.submit(shot(15, prompt="slow=0.15"))
+    with LiveView(client, job_id) as view:
+        # Sent before there is a world: the view tries again by itself.
+        look_id = view.look(K, camera(1), 8, 8)
+        sizes = [int(picture_of(view, look_id).data[0])]
+        state = client.list_jobs()[0].state
+        assert state == "running"
+        deadline = time.monotonic() + 20
+        while sizes[-1] != 114 and time.monotonic() < deadline:
+            if (picture := view.picture(0.2)) is not None:
+                sizes.append(int(picture.data[0]))
+        assert sizes[-1] == 114, "the last world, of 15 frames"
+        assert sizes == sorted(sizes)
+    assert run(client, job_id)[-1].state == "done"
+
+
+def test_a_camera_that_cannot_be_rendered_loses_one_look(client: Client) -> None:
+    job_id = client.submit(shot(5))
+    run(client, job_id)
+    with LiveView(client, job_id) as view:
+        view.look(K, camera(13), 8, 8)
+        assert view.picture(0.5) is None
+        assert picture_of(view, view.look(K, camera(1), 8, 8)).data[2] == 1
+        for bad in (camera(np.nan), np.zeros((3, 4))):
+            with pytest.raises(BridgeError) as caught:
+                view.look(K, bad, 8, 8)
+            assert caught.value.code == "bad_message"
+
+
+def test_who_does_not_say_what_was_seen_gets_no_more(client: Client) -> None:
+    job_id = client.submit(shot(5))
+    run(client, job_id)
+    with Raw(f"tcp://127.0.0.1:{client.view_port()}") as raw:
+        assert isinstance(raw.hello(), m.Welcome)
+
+        def look(look_id: int, seen_id: int) -> None:
+            raw.say(*codec.encode(m.Look(
+                job_id=job_id, look_id=look_id, seen_id=seen_id, width=4, height=4, format="raw", quality=1, K=K,
+                c2w=camera(look_id),
+            )))  # fmt: skip
+
+        answered = []
+        for look_id in range(1, 12):
+            look(look_id, 0)
+            if raw.socket.poll(700):
+                answered.append(raw.hear().look_id)
+        assert len(answered) == 2
+        look(11, answered[-1])
+        assert raw.hear().look_id == 11
+
+
+def test_each_port_sends_who_is_wrong_to_the_other(client: Client, server: RunningServer) -> None:
+    look = m.Look(
+        job_id=JOB, look_id=1, seen_id=0, width=4, height=4, format="raw", quality=1, K=K, c2w=camera(0)
+    )  # fmt: skip
+    with Raw(server.address) as raw:
+        raw.hello()
+        assert raw.ask(look).code == "no_view"
+    with Raw(f"tcp://127.0.0.1:{client.view_port()}") as raw:
+        raw.hello()
+        assert raw.ask(m.ListJobs(request_id=4)).code == "no_view"
+        assert raw.ask(look).code == "no_splats"
+        raw.say(b"nonsense")
+        assert raw.hear().code == "bad_message"
+
+
+def test_the_view_asks_for_keys_where_the_server_does(
+    start_server: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    ring = tmp_path / "keys"
+    anna, _ = keys.make_client_key(ring, "anna", keys.make_server_key(ring).public)
+    keys.allow_client(ring, "anna", anna.public)
+    server = start_server(view=True, view_factory=VIEWER, keys_dir=ring)
+    with Client(server.address, key=anna) as client:
+        job_id = client.submit(shot(5))
+        run(client, job_id)
+        with LiveView(client, job_id) as view:
+            assert picture_of(view, view.look(K, camera(7), 4, 4)).data[2] == 7
+        with Raw(f"tcp://127.0.0.1:{client.view_port()}") as raw:
+            raw.say(*codec.encode(m.ListJobs(request_id=1)))
+            assert not raw.socket.poll(500)
+
+
+def test_a_view_that_dies_is_started_again_and_the_job_goes_on(
+    client: Client, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine_bridge.viewer.ViewProcess.RESTART_EVERY_S", 0.1)
+    job_id = client.submit(shot(30, prompt="slow=0.05"))
+    until(client, m.FrameEvent, 2)
+    view = next(c for c in psutil.Process().children() if c.pid == server.server._view._process.pid)  # type: ignore[union-attr]
+    view.kill()
+    events = run(client, job_id)
+    assert events[-1].state == "done"
+    assert sum(isinstance(event, m.FrameEvent) for event in events) == 28
+
+
+def test_the_round_trip_is_short(client: Client) -> None:
+    """Loosely, as this machine may be busy; `bench_bridge.py` measures it."""
+    job_id = client.submit(shot(5))
+    run(client, job_id)
+    trips: list[Any] = []
+    with LiveView(client, job_id) as view:
+        picture_of(view, view.look(K, camera(0), 320, 180))
+        for x in range(1, 20):
+            began_s = time.perf_counter()
+            picture_of(view, view.look(K, camera(x if x != 13 else 0), 320, 180))
+            trips.append(time.perf_counter() - began_s)
+    assert statistics.median(trips) < 0.1
