@@ -32,7 +32,8 @@ class MemoryPlan:
             one before it computes; it is not compiled then.
         float8_storage: a streamed transformer waits in float8 and is widened block by block: half the traffic.
         keep_variants: presets with and without float8 each keep a transformer of their own on the device.
-        tile: side of the autoencoder's tiles in pixels; None works on whole frames, compiled.
+        latents_at_once: that the autoencoder works on together, 4 frames each.
+        tile: side of the autoencoder's tiles in pixels; None works on whole frames.
         text_device: where the text encoder (11 GB) runs, for prompts that were never embedded before.
         captioner: where the captioner (17 GB) runs, and whether it stays there between two chunks.
         changes: against the next larger plan, in words, for the notice that says so.
@@ -42,6 +43,7 @@ class MemoryPlan:
     transformer: Literal["resident", "parked", "streamed"] = "resident"
     float8_storage: bool = False
     keep_variants: bool = True
+    latents_at_once: int = 1
     tile: int | None = None
     text_device: Literal["cuda", "cpu"] = "cuda"
     captioner: Literal["stays", "cuda", "cpu"] = "cuda"
@@ -49,10 +51,12 @@ class MemoryPlan:
 
 
 PLANS: tuple[MemoryPlan, ...] = (
-    MemoryPlan(80, captioner="stays"),
-    MemoryPlan(40, changes="the captioner is loaded anew for every chunk"),
-    MemoryPlan(24, captioner="cpu", changes="the captioner on the CPU"),
-    MemoryPlan(16, keep_variants=False, captioner="cpu", changes="one transformer at a time"),
+    MemoryPlan(80, latents_at_once=2, captioner="stays"),
+    MemoryPlan(40, latents_at_once=2, changes="the captioner is loaded anew for every chunk"),
+    MemoryPlan(24, latents_at_once=2, captioner="cpu", changes="the captioner on the CPU"),
+    MemoryPlan(
+        16, keep_variants=False, captioner="cpu", changes="one transformer at a time, smaller steps of the autoencoder"
+    ),
     MemoryPlan(12, keep_variants=False, text_device="cpu", captioner="cpu", changes="the text encoder on the CPU"),
     MemoryPlan(
         8,

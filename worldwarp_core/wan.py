@@ -95,7 +95,7 @@ class WanSource:
     """
 
     def __init__(self, options: WanOptions, device: str, files: ModelFiles | None = None) -> None:
-        self.device = torch.device(device)
+        self.device = _numbered(torch.device(device))
         self._options = options
         self._loras = [_read_lora(text) for text in options.loras]
         base = None if options.transformer == BASE_TRANSFORMER else options.transformer
@@ -167,7 +167,7 @@ class WanSource:
 
     def _get_autoencoder(self) -> WanAutoencoder:
         if self._autoencoder is None:
-            options = AutoencoderOptions(tile=self.plan.tile, compile=self._compiled)
+            options = AutoencoderOptions(self.plan.latents_at_once, self.plan.tile)
             vae: Any = load_vae(self._files, self._dtype)
             self._autoencoder = WanAutoencoder(vae, options, self.device)
         return self._autoencoder
@@ -185,14 +185,18 @@ class WanSource:
         model: Any = load_transformer(self._files, self._dtype)
         apply_loras(model, self._loras)
         model.requires_grad_(False).to(self.device)
-        prepared: Any = prepare_transformer(model, TransformerOptions(compile=self._compiled, fp8=float8))
+        # Widening a layer as it is called needs layers that are called: fused kernels read their weights themselves.
+        fused = not self.plan.float8_storage
+        options = TransformerOptions(compile=self._compiled, fused=fused, fp8=float8)
+        prepared: Any = prepare_transformer(model, options)
         if self.plan.transformer == "parked":
             prepared, self._parking = cpu_offload_with_hook(prepared, self.device)
         if self.plan.transformer == "streamed":
             if self.plan.float8_storage:
                 prepared.enable_layerwise_casting(torch.float8_e4m3fn, self._dtype)
+            stream = self.device.type == "cuda"
             prepared.enable_group_offload(
-                self.device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=True
+                self.device, torch.device("cpu"), "block_level", num_blocks_per_group=1, use_stream=stream
             )
         return prepared
 
@@ -252,6 +256,11 @@ class _AloneOnTheDevice:
     def decode(self, latents: Tensor, priors: Priors | None = None) -> Iterator[Tensor]:
         self._leave()
         return self._autoencoder.decode(latents, priors)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """The device with its index: what counts memory wants one."""
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 def _choose_plan(vram: str, device: torch.device) -> MemoryPlan:
