@@ -24,6 +24,11 @@ from .transformer import AttentionProcessor, LevelBlock, Rotary
 # The six rows of a block's modulation.
 SHIFT, SCALE, GATE, FFN_SHIFT, FFN_SCALE, FFN_GATE = range(6)
 
+# Warps that share a row.
+NORM_WARPS = 8
+ROTATE_WARPS = 8
+GELU_WARPS = 16
+
 
 class FusedBlock(LevelBlock):
     """The same block in fewer kernels; where gradients are wanted, as it was."""
@@ -100,17 +105,17 @@ def add_and_norm(
         modulation if by_level else norm.bias,
         index,
         width,
-        norm.eps,
         gate or 0,
         shift,
         scale,
-        LARGEST,
+        EPS=norm.eps,
+        LARGEST=LARGEST,
         ADD=answer is not None,
         GATED=gate is not None,
         BY_LEVEL=by_level,
         QUANTISE=float8,
         BLOCK=triton.next_power_of_2(width),
-        num_warps=4,
+        num_warps=NORM_WARPS,
     )
     if float8:
         return total, Float8Rows(out, scales, torch.Size(shape), tokens.dtype)
@@ -122,7 +127,17 @@ def rms_norm_and_rotate(x: Tensor, weight: Tensor, eps: float, heads: int, cos: 
     out = torch.empty_like(x)
     batch, tokens, width = x.shape
     _rotate[(batch * tokens,)](
-        x, weight, cos, sin, out, tokens, width, width // heads, eps, BLOCK=triton.next_power_of_2(width), num_warps=4
+        x,
+        weight,
+        cos,
+        sin,
+        out,
+        tokens,
+        width,
+        width // heads,
+        EPS=eps,
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=ROTATE_WARPS,
     )
     return out.unflatten(-1, (heads, -1))
 
@@ -155,14 +170,20 @@ def gelu_to_float8(x: Tensor) -> Float8Rows:
     rows = x.numel() // width
     out = torch.empty((rows, width), dtype=FLOAT8, device=x.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
-    _gelu_to_float8[(rows,)](x, out, scales, width, LARGEST, BLOCK=triton.next_power_of_2(width), num_warps=8)
+    _gelu_to_float8[(rows,)](
+        x, out, scales, width, LARGEST=LARGEST, BLOCK=triton.next_power_of_2(width), num_warps=GELU_WARPS
+    )
     return Float8Rows(out, scales, torch.Size(shape), x.dtype)
+
+
+# Numbers that are no integers are compile-time constants below: a compiler hands others over in double precision.
 
 
 @triton.jit
 def _add_and_norm(  # type: ignore[no-untyped-def]
     tokens, answer, total, out, scales, modulation, weight, bias, index,
-    width, eps, gate, shift, scale, largest,
+    width, gate, shift, scale,
+    EPS: tl.constexpr, LARGEST: tl.constexpr,
     ADD: tl.constexpr, GATED: tl.constexpr, BY_LEVEL: tl.constexpr, QUANTISE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -179,7 +200,7 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
         x = rounded.to(tl.float32)
     mean = tl.sum(x, 0) / width
     centred = tl.where(inside, x - mean, 0.0)
-    normed = centred / tl.sqrt(tl.sum(centred * centred, 0) / width + eps)
+    normed = centred / tl.sqrt(tl.sum(centred * centred, 0) / width + EPS)
     if BY_LEVEL:
         normed = normed * (1 + tl.load(level + scale * width, mask=inside, other=0.0))
         normed += tl.load(level + shift * width, mask=inside, other=0.0)
@@ -187,19 +208,21 @@ def _add_and_norm(  # type: ignore[no-untyped-def]
         normed = normed * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
         normed += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     if QUANTISE:
-        step = tl.maximum(tl.max(tl.abs(tl.where(inside, normed, 0.0)), 0), 1e-12) / largest
+        step = tl.maximum(tl.max(tl.abs(tl.where(inside, normed, 0.0)), 0), 1e-12) / LARGEST
         tl.store(scales + row, step)
-        normed = tl.minimum(tl.maximum(normed / step, -largest), largest)
+        normed = tl.minimum(tl.maximum(normed / step, -LARGEST), LARGEST)
     tl.store(out + row * width + column, normed.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _rotate(x, weight, cos, sin, out, tokens, width, size, eps, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rotate(  # type: ignore[no-untyped-def]
+    x, weight, cos, sin, out, tokens, width, size, EPS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
     values = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
-    values *= tl.rsqrt(tl.sum(values * values, 0) / width + eps)
+    values *= tl.rsqrt(tl.sum(values * values, 0) / width + EPS)
     values *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     values = values.to(out.dtype.element_ty).to(tl.float32)
     even, odd = tl.split(tl.reshape(values, (BLOCK // 2, 2)))
@@ -212,14 +235,16 @@ def _rotate(x, weight, cos, sin, out, tokens, width, size, eps, BLOCK: tl.conste
 
 
 @triton.jit
-def _gelu_to_float8(x, out, scales, width, largest, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _gelu_to_float8(  # type: ignore[no-untyped-def]
+    x, out, scales, width, LARGEST: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
     values = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
     inner = 0.7978845608028654 * (values + 0.044715 * values * values * values)
     values *= tl.sigmoid(2 * inner)  # (1 + tanh(a)) / 2
-    scale = tl.maximum(tl.max(tl.abs(values), 0), 1e-12) / largest
+    scale = tl.maximum(tl.max(tl.abs(values), 0), 1e-12) / LARGEST
     tl.store(scales + row, scale)
-    values = tl.minimum(tl.maximum(values / scale, -largest), largest)
+    values = tl.minimum(tl.maximum(values / scale, -LARGEST), LARGEST)
     tl.store(out + row * width + column, values.to(out.dtype.element_ty), mask=inside)
