@@ -6,10 +6,9 @@ T' = (T - 1)/4 + 1, normalised by the autoencoder's own mean and deviation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Protocol
@@ -57,15 +56,14 @@ class AutoencoderOptions:
     """How fast against how little memory; none of it changes the pictures beyond rounding, except tiles.
 
     Attributes:
-        group: latents a step after the first, 4 frames each: more keeps a large GPU busier and takes more memory.
+        group: latents a step after the first, 4 frames each: more keeps a GPU busier and takes more memory. On an H100
+            2 are 5% faster than 1 and take 1.5 GiB more at 720x480.
         tile: side of the square tiles that a frame is worked on in, pixels, a multiple of 32; None takes it whole.
             Tiles see nothing beyond their border, so their seams are faded into each other.
-        compile: let torch compile the steps, once for each frame size.
     """
 
     group: int = 1
     tile: int | None = None
-    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.group < 1:
@@ -74,13 +72,6 @@ class AutoencoderOptions:
             raise WorldWarpError(
                 "bad_settings", f"A tile's side must be a multiple of 32 and at least 64 pixels; got {self.tile}."
             )
-        if self.tile is not None and self.compile:
-            raise WorldWarpError(
-                "bad_settings", "Compiled steps need whole frames: choose tiles or compilation, not both."
-            )
-
-
-Step = Callable[[AutoencoderKLWan, Tensor, Memory | None], tuple[Tensor, Memory]]
 
 
 class WanAutoencoder:
@@ -112,13 +103,8 @@ class WanAutoencoder:
         shape = (1, self.channels, 1, 1, 1)
         self._mean = torch.tensor(vae.config["latents_mean"], device=self.device).view(shape)
         self._std = torch.tensor(vae.config["latents_std"], device=self.device).view(shape)
-        fused = self.device.type == "cuda" and not options.compile and find_spec("triton") is not None
-        self._encode_first: Step = partial(encode_step, fused=fused)
-        self._decode_first: Step = partial(decode_step, fused=fused)
-        # The first step has other shapes and little to do: not worth a compilation of its own.
-        compiled = partial(torch.compile, dynamic=False)
-        self._encode_more: Step = compiled(encode_step) if options.compile else self._encode_first
-        self._decode_more: Step = compiled(decode_step) if options.compile else self._decode_first
+        self.fused = self.device.type == "cuda" and find_spec("triton") is not None
+        """Whether autoencoder_kernels.py is used; where it cannot be (no Triton), all takes more than twice as long."""
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -134,14 +120,14 @@ class WanAutoencoder:
         latents = []
         for start, stop in pairwise(_boundaries(total // FRAMES_PER_LATENT + 1, self.options.group)):
             group = frames[_first_frame(start) : _first_frame(stop)].to(self.device)
-            # Causal: frames after the clip's end change nothing before it, and every step has the same shapes.
+            # Causal: frames after the clip's end change nothing before it, and all steps have shapes tuned already.
             group = _padded(group, 1 if start == 0 else FRAMES_PER_LATENT * self.options.group)
             pictures = (group * 2 - 1).to(self.dtype).movedim(-1, 0)[None]
-            step = self._encode_first if start == 0 else self._encode_more
             parts = []
             for i in range(len(tiles)):
                 with _tuned():
-                    part, memories[i] = step(self._vae, tiles.cut(pictures, i, PIXELS_PER_LATENT), memories[i])
+                    tile = tiles.cut(pictures, i, PIXELS_PER_LATENT)
+                    part, memories[i] = encode_step(self._vae, tile, memories[i], self.fused)
                 parts.append(part)
             latents.append(tiles.join(parts, 1)[:, :, : stop - start].float())
         return (torch.cat(latents, 2) - self._mean) / self._std
@@ -157,11 +143,10 @@ class WanAutoencoder:
             group = latents[:, :, start:stop].to(self.device) * self._std + self._mean
             group = _padded(group.movedim(2, 0), 1 if start == 0 else self.options.group).movedim(0, 2)
             group = group.to(self.dtype).contiguous(memory_format=torch.channels_last_3d)
-            step = self._decode_first if start == 0 else self._decode_more
             parts = []
             for i in range(len(tiles)):
                 with _tuned():
-                    part, memories[i] = step(self._vae, tiles.cut(group, i, 1), memories[i])
+                    part, memories[i] = decode_step(self._vae, tiles.cut(group, i, 1), memories[i], self.fused)
                 parts.append(part)
             clip = tiles.join(parts, PIXELS_PER_LATENT)[0].movedim(0, -1)
             clip = (clip.float() / 2 + 0.5).clamp_(0, 1)

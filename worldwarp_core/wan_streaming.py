@@ -4,9 +4,9 @@ In: the encoder and the decoder of diffusers' `AutoencoderKLWan` (the 2.1 archit
 and what the step before remembered. Out: the step's latents or pictures, and what to remember.
 
 All its convolutions are causal in time, so all that a step needs of the past is the last two frames that each of them
-saw: zeros before the clip begins. With the memory always two frames deep every step after the first has the same
-shapes and is one static graph, whatever the position in the clip; diffusers' own feature cache grows over three steps
-and branches on each. The first frame is different by design: it alone makes a latent, and nothing resamples it in time.
+saw: zeros before the clip begins. With the memory always two frames deep every step after the first is alike, whatever
+the position in the clip; diffusers' own feature cache grows over three steps and branches on each. The first frame is
+different by design: it alone makes a latent, and nothing resamples it in time.
 
 Tensors are (1, C, T, H, W), channels last in memory, so that each pixel's channels are contiguous: tensor cores want
 that, and so does the normalisation over channels.
@@ -219,7 +219,9 @@ def _attend(block: WanAttentionBlock, x: Tensor) -> Tensor:
 
 def _downsample(layer: WanResample, x: Tensor, flow: _Flow) -> Tensor:
     """Halves the sides and, where the layer does that, the frames of every step but the first."""
-    x = _as_clip(layer.resample(_as_pictures(x)))
+    conv: Any = layer.resample[1]
+    # 3x3 with a row and a column of zeros beyond the last is 4x4 with zero weights before the first: saves a copy.
+    x = _as_clip(F.conv2d(_as_pictures(x), F.pad(conv.weight, (1, 0, 1, 0)), conv.bias, stride=2, padding=1))
     if layer.mode != "downsample3d":
         return x
     if flow.first:
@@ -236,11 +238,16 @@ def _upsample(layer: WanResample, x: Tensor, flow: _Flow) -> Tensor:
         if flow.first:
             flow.remember(torch.zeros_like(x).expand(-1, -1, layer.time_conv.kernel_size[0] - 1, -1, -1))
         else:
-            # (1, 2C, T, h, w): the earlier frame's channels, then the later one's.
-            pair = flow.convolve(layer.time_conv, x).unflatten(1, (2, x.shape[1]))
-            x = pair.movedim(1, 3).flatten(2, 3)
-    # What diffusers' upsampling does in float32: copying a pixel needs no precision.
-    pictures = F.interpolate(_as_pictures(x), scale_factor=2.0, mode="nearest-exact")
+            # A pixel's channels are the earlier frame's, then the later one's.
+            pairs = flow.convolve(layer.time_conv, x)[0].movedim(0, -1).unflatten(-1, (2, x.shape[1]))
+            x = pairs.movedim(3, 1).flatten(0, 1).movedim(-1, 0)[None]
+    if flow.fused:
+        from .autoencoder_kernels import double_sides
+
+        pictures = double_sides(_as_pictures(x))
+    else:
+        # What diffusers' upsampling does in float32: copying a pixel needs no precision.
+        pictures = F.interpolate(_as_pictures(x), scale_factor=2.0, mode="nearest-exact")
     return _as_clip(layer.resample[1](pictures))
 
 

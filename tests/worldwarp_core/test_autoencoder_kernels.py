@@ -9,7 +9,8 @@ from worldwarp_core import wan_streaming
 pytest.importorskip("triton", reason="torch brings Triton only where it brings CUDA")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels need a CUDA device")
 
-TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
+"""Largest deviation over the standard deviation: some steps of the type's own rounding after a dozen layers."""
 
 
 @pytest.fixture(scope="module")
