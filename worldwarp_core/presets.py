@@ -43,9 +43,9 @@ class Preset:
 REFERENCE = Preset("reference", REFERENCE_STEPS, experimental=False)
 BALANCED = Preset(
     "balanced",
-    20,
+    22,
     SamplerSettings(solver="adams", guidance_every=2),
-    changes="20 steps of a second-order solver instead of 50 of Euler's, the negative prompt asked at every other one",
+    changes="22 steps of a second-order solver instead of 50 of Euler's, the negative prompt asked at every other one",
 )
 FAST = Preset(
     "fast",

@@ -88,6 +88,10 @@ class ModelSource(Protocol):
         """The models as `preset` runs them, loaded where they are not yet."""
         ...
 
+    def decoder(self) -> Autoencoder:
+        """The autoencoder of the models, without loading any other."""
+        ...
+
     def shrink(self) -> Notice | None:
         """Takes less of the device's memory from now on, and says how; None when there is no less."""
         ...
@@ -109,6 +113,9 @@ class FixedModels:
 
     def models(self, preset: Preset) -> StDiffModels:
         return self.loaded
+
+    def decoder(self) -> Autoencoder:
+        return self.loaded.autoencoder
 
     def shrink(self) -> Notice | None:
         return None
@@ -187,7 +194,7 @@ class StDiffFill:
                 if latents is None:
                     latents = yield from self._latents(clip, context, plan, spec)
                 # A frame that was delivered stays what it is: after a fall-back only the rest is decoded.
-                for frame in self._decode(latents, clip, plan, spec, skip=delivered):
+                for frame in self._decode(latents, clip, plan, skip=delivered):
                     yield frame
                     delivered += 1
                 break
@@ -256,14 +263,11 @@ class StDiffFill:
                 look = describe_look(captioner, torch.from_numpy(spec.style_image) / 255)
         return compose_prompt(words, scene, look)
 
-    def _decode(
-        self, latents: Tensor, clip: Priors, plan: ChunkPlan, spec: GenerateSpec, skip: int
-    ) -> Iterator[Tensor]:
+    def _decode(self, latents: Tensor, clip: Priors, plan: ChunkPlan, skip: int) -> Iterator[Tensor]:
         """The plan's new frames but the first `skip`."""
-        autoencoder = self._source.models(self._preset(spec)).autoencoder
         first = len(plan.context) + skip
         last = len(plan.context) + len(plan.new)
-        for index, frame in enumerate(autoencoder.decode(latents, clip)):
+        for index, frame in enumerate(self._source.decoder().decode(latents, clip)):
             if index >= last:
                 return
             if index >= first:

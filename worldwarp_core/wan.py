@@ -15,7 +15,7 @@ from accelerate.hooks import UserCpuOffloadHook
 from huggingface_hub import cached_assets_path
 from torch import Tensor
 
-from .autoencoder import AutoencoderOptions, WanAutoencoder
+from .autoencoder import Autoencoder, AutoencoderOptions, WanAutoencoder
 from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, next_smaller
 from .captions import Captioner, QwenCaptioner, open_captioner
 from .denoise import Transformer
@@ -126,13 +126,16 @@ class WanSource:
 
     def models(self, preset: Preset) -> StDiffModels:
         return StDiffModels(
-            autoencoder=_AloneOnTheDevice(self._get_autoencoder(), self._park),
+            autoencoder=self.decoder(),
             transformer=self._get_transformer(preset.fp8 and self.float8 and self.plan.transformer != "streamed"),
             text=self._get_text(),
             device=self.device,
             # Followers take half of the batch each; alone, a GPU gains nothing from it (budget.MemoryPlan).
             batched=self._followers is not None,
         )
+
+    def decoder(self) -> Autoencoder:
+        return _AloneOnTheDevice(self._get_autoencoder(), self._park)
 
     def shrink(self) -> Notice | None:
         alone = self._followers is None and self.device.type == "cuda"

@@ -69,6 +69,9 @@ class Watched:
     def models(self, preset):
         return StDiffModels(self, self, self.text, torch.device("cpu"))
 
+    def decoder(self):
+        return self
+
     def shrink(self):
         if not self.room:
             return None
