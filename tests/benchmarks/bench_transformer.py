@@ -13,6 +13,7 @@ Variants that would begin after S seconds are left out. Writes results/transform
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import statistics
@@ -69,10 +70,10 @@ def random_wan(dtype: torch.dtype = torch.bfloat16) -> WanTransformer3DModel:
 def copy_of(model: WanTransformer3DModel) -> WanTransformer3DModel:
     """Another model on the same weights, to be prepared another way."""
     with torch.device("meta"):
-        copy = WanTransformer3DModel(**CONFIG)
-    copy.load_state_dict(model.state_dict(), assign=True)
-    copy.rope = model.rope  # its buffers are in no state dict
-    return copy.eval().requires_grad_(False)
+        other = WanTransformer3DModel(**CONFIG)
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.rope = copy.deepcopy(model.rope)  # its buffers are in no state dict
+    return other.eval().requires_grad_(False)
 
 
 def random_clip(batch: int = 1) -> dict[str, Tensor]:
