@@ -8,8 +8,10 @@ the next one, and frames leave as soon as they exist. It yields its state wherev
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -35,6 +37,8 @@ from .timeline import Timeline
 
 PRIORS_BATCH = 8
 """Cameras rendered between two progress events."""
+FRAMES_ON_THE_WAY = 8
+"""Finished frames that may still be on their way from a GPU: as many as the autoencoder decodes together."""
 NOTHING_IN_VIEW = 0.01
 """A frame of whose pixels less than this share is valid was made from next to nothing, and the user is told."""
 GUESS_S: dict[Stage, float] = {
@@ -119,7 +123,7 @@ def generate(
 
     if state.frames == 0:
         start = yield from _with_room(look_at_start, models.fill, generator)
-        yield stage.deliver(0, 0, spec.start_frame, start.depth[0], torch.ones_like(start.validity[0]))
+        yield stage.deliver(0, 0, spec.start_frame, start.depth[0], torch.ones_like(start.validity[0]))()
 
     for plan in _left(plans, state):
 
@@ -156,6 +160,13 @@ def generate(
     yield Finished(_summary(spec, models, settings, stage, cache, timeline, len(plans)))
 
 
+def _to_host(tensor: Tensor) -> Tensor:
+    """On its way to the CPU: there once the device has come this far."""
+    if tensor.device.type != "cuda":
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class _Stage:
     """A shot made ready to run: everything at the size and in the units that the models work in."""
@@ -172,22 +183,33 @@ class _Stage:
     cache_settings: CacheSettings
     notices: list[Notice]
 
-    def deliver(self, chunk: int, index: int, rgb: Tensor | np.ndarray, depth: Tensor, validity: Tensor) -> Frame:
-        """A finished frame at the size that was asked for, in 8 bits and scene units."""
+    def deliver(
+        self, chunk: int, index: int, rgb: Tensor | np.ndarray, depth: Tensor, validity: Tensor
+    ) -> Callable[[], Frame]:
+        """Sends a finished frame off the device; what is returned waits for it and gives it, at the size asked for."""
         width, height = self.path.width, self.path.height
-        picture = rgb if isinstance(rgb, np.ndarray) else (rgb * 255).round().to(torch.uint8).cpu().numpy()
-        scene_depth = (
-            torch.where(torch.isfinite(depth), depth * self.space.unit, BACKGROUND_DEPTH).float().cpu().numpy()
-        )
-        valid = np.where((validity >= VALID).cpu().numpy(), np.uint8(255), np.uint8(0))
-        return Frame(
-            index=index,
-            number=int(self.path.frames[index]),
-            chunk=chunk,
-            rgb=resize_picture(picture, width, height),
-            depth=resize_map(scene_depth, width, height),
-            validity=resize_map(valid, width, height),
-        )
+        picture = torch.from_numpy(rgb) if isinstance(rgb, np.ndarray) else (rgb * 255).round().to(torch.uint8)
+        scene_depth = torch.where(torch.isfinite(depth), depth * self.space.unit, BACKGROUND_DEPTH).float()
+        valid = (validity >= VALID).to(torch.uint8) * 255
+        sent = [_to_host(t) for t in (picture, scene_depth, valid)]
+        arrived = torch.cuda.Event() if depth.device.type == "cuda" else None
+        if arrived is not None:
+            arrived.record()
+
+        def receive() -> Frame:
+            if arrived is not None:
+                arrived.synchronize()
+            picture, scene_depth, valid = (t.numpy() for t in sent)
+            return Frame(
+                index=index,
+                number=int(self.path.frames[index]),
+                chunk=chunk,
+                rgb=resize_picture(picture, width, height),
+                depth=resize_map(scene_depth, width, height),
+                validity=resize_map(valid, width, height),
+            )
+
+        return receive
 
     def look_back(self, plan: ChunkPlan, rgb: Tensor, priors: Priors, holes_agree: bool) -> History:
         """The chunk's new frames as history: a hole filled differently in every frame is not to be trusted."""
@@ -347,18 +369,29 @@ def _fill(
     stage: _Stage,
     timeline: Timeline,
 ) -> Generator[Event, None, Tensor]:
-    """Delivers a chunk's new frames; returns them, (T, H, W, 3) in [0, 1]."""
+    """Delivers a chunk's new frames; returns them, (T, H, W, 3) in [0, 1].
+
+    A GPU decodes the next frames while these are on their way and the consumer has them; a CPU has no such time, and
+    each frame is handed on at once.
+    """
     frames: list[Tensor] = []
-    for made in fill.fill(context, priors, plan, spec):
+    sent: deque[Callable[[], Frame]] = deque()
+    delivered = 0
+    for made in chain(fill.fill(context, priors, plan, spec), [None]):
         if isinstance(made, FillStep):
             yield timeline.tick(made.stage, plan.index, made.step, made.steps)
         elif isinstance(made, Notice):
             yield made
-        else:
+        elif made is not None:
             offset = len(frames)
             frames.append(made)
-            yield stage.deliver(plan.index, plan.new[offset], made, priors.depth[offset], priors.validity[offset])
-            yield timeline.tick(fill.frame_stage, plan.index, len(frames), len(plan.new))
+            depth, validity = priors.depth[offset], priors.validity[offset]
+            sent.append(stage.deliver(plan.index, plan.new[offset], made, depth, validity))
+        on_the_way = FRAMES_ON_THE_WAY if made is not None and stage.K.device.type == "cuda" else 0
+        while len(sent) > on_the_way:
+            yield sent.popleft()()
+            delivered += 1
+            yield timeline.tick(fill.frame_stage, plan.index, delivered, len(plan.new))
     assert len(frames) == len(plan.new), (len(frames), plan)
     return torch.stack(frames)
 
