@@ -155,7 +155,9 @@ def measure_preset(
             found["outside_transformer_fraction"] = row["outside_transformer_fraction"]
     elif name == "reference":
         alone = json.loads(out.read_text()).get("reference_s")
+        # Against one of the same GPUs: run without --gpus into the same file first.
         found[f"speedup_{gpus}_gpus"] = round(alone / seconds, 3) if alone else None
+        found["speedup_hardware"] = f"{gpus} x {torch.cuda.get_device_name()}"
     merge(out, found)
     print(name, json.dumps(row), flush=True)
 
