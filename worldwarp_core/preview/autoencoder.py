@@ -262,6 +262,7 @@ def _start(network: PreviewAutoencoder) -> None:
         if isinstance(module, Block):
             nn.init.zeros_(module.second.weight)
     encoder, decoder = network.encoder, network.decoder
+    assert decoder.head.bias is not None
     with torch.no_grad():
         encoder.head.weight *= 0.1
         decoder.head.weight *= 0.1

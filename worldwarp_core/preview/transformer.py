@@ -29,10 +29,22 @@ CONFIG: dict[str, Any] = {
 
 
 def make_transformer(
-    config: dict[str, Any] = CONFIG, options: TransformerOptions | None = None
+    config: dict[str, Any] = CONFIG,
+    options: TransformerOptions | None = None,
+    state: dict[str, Tensor] | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> WorldWarpTransformer:
-    """An untrained one; float32, on the CPU."""
-    return prepare_transformer(WanTransformer3DModel(**config), options or TransformerOptions())
+    """Builds one on `device`, with the weights of `state`, or untrained.
+
+    Raises:
+        RuntimeError: where `state` is of another configuration.
+    """
+    model: Any = WanTransformer3DModel(**config)
+    if state is not None:
+        model.load_state_dict(state)
+    # Changed over where it will run: what is fastest depends on that.
+    return prepare_transformer(model.to(device, dtype), options or TransformerOptions())
 
 
 def no_text(clips: int, text_dim: int = TEXT_DIM, device: torch.device | str = "cpu") -> Tensor:

@@ -7,6 +7,7 @@ share of the time.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import WorldWarpError
+
+logger = logging.getLogger(__name__)
 
 Examples = dict[str, Tensor]
 """Tensors whose first dimension counts examples."""
@@ -97,8 +100,10 @@ class ExamplePool:
 
     def draw(self, count: int, generator: Generator) -> Examples:
         """`count` examples, any of them; the first call makes the first examples."""
-        while self.made < self.settings.first:
-            self._add()
+        if self.made < self.settings.first:
+            while self.made < self.settings.first:
+                self._add()
+            logger.info("first %d examples made in %.1f s", self.made, self.spent_s)
         rows = torch.randint(len(self), (count,), generator=generator, device=generator.device)
         return {name: values[rows] for name, values in self._store.items()}
 

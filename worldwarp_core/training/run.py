@@ -5,7 +5,9 @@ Each process of several (one a GPU) runs the same function; see `train_network`.
 
 from __future__ import annotations
 
+import logging
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,11 @@ from torch import Tensor
 from ..errors import WorldWarpError
 from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
-from ..preview.transformer import CONFIG, make_transformer
+from ..preview.transformer import make_transformer
 from ..preview.weights import load_state, read_network
 from ..transformer import TransformerOptions
 from .clips import ClipSource
+from .levels import make_trainable
 from .lpips import Lpips
 from .objective import ObjectiveSettings, Target
 from .pool import Clips, PoolSettings, Source
@@ -33,6 +36,8 @@ from .train_autoencoder import AutoencoderTask, AutoencoderTraining
 from .train_depth import DepthTask, DepthTraining
 from .train_stdiff import StDiffTask, StDiffTraining
 from .trainer import Progress, Task, TrainSettings, read_progress, train
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["vae", "stdiff", "depth"]
 NAMES: dict[Kind, str] = {"vae": "autoencoder", "stdiff": "transformer", "depth": "depth"}
@@ -63,9 +68,9 @@ class KindDefaults:
 
 
 DEFAULTS: dict[Kind, KindDefaults] = {
-    "vae": KindDefaults(17, 16, 6e-4, 0.998, 16, 192, 4096, 12),
-    "stdiff": KindDefaults(49, 16, 5e-4, 0.999, 8, 256, 20_000, 8),
-    "depth": KindDefaults(5, 48, 4e-4, 0.995, 32, 256, 2048, 16),
+    "vae": KindDefaults(17, 16, 6e-4, 0.998, 16, 64, 4096, 12),
+    "stdiff": KindDefaults(49, 16, 5e-4, 0.999, 8, 64, 20_000, 8),
+    "depth": KindDefaults(5, 48, 4e-4, 0.995, 32, 128, 2048, 16),
 }
 
 
@@ -108,6 +113,8 @@ class TrainOptions:
     device: str = "auto"
     devices: int = 1
     seed: int = 0
+    validate_every_s: float = TrainSettings.validate_every_s
+    save_every_s: float = TrainSettings.save_every_s
 
     def __post_init__(self) -> None:
         if self.width % 16 or self.height % 16 or min(self.width, self.height) < 32:
@@ -175,14 +182,17 @@ class _Ready:
 
 
 def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: int, world: int) -> Progress:
+    started = time.monotonic()
     defaults = DEFAULTS[kind]
     torch.manual_seed(options.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     size, frames = (options.height, options.width), options.frames or defaults.frames
     bank, judged_bank = (build_bank(split, options.textures, device=device) for split in ("train", "val"))
+    logger.info("pictures for the worlds: %.1f s", time.monotonic() - started)
     source = ClipSource("train", options.seed, size, frames, device, bank=bank)
     judged = ClipSource("val", 0, size, frames, device, bank=judged_bank).batch(options.judged or defaults.judged, 0)
+    logger.info("clips to judge by: %.1f s", time.monotonic() - started)
     capacity = options.pool or defaults.capacity
     made = min(defaults.made, capacity)
     pool = PoolSettings(capacity, min(defaults.first, capacity), made, options.share)
@@ -205,9 +215,12 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
         learning_rate=options.learning_rate or defaults.learning_rate,
         schedule=options.schedule,
         average=defaults.average,
+        validate_every_s=options.validate_every_s,
+        save_every_s=options.save_every_s,
         seed=options.seed,
     )
-    return train(task, options.run, settings, device)
+    logger.info("network: %.1f s", time.monotonic() - started)
+    return train(task, options.run, settings, device, started)
 
 
 def _autoencoder(ready: _Ready) -> Task:
@@ -242,8 +255,8 @@ def _transformer(ready: _Ready) -> Task:
     found = read_network(options.autoencoder, NAMES["vae"])
     autoencoder = PreviewAutoencoder(AutoencoderConfig(**found.config))
     load_state(autoencoder, found, NAMES["vae"])
-    network = make_transformer(CONFIG, TransformerOptions(compile=options.compile))
-    network.to(ready.device)  # type: ignore[arg-type]
+    plain = TransformerOptions(fused=False)  # fused kernels have no gradients
+    network = make_trainable(make_transformer(options=plain, device=ready.device), compiled=options.compile)
     return StDiffTask(
         network,
         autoencoder.to(ready.device).eval(),

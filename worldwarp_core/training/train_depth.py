@@ -171,6 +171,7 @@ def _aligned(made: Tensor, truth: Tensor, surface: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """The mean where it counts, 0 where nothing does."""
     return (values * where).sum() / where.sum().clamp_min(1)
 
 

@@ -16,6 +16,7 @@ whatever happens: an interrupt ends it the same way.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from ..errors import WorldWarpError
 from ..preview.weights import load_state, network_files, read_network, save_network
 
 console = Console()
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class TrainSettings:
     """How long and how fast.
 
     Attributes:
-        minutes: wall-clock limit, everything included from the first step on.
+        minutes: wall-clock limit, making the first clips and compiling included.
         steps: another limit; None for none.
         learning_rate: at its highest.
         schedule: `cosine` falls to a twentieth over the time of the run, `constant` stays: for runs that go on later.
@@ -64,8 +66,8 @@ class TrainSettings:
     average: float = 0.999
     clip: float = 1.0
     log_every: int = 25
-    validate_every_s: float = 90.0
-    save_every_s: float = 120.0
+    validate_every_s: float = 120.0
+    save_every_s: float = 60.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -125,10 +127,15 @@ class Progress:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def train(task: Task, run: Path, settings: TrainSettings, device: torch.device) -> Progress:
-    """Trains `task` until the limit and returns its progress; goes on from the run folder where it holds anything."""
+def train(
+    task: Task, run: Path, settings: TrainSettings, device: torch.device, started: float | None = None
+) -> Progress:
+    """Trains `task` until the limit and returns its progress; goes on from the run folder where it holds anything.
+
+    `started` is when the time of the run began (`time.monotonic`), where that was before this call.
+    """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    started = time.monotonic()
+    started = time.monotonic() if started is None else started
     session = _Session(task, settings, device)
     progress = session.resume(run)
     seconds_before, first = progress.seconds, progress.steps
@@ -140,6 +147,7 @@ def train(task: Task, run: Path, settings: TrainSettings, device: torch.device) 
     saved = validated = time.monotonic()
     parts: dict[str, Tensor] = {}
     limit = settings.minutes * 60
+    waited = 0.0
     interrupted = False
     try:
         while True:
@@ -148,6 +156,9 @@ def train(task: Task, run: Path, settings: TrainSettings, device: torch.device) 
             parts = session.step(generator, rate, world)
             progress.steps += 1
             done = progress.steps - first
+            if done == 1:
+                waited = time.monotonic() - started
+                logger.info("%s: first step after %.1f s", task.name, time.monotonic() - started)
             if done % settings.log_every == 0 or done == settings.steps:
                 figures = {name: float(value) for name, value in parts.items()}  # waits for the device
                 elapsed = time.monotonic() - started
@@ -156,7 +167,7 @@ def train(task: Task, run: Path, settings: TrainSettings, device: torch.device) 
                     session.recover(task)
                     figures["recovered"] = 1.0
                 if log:
-                    log.step(task.name, progress, done / elapsed, rate, figures, limit - elapsed)
+                    log.step(task.name, progress, done / (elapsed - waited), rate, figures, limit - elapsed)
                 if _agree(elapsed > limit or done == settings.steps, device):
                     break
                 task.top_up(elapsed)
@@ -169,6 +180,7 @@ def train(task: Task, run: Path, settings: TrainSettings, device: torch.device) 
                     log.validation(task.name, progress, session.validate(), run)
     except KeyboardInterrupt:
         interrupted = True
+    logger.info("%s: stopped after %.1f s", task.name, time.monotonic() - started)
     if log:
         # Saved before it is judged: nothing that can go wrong there may cost the weights.
         session.save(run, progress, everything=True)

@@ -1,0 +1,148 @@
+"""The networks that ship in the package, ready to run: the engine `preview`.
+
+Their weights are package data, `weights/*.safetensors` beside this module (see `weights.py` and MODEL_CARD.md). A
+source checkout may be without them: then loading says so, and nothing untrained is ever run in their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..chunks import ChunkPlan
+from ..denoise import SamplerSettings
+from ..errors import WorldWarpError
+from ..presets import Preset
+from ..spec import GenerateSpec, Notice
+from ..st_diff import FixedModels, StDiffFill, StDiffModels
+from .autoencoder import AutoencoderConfig, PreviewAutoencoder
+from .depth import DepthNetwork, PreviewDepth
+from .transformer import TEXT_DIM, make_transformer, no_text
+from .weights import NetworkFile, load_state, network_files, read_network
+
+WEIGHTS = Path(__file__).with_name("weights")
+NETWORKS = ("autoencoder", "transformer", "depth")
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        # A start sigma that is no node of the schedule is one step more: 8 passes a chunk.
+        Preset("preview", 7, SamplerSettings(guidance=1.0), experimental=False),
+        Preset("careful", 24, SamplerSettings(guidance=1.0), experimental=False),
+    )
+}
+WORDS = ("prompt", "negative_prompt", "prompt_keys", "auto_prompt", "style_image")
+"""Settings that say what to make in words or pictures: the networks were trained without."""
+
+
+class PreviewFill(StDiffFill):
+    """ST-Diff with the networks that ship."""
+
+    name = "preview"
+
+    def prepare(self, spec: GenerateSpec, plans: Sequence[ChunkPlan]) -> Iterator[Notice]:
+        yield from super().prepare(spec, plans)
+        given = [name.replace("_", " ") for name in WORDS if _is_given(getattr(spec, name))]
+        if spec.guidance not in (None, 1.0):
+            given.append("guidance")
+        if given:
+            change = "changes" if len(given) == 1 else "change"
+            yield Notice(
+                "no_effect", f"The preview model was trained without words: {', '.join(given)} {change} nothing."
+            )
+
+
+@dataclass(frozen=True)
+class NoWords:
+    """Every prompt is the same one to a model that was trained without."""
+
+    device: torch.device
+    text_dim: int = TEXT_DIM
+
+    def embed(self, prompts: Sequence[str]) -> Tensor:
+        return no_text(len(prompts), self.text_dim, self.device)
+
+
+def is_shipped(folder: Path = WEIGHTS) -> bool:
+    """Whether all three networks are there."""
+    return all(network_files(folder, name) for name in NETWORKS)
+
+
+def load_fill(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewFill:
+    """Returns the learned fill.
+
+    Raises:
+        WorldWarpError: `no_weights` where the package came without them, `bad_weights` where they cannot be used.
+    """
+    there = torch.device(device)
+    found = _read(folder, "transformer")
+    try:
+        transformer = make_transformer(found.config, state=found.state, device=there, dtype=_precision(there))
+    except (RuntimeError, TypeError) as error:
+        raise WorldWarpError("bad_weights", f"The preview's transformer cannot be built: {error}") from error
+    models = StDiffModels(
+        load_autoencoder(device, folder),
+        transformer.eval().requires_grad_(False),
+        NoWords(there, int(found.config["text_dim"])),
+        there,
+    )
+    trained = {name: found.progress.get(name) for name in ("steps", "clips")}
+    return PreviewFill(FixedModels(f"preview {trained}", models), PRESETS, "preview")
+
+
+def load_autoencoder(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewAutoencoder:
+    """Returns the autoencoder alone.
+
+    Raises:
+        WorldWarpError: as `load_fill`.
+    """
+    found = _read(folder, "autoencoder")
+    try:
+        config = AutoencoderConfig(**{name: _tuples(value) for name, value in found.config.items()})
+    except TypeError as error:
+        raise WorldWarpError("bad_weights", f"The preview's autoencoder cannot be built: {error}") from error
+    network = PreviewAutoencoder(config)
+    load_state(network, found, "autoencoder")
+    there = torch.device(device)
+    network.to(there)
+    network.encoder.to(_precision(there))
+    network.decoder.to(_precision(there))
+    return network.eval().requires_grad_(False)
+
+
+def load_depth(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewDepth:
+    """Returns the depth model for start frames without depth.
+
+    Raises:
+        WorldWarpError: as `load_fill`.
+    """
+    network = DepthNetwork()
+    load_state(network, _read(folder, "depth"), "depth")
+    return PreviewDepth(network.to(torch.device(device)).eval().requires_grad_(False))
+
+
+def _read(folder: Path, name: str) -> NetworkFile:
+    if not network_files(folder, name):
+        raise WorldWarpError(
+            "no_weights",
+            f"This installation came without the preview's trained {name} (expected in {folder}). Install a released "
+            "package, or choose another engine: --engine cache needs no weights.",
+        )
+    return read_network(folder, name)
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    """Half precision does not help on CPUs of this kind of load."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value is not False and len(value) > 0 if hasattr(value, "__len__") else bool(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
