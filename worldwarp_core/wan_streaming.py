@@ -165,9 +165,13 @@ class _Flow:
 
     def _past_of(self, conv: WanCausalConv3d, x: Tensor) -> Tensor:
         """What `conv`, the next in line, saw last; nothing but zeros at the beginning."""
-        if not self.first:
-            return self.past()
-        return torch.zeros_like(x[:, :, :1]).expand(-1, -1, conv.kernel_size[0] - 1, -1, -1)
+        return _zeros_before(conv, x) if self.first else self.past()
+
+
+def _zeros_before(conv: WanCausalConv3d, x: Tensor) -> Tensor:
+    """As many empty frames like `x` as `conv` looks back."""
+    shape = (*x.shape[:2], conv.kernel_size[0] - 1, *x.shape[3:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d).zero_()
 
 
 def _plain(conv: WanCausalConv3d, x: Tensor) -> Tensor:
@@ -236,7 +240,7 @@ def _upsample(layer: WanResample, x: Tensor, flow: _Flow) -> Tensor:
     """Doubles the sides and, where the layer does that, the frames of every step but the first."""
     if layer.mode == "upsample3d":
         if flow.first:
-            flow.remember(torch.zeros_like(x).expand(-1, -1, layer.time_conv.kernel_size[0] - 1, -1, -1))
+            flow.remember(_zeros_before(layer.time_conv, x))
         else:
             # A pixel's channels are the earlier frame's, then the later one's.
             pairs = flow.convolve(layer.time_conv, x)[0].movedim(0, -1).unflatten(-1, (2, x.shape[1]))

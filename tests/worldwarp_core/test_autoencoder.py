@@ -138,13 +138,17 @@ def test_encoding_holds_one_group_of_frames_at_a_time(vae, monkeypatch):
     assert lengths == [1, 8, 8]
 
 
-def test_memory_does_not_grow_with_the_clip(vae):
-    _, memory = wan_streaming.decode_step(vae, latents_of(1), None)
+@pytest.mark.parametrize("step", [wan_streaming.encode_step, wan_streaming.decode_step])
+def test_memory_does_not_grow_with_the_clip(vae, step):
+    encodes = step is wan_streaming.encode_step
+    first, more = (clip(1), clip(4)) if encodes else (latents_of(1), latents_of(1))
+    first, more = (v.movedim(-1, 0)[None] if encodes else v for v in (first, more))
+    _, memory = step(vae, first, None)
     shapes = [m.shape for m in memory]
     for _ in range(3):
-        _, memory = wan_streaming.decode_step(vae, latents_of(1), memory)
         assert [m.shape for m in memory] == shapes
         assert all(m.untyped_storage().nbytes() == m.nbytes for m in memory), "a view keeps a step's activations alive"
+        _, memory = step(vae, more, memory)
 
 
 def test_encoding_is_deterministic(vae):

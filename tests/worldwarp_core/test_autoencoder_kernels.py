@@ -42,3 +42,5 @@ def test_fused_steps_equal_plain_ones(vae, step, dtype):
             plain, memory = step(model, x, memory)
             fused, fused_memory = step(model, x, fused_memory, True)
             torch.testing.assert_close(fused, plain, atol=TOLERANCE[dtype] * float(plain.std()), rtol=0)
+            # Channels that are not last would be moved there and back at every convolution after.
+            assert all(m.is_contiguous(memory_format=torch.channels_last_3d) for m in fused_memory)
