@@ -149,6 +149,7 @@ class StDiffFill:
         self._presets = dict(presets)
         self._default = preset
         self._noise = noise
+        self._look: tuple[np.ndarray, str] | None = None
         if preset not in self._presets:
             raise WorldWarpError(
                 "bad_settings", f"There is no preset called {preset!r}. Choose: {', '.join(self._presets)}."
@@ -226,7 +227,8 @@ class StDiffFill:
         preset = self._preset(spec)
         models = self._source.models(preset)
         guided = preset.sampler.guidance > 1
-        texts = [self._describe(context, plan, spec), *[spec.negative_prompt] * guided]
+        described = yield from self._describe(context, plan, spec)
+        texts = [described, *[spec.negative_prompt] * guided]
         prompt, *negatives = models.text.embed(texts).to(models.device).split(1)
         negative = negatives[0] if guided else None
         encoded = models.autoencoder.encode(clip.rgb).to(models.device)
@@ -251,17 +253,25 @@ class StDiffFill:
             yield FillStep("denoise", step, len(sigmas) - 1)
         return latents
 
-    def _describe(self, context: History, plan: ChunkPlan, spec: GenerateSpec) -> str:
+    def _describe(
+        self, context: History, plan: ChunkPlan, spec: GenerateSpec
+    ) -> Generator[FillStep | Notice, None, str]:
         """The chunk's prompt: the artist's words, then what is to be seen from its first frame, then the style."""
         words = prompt_for(spec, plan, spec.cameras.frames)
         if self._source.captions is None or not (spec.auto_prompt or spec.style_image is not None):
             return words
         with self._source.captions() as captioner:
             scene = describe_scene(captioner, context.rgb[-1], words) if spec.auto_prompt else ""
-            look = ""
-            if spec.style_image is not None:
-                look = describe_look(captioner, torch.from_numpy(spec.style_image) / 255)
-        return compose_prompt(words, scene, look)
+            look = "" if spec.style_image is None else self._look_of(spec.style_image, captioner)
+        prompt = compose_prompt(words, scene, look)
+        yield Notice("prompt_written", f"Frames from {spec.cameras.frames[plan.new.start]} on are made with: {prompt}")
+        return prompt
+
+    def _look_of(self, picture: np.ndarray, captioner: Captioner) -> str:
+        """The description of a style image, asked for once: a shot has the same one for all its chunks."""
+        if self._look is None or not np.array_equal(self._look[0], picture):
+            self._look = picture, describe_look(captioner, torch.from_numpy(picture) / 255)
+        return self._look[1]
 
     def _decode(self, latents: Tensor, clip: Priors, plan: ChunkPlan, skip: int) -> Iterator[Tensor]:
         """The plan's new frames but the first `skip`."""

@@ -343,10 +343,14 @@ class Seer:
 def test_captions_go_after_the_artists_words():
     source, seer = Watched(), Seer()
     source.captions = lambda: nullcontext(seer)
-    run(2, source, prompt="a castle", auto_prompt=True, style_image=np.zeros((20, 30, 3), np.uint8))
-    assert seer.asked == [(HEIGHT, WIDTH, 3), (20, 30, 3)]
-    (asked,) = source.text.asked
-    assert asked[0] == "a castle. A hall of grey stone goes on to the left. Style: Oil on canvas, warm."
+    style = np.zeros((20, 30, 3), np.uint8)
+    events = run(13, source, prompt="a castle", auto_prompt=True, style_image=style)
+    # Each chunk's first frame, and the style once.
+    assert seer.asked == [(HEIGHT, WIDTH, 3), (20, 30, 3), (HEIGHT, WIDTH, 3)]
+    written = "a castle. A hall of grey stone goes on to the left. Style: Oil on canvas, warm."
+    assert [texts[0] for texts in source.text.asked] == [written] * 2
+    told = [n.message for n in of(Notice, events) if n.code == "prompt_written"]
+    assert told == [f"Frames from {first} on are made with: {written}" for first in (2, 10)]
 
 
 def test_wishes_for_captions_without_a_captioner_are_answered():
