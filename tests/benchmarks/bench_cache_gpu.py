@@ -26,6 +26,7 @@ from worldwarp_core.splats.device_steps import DeviceSteps, run
 from worldwarp_core.splats.fit import FitSettings, FitViews, fit, let_move, optimise
 from worldwarp_core.splats.gaussians import Gaussians
 from worldwarp_core.splats.rasterize import rasterize, rasterizer_info
+from worldwarp_core.splats.step_triton import adam_update
 
 WIDTH, HEIGHT, VIEWS = 720, 480, 5
 GAUSSIANS, DEGREE, STEPS = 250_000, 3, 500
@@ -48,7 +49,7 @@ def compiled(gaussians: Gaussians, views: FitViews, steps: int) -> tuple[Gaussia
     """The parts of the captured step, launched one by one."""
     moving = let_move(gaussians, with_shN=True)
     scene = fit_cuda.CudaScene(moving, gaussians[:0], views, SETTINGS)
-    device_steps = DeviceSteps(moving, scene, in_turn(steps), SETTINGS, fit_cuda.compiled().adam_update)
+    device_steps = DeviceSteps(moving, scene, in_turn(steps), SETTINGS, adam_update)
     losses = list(run(device_steps, lambda step: step))
     return moving.now().map(torch.Tensor.detach), losses
 
@@ -65,54 +66,57 @@ def engine_fit(gaussians: Gaussians, views: FitViews, steps: int, trainable: tor
     _drain(fit(gaussians, trainable, views, steps, SETTINGS, torch.Generator().manual_seed(0)))
 
 
-def bench(repeats: int) -> dict[str, Any]:
+def bench(repeats: int, save: Callable[[dict[str, Any]], None]) -> None:
+    """Calls `save` with all figures so far after each stage."""
     views = fit_views(VIEWS, WIDTH, HEIGHT, "cuda")
     gaussians = seeded(views, GAUSSIANS, DEGREE)
     result: dict[str, Any] = {"width": WIDTH, "height": HEIGHT, "views": VIEWS, "gaussians": len(gaussians)}
-    _, first = _timed(lambda: captured(gaussians, views, 20))
-    result["compiling_s"] = round(first, 2)
+    result["compiling_s"] = round(_timed(lambda: captured(gaussians, views, 40))[1], 2)
+    save(result)
 
-    ways = {"step by step": step_by_step, "compiled": compiled, "captured": captured}
+    torch.cuda.reset_peak_memory_stats()
+    seconds = [_timed(lambda: engine_fit(gaussians, views, STEPS))[1] for _ in range(repeats)]
+    result["cache_500_steps_s"] = _spread(seconds)
+    result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    save(result)
+    result["kernels_us_a_step"] = kernel_time(gaussians, views)
+    save(result)
+
+    ways = {"captured": captured, "compiled": compiled, "step by step": step_by_step}
     result["ms_a_step"] = {}
     for name, way in ways.items():
         way(gaussians, views, 20)
         seconds = [_timed(lambda: way(gaussians, views, 100))[1] for _ in range(repeats)]  # noqa: B023
         result["ms_a_step"][name] = _spread([10 * s for s in seconds])
-        print(name, result["ms_a_step"][name], flush=True)
-    torch.cuda.reset_peak_memory_stats()
-    result["cache_500_steps_s"] = _spread(
-        [_timed(lambda: engine_fit(gaussians, views, STEPS))[1] for _ in range(repeats)]
-    )
-    result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    print(result["cache_500_steps_s"], flush=True)
-    result["kernels_us_a_step"] = kernel_time(gaussians, views)
-    result["after_500_steps"] = {
-        name: _quality(*way(gaussians, views, STEPS), views) for name, way in ways.items() if name != "compiled"
-    }
+        save(result)
     # Atomic additions come in any order: two runs of one way differ too.
-    result["after_500_steps"]["captured again"] = _quality(*captured(gaussians, views, STEPS), views)
-    print(result["after_500_steps"], flush=True)
+    result["after_500_steps"] = {
+        name: _quality(*way(gaussians, views, STEPS), views)
+        for name, way in (("captured", captured), ("captured again", captured), ("step by step", step_by_step))
+    }
+    save(result)
 
     degree0 = Gaussians(**gaussians.tensors() | {"shN": gaussians.shN[:, :0].contiguous()})
     third = torch.arange(len(gaussians), device="cuda") % 3 == 0
-    others: dict[str, tuple[Gaussians, torch.Tensor | None]] = {
-        f"{count}": (seeded(views, count, DEGREE), None) for count in OTHER_SIZES
+    others: dict[str, tuple[Callable[[], Gaussians], torch.Tensor | None]] = {
+        "degree 0": (lambda: degree0, None),
+        "a third moves": (lambda: gaussians, third),
     }
-    others |= {"degree 0": (degree0, None), "a third moves": (gaussians, third)}
-    result["engine_fit_500_steps_s"] = {}
-    for name, (world, trainable) in others.items():
+    others |= {f"{count}": (lambda count=count: seeded(views, count, DEGREE), None) for count in OTHER_SIZES}  # type: ignore[misc]
+    result["other_500_steps_s"] = {}
+    for name, (make, trainable) in others.items():
+        world = make()
         engine_fit(world, views, 20, trainable)
         seconds = [_timed(lambda: engine_fit(world, views, STEPS, trainable))[1] for _ in range(max(repeats // 2, 1))]  # noqa: B023
-        result["engine_fit_500_steps_s"][name] = _spread(seconds)
-        print(name, result["engine_fit_500_steps_s"][name], flush=True)
-    return result
+        result["other_500_steps_s"][name] = _spread(seconds)
+        save(result)
 
 
 def kernel_time(gaussians: Gaussians, views: FitViews, steps: int = 20) -> dict[str, Any]:
     """Microseconds a captured step spends in each of its longest kernels, and in all."""
     moving = let_move(gaussians, with_shN=True)
     scene = fit_cuda.CudaScene(moving, gaussians[:0], views, SETTINGS)
-    device_steps = DeviceSteps(moving, scene, in_turn(10 * steps), SETTINGS, fit_cuda.compiled().adam_update)
+    device_steps = DeviceSteps(moving, scene, in_turn(10 * steps), SETTINGS, adam_update)
     replay = fit_cuda.capture(device_steps.step)
     replay()
     torch.cuda.synchronize()
@@ -159,11 +163,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
-    where = provenance()
-    record = {**where, "rasterizer": rasterizer_info("cuda"), "repeats": arguments.repeats, **bench(arguments.repeats)}
+    where = provenance() | {"rasterizer": rasterizer_info("cuda")}
     path = arguments.out / f"cache_500_{hardware_name(where['gpu'], where['cores'])}.json"
-    path.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2), path, sep="\n")
+
+    def save(result: dict[str, Any]) -> None:
+        path.write_text(json.dumps(where | {"repeats": arguments.repeats} | result, indent=2) + "\n")
+        print({k: v for k, v in result.items() if k not in ("width", "height", "views")}, flush=True)
+
+    bench(arguments.repeats, save)
+    print(path)
 
 
 if __name__ == "__main__":

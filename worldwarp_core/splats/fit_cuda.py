@@ -1,38 +1,29 @@
 """The fit on CUDA: a whole step captured as a graph, which the device replays without the host.
 
-What is computed is what `fit.optimise` computes, to the order of float additions. gsplat projects; `raster_triton`
-draws; what lies between (activations, colours, tile lists, loss, Adam) is compiled into few kernels. Launched one by
-one from Python these would take several times as long to launch as to run.
+What is computed is what `fit.optimise` computes, to the order of float additions. gsplat projects, `raster_triton`
+draws, torch's compiler fuses the loss, and `step_triton` does the rest. Launched one by one from Python, these kernels
+would take several times as long to launch as to run.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .constants import BLUR_PX2, FAR, NEAR
-from .device_steps import SPARE_ROOM, DeviceSteps, adam_update, run
-from .fit import FitSettings, FitViews, Moving, view_loss, within_bounds
+from .device_steps import SPARE_ROOM, DeviceSteps, run
+from .fit import FitSettings, FitViews, Moving, view_loss
 from .gaussians import SH_C0, Gaussians
-from .intersect import TileLists, tile_lists
+from .intersect import TileLists
 from .raster_gsplat import load_gsplat
 
 WARM_UP = 3
 """Steps before a capture, in which everything is compiled and every buffer allocated."""
-
-
-def why_not_captured() -> str | None:
-    """Why fits on CUDA run step by step here; None where they run as a graph."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed, so the steps of a fit cannot be compiled"
-    return None
 
 
 def optimise_on_cuda(
@@ -43,9 +34,11 @@ def optimise_on_cuda(
     Args:
         still: the Gaussians that take part in the picture and stay as they are.
     """
+    from .step_triton import adam_update
+
     load_gsplat()
     scene = CudaScene(moving, still, views, settings)
-    yield from run(DeviceSteps(moving, scene, order, settings, compiled().adam_update), capture)
+    yield from run(DeviceSteps(moving, scene, order, settings, adam_update), capture)
 
 
 def capture(step: Callable[[], None]) -> Callable[[], None]:
@@ -111,13 +104,16 @@ class CudaScene:
         drawn = splats.means2d, splats.conics, splats.colours, splats.depths, splats.opacities
         image = draw(*drawn, lists.ids, lists.offsets, self.width, self.height)
         seen = self.views.rgb, self.views.disparity, self.views.weight, self.views.depth_weight
-        return compiled().loss(*image, *seen, view, self.settings), lists.needed
+        return compiled_loss()(*image, *seen, view, self.settings), lists.needed
 
     def _splats(self, view: Tensor) -> Splats:
+        from .step_triton import activate
+
         start, learned = self.moving.start, self.moving.learned
-        bounded = start.means, self.moving.radius, start.scales
-        free = (learned[k] for k in ("offset", "scales", "opacities", "sh0"))
-        activated = compiled().activate(*bounded, *free, learned.get("shN", start.shN), self.centres[view])
+        activated = activate(
+            start.means, self.moving.radius, start.scales, learned["offset"], learned["scales"], learned["opacities"],
+            learned["sh0"], learned.get("shN", start.shN), self.centres[view],
+        )  # fmt: skip
         moved = self._project(activated, learned["quats"], view)
         if self.still is None:
             return moved
@@ -136,21 +132,17 @@ class CudaScene:
     @torch.no_grad()
     def _lists(self, splats: Splats) -> TileLists:
         from .raster_triton import TILE
+        from .step_triton import tile_lists
 
-        return compiled().tile_lists(
+        return tile_lists(
             splats.means2d.detach(), splats.radii, splats.depths.detach(), self.width, self.height, TILE, self.room
         )
 
 
 @functools.cache
-def compiled() -> SimpleNamespace:
-    """The parts of a step that torch's compiler fuses; each is compiled when it first runs."""
-    return SimpleNamespace(
-        activate=torch.compile(_activate_within_bounds, dynamic=True),
-        tile_lists=torch.compile(tile_lists, dynamic=True),
-        loss=torch.compile(_loss_at),
-        adam_update=torch.compile(adam_update, dynamic=True),
-    )
+def compiled_loss() -> Callable[..., Tensor]:
+    """`_loss_at`, its forty passes over images fused into a few; compiled when it first runs."""
+    return torch.compile(_loss_at)
 
 
 def _loss_at(
@@ -167,21 +159,6 @@ def _loss_at(
     depth = depth_sum / alpha.clamp_min(1e-10)
     target, disparity, weight, depth_weight = (t[view][0] for t in (targets, disparities, weights, depth_weights))
     return view_loss(rgb, alpha, depth, target, disparity, weight, depth_weight, settings)
-
-
-def _activate_within_bounds(
-    start_means: Tensor,
-    radius: Tensor,
-    start_scales: Tensor,
-    offset: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    sh0: Tensor,
-    shN: Tensor,
-    centre: Tensor,
-) -> Activated:
-    means, scales, sh0 = within_bounds(start_means, radius, start_scales, offset, scales, sh0)
-    return means, scales.exp(), opacities.sigmoid(), colours(means, sh0, shN, centre)
 
 
 def _activate(gaussians: Gaussians, centre: Tensor) -> Activated:

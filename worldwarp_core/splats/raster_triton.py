@@ -63,10 +63,11 @@ class _Draw(torch.autograd.Function):
     def backward(ctx, v_rgb, v_depth, v_alpha):  # type: ignore[no-untyped-def]
         *splats, ids, offsets, through, last = ctx.saved_tensors
         height, width = through.shape
-        n = len(splats[0])
+        # One buffer, zeroed at once; every part begins at an address that the kernel was compiled for.
+        n, padded = len(splats[0]), triton.cdiv(len(splats[0]), 16) * 16
         widths = (2, 3, 3, 1, 1)
-        sums = torch.zeros(sum(widths) * n, device=through.device)
-        gradients = sums.split([w * n for w in widths])
+        parts = torch.zeros(sum(widths) * padded, device=through.device).split([w * padded for w in widths])
+        gradients = [part[: w * n] for part, w in zip(parts, widths, strict=True)]
         columns = -(-width // TILE)
         _draw_tile_vjp[(columns * -(-height // TILE),)](
             *splats, ids, offsets, through, last, v_rgb.contiguous(), v_depth.contiguous(), v_alpha.contiguous(),
