@@ -28,7 +28,7 @@ class Float8Rows(NamedTuple):
 
 
 def quantise_linears(module: nn.Module) -> None:
-    """Replaces every plain `nn.Linear` within `module` by a `Float8Linear`, in place.
+    """Replaces every plain `nn.Linear` within `module` by a `Float8Linear`, in place, where its sides divide by 16.
 
     Raises:
         WorldWarpError: `no_fp8` where the device has no float8 arithmetic.
@@ -43,7 +43,7 @@ def quantise_linears(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             # Not its subclasses: a LoRA layer, say, does more than multiply.
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and child.in_features % 16 == child.out_features % 16 == 0:
                 setattr(parent, name, Float8Linear(child))
 
 

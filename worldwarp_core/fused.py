@@ -38,19 +38,25 @@ class FusedBlock(LevelBlock):
     ) -> Tensor:
         if torch.is_grad_enabled():
             return super().forward(hidden_states, encoder_hidden_states, temb, index, rotary_emb)
-        float8 = type(self.attn1.to_q) is Float8Linear
         modulation = self.scale_shift_table + temb.float()
         levels = modulation, index
-        norm2: Any = self.norm2
-        tokens, normed = add_and_norm(
-            hidden_states.contiguous(), None, *levels, None, self.norm1, (SHIFT, SCALE), float8
-        )
-        answer = self.attn1(normed, None, None, rotary_emb)
-        tokens, normed = add_and_norm(tokens, answer, *levels, GATE, norm2, None, float8)
-        answer = self.attn2(normed, encoder_hidden_states, None, None)
-        tokens, normed = add_and_norm(tokens, answer, *levels, None, self.norm3, (FFN_SHIFT, FFN_SCALE), float8)
-        answer = feed_forward(self.ffn, normed)
+        own: Any = self  # Modules, not the tensors that their type also allows
+        tokens = hidden_states.contiguous()
+        float8 = takes_float8(own.attn1.to_q, own.attn1.to_k, own.attn1.to_v)
+        tokens, normed = add_and_norm(tokens, None, *levels, None, own.norm1, (SHIFT, SCALE), float8)
+        answer = own.attn1(normed, None, None, rotary_emb)
+        float8 = takes_float8(own.attn2.to_q)
+        tokens, normed = add_and_norm(tokens, answer, *levels, GATE, own.norm2, None, float8)
+        answer = own.attn2(normed, encoder_hidden_states, None, None)
+        float8 = takes_float8(own.ffn.net[0].proj)
+        tokens, normed = add_and_norm(tokens, answer, *levels, None, own.norm3, (FFN_SHIFT, FFN_SCALE), float8)
+        answer = feed_forward(own.ffn, normed)
         return (tokens.float() + answer.float() * modulation[:, FFN_GATE][index]).type_as(tokens)
+
+
+def takes_float8(*layers: nn.Module) -> bool:
+    """Whether all of them are quantised, so that what goes into them may be."""
+    return all(type(layer) is Float8Linear for layer in layers)
 
 
 class FusedAttentionProcessor(AttentionProcessor):

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from peft import LoraConfig
 
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.float8 import Float8Linear
@@ -148,6 +149,23 @@ def test_block_offloading_still_works(stock, clip):
     assert torch.equal(model(**clip), want)
 
 
+def test_float8_storage_still_works(stock, clip):
+    both = [as_loaded(stock, torch.bfloat16), prepare_transformer(as_loaded(stock, torch.bfloat16))]
+    for model in both:
+        model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert both[1].blocks[0].ffn.net[2].weight.dtype == torch.float8_e4m3fn
+    assert relative(both[1](**halved(clip)), ask_stock(both[0], halved(clip))) < 1e-3
+
+
+def test_lora_layers_still_work(stock, clip):
+    model = copy.deepcopy(stock)
+    torch.manual_seed(3)
+    model.add_adapter(LoraConfig(target_modules=["to_q", "to_v", "net.0.proj"], init_lora_weights=False))
+    want = ask_stock(model, clip)
+    assert relative(want, ask_stock(stock, clip)) > 1e-2
+    torch.testing.assert_close(prepare_transformer(model)(**clip), want, rtol=1e-5, atol=1e-5)
+
+
 def test_hooks_before_the_preparation_are_refused(stock):
     model = copy.deepcopy(stock)
     model.enable_group_offload(onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
@@ -196,3 +214,13 @@ def test_float8_weights_take_half_the_memory(stock):
     half = as_loaded(stock, torch.bfloat16)
     before = size(half)
     assert size(prepare_transformer(half, TransformerOptions(fp8=True))) < 0.6 * before
+
+
+def test_lora_layers_go_with_float8(stock, clip):
+    half = as_loaded(stock, torch.bfloat16)
+    torch.manual_seed(3)
+    half.add_adapter(LoraConfig(target_modules=["to_q"], init_lora_weights=False))
+    half.to(torch.bfloat16)
+    want = ask_stock(half, halved(clip))
+    got = prepare_transformer(half, TransformerOptions(fp8=True))(**halved(clip))
+    assert 1e-4 < relative(got, want) < 0.05
