@@ -75,6 +75,8 @@ class TrainSettings:
             raise WorldWarpError("bad_settings", f"minutes must be above 0; got {self.minutes}.")
         if self.steps is not None and self.steps < 1:
             raise WorldWarpError("bad_settings", f"steps must be at least 1; got {self.steps}.")
+        if self.schedule not in ("constant", "cosine"):
+            raise WorldWarpError("bad_settings", f"The schedule is constant or cosine; got {self.schedule!r}.")
         if not 0 < self.learning_rate < 1:
             raise WorldWarpError("bad_settings", f"The learning rate must be in (0, 1); got {self.learning_rate}.")
 

@@ -1,0 +1,155 @@
+"""`worldwarp train vae | stdiff | depth`: trains the networks of the engine `preview`, in pieces of any length.
+
+A run is a folder; the same command goes on where it stopped. What is trained ships as it is: put the folder's weights
+where the engine finds them, or start another run from them.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+train_app = typer.Typer(
+    help="Train the networks of the engine 'preview': autoencoder, ST-Diff, depth.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+console = Console(stderr=True)
+
+Run = Annotated[Path, typer.Option("--run", help="Folder of the run; one that holds a run goes on.")]
+Minutes = Annotated[
+    float, typer.Option("--minutes", help="Wall-clock limit; a run always ends with its weights saved.")
+]
+Steps = Annotated[int | None, typer.Option("--steps", help="Stop after so many steps.")]
+Textures = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", help="Pictures for the procedural worlds (.npz, see training/textures.py); none are needed."
+    ),
+]
+Lpips = Annotated[
+    Path | None,
+    typer.Option("--lpips", help="LPIPS weights with AlexNet (safetensors), for the loss and the figures."),
+]
+Size = Annotated[str, typer.Option("--size", help="Of the clips: WIDTHxHEIGHT, multiples of 16.")]
+Frames = Annotated[int | None, typer.Option("--frames", help="Of a clip, 4k + 1.")]
+Batch = Annotated[int | None, typer.Option("--batch", help="Clips (of depth: pictures) in a step, on each GPU.")]
+Rate = Annotated[float | None, typer.Option("--learning-rate", help="At its highest.")]
+Schedule = Annotated[
+    str, typer.Option("--schedule", help="cosine falls over the run; constant stays, for runs that go on.")
+]
+Pool = Annotated[int | None, typer.Option("--pool", help="Clips kept in memory.")]
+Share = Annotated[float, typer.Option("--data-share", help="Of the time, spent making new clips.")]
+Gpus = Annotated[int, typer.Option("--gpus", help="GPUs to train on.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the network: worth it for runs of over 5 minutes.")]
+Seed = Annotated[int, typer.Option("--seed", help="Other seeds see other worlds.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds these commands to the program."""
+    app.add_typer(train_app, name="train")
+
+
+@train_app.command()
+def vae(
+    run: Run,
+    minutes: Minutes = 6.0,
+    steps: Steps = None,
+    data: Textures = None,
+    lpips: Lpips = None,
+    size: Size = "256x144",
+    frames: Frames = None,
+    batch: Batch = None,
+    learning_rate: Rate = None,
+    schedule: Schedule = "cosine",
+    pool: Pool = None,
+    share: Share = 0.25,
+    gpus: Gpus = 1,
+    device: Device = "auto",
+    compile: Compile = False,
+    seed: Seed = 0,
+    freeze_encoder: Annotated[
+        bool, typer.Option("--freeze-encoder", help="Learn the decoder alone: a trained transformer keeps its latents.")
+    ] = False,
+) -> None:
+    """Train the autoencoder and its guided decoder."""
+    _train("vae", locals())
+
+
+@train_app.command()
+def stdiff(
+    run: Run,
+    autoencoder: Annotated[Path, typer.Option("--autoencoder", help="Folder with a trained autoencoder.")],
+    minutes: Minutes = 6.0,
+    steps: Steps = None,
+    data: Textures = None,
+    lpips: Lpips = None,
+    size: Size = "256x144",
+    frames: Frames = None,
+    batch: Batch = None,
+    learning_rate: Rate = None,
+    schedule: Schedule = "cosine",
+    pool: Pool = None,
+    share: Share = 0.25,
+    gpus: Gpus = 1,
+    device: Device = "auto",
+    compile: Compile = False,
+    seed: Seed = 0,
+    target: Annotated[
+        str, typer.Option("--target", help="consistent with the sampler, or the paper's.")
+    ] = "consistent",
+) -> None:
+    """Train ST-Diff: fill what is blank, revise what is warped."""
+    _train("stdiff", locals())
+
+
+@train_app.command()
+def depth(
+    run: Run,
+    minutes: Minutes = 6.0,
+    steps: Steps = None,
+    data: Textures = None,
+    imagenet: Annotated[
+        Path | None,
+        typer.Option("--imagenet", help="EfficientNet-Lite0 weights (safetensors) for a new network to start from."),
+    ] = None,
+    size: Size = "256x144",
+    frames: Frames = None,
+    batch: Batch = None,
+    learning_rate: Rate = None,
+    schedule: Schedule = "cosine",
+    pool: Pool = None,
+    share: Share = 0.25,
+    gpus: Gpus = 1,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Train the depth network."""
+    _train("depth", locals())
+
+
+def _train(kind: str, given: dict[str, Any]) -> None:
+    from worldwarp_core.errors import WorldWarpError
+
+    width, times, height = given.pop("size").partition("x")
+    if not (times and width.isdigit() and height.isdigit()):
+        raise WorldWarpError("bad_settings", "--size must be WIDTHxHEIGHT in pixels, such as 256x144.")
+    try:
+        from worldwarp_core.training.run import TrainOptions, train_network
+    except ModuleNotFoundError as error:
+        raise WorldWarpError(
+            "engine_not_installed",
+            f"Training needs the Python package {error.name!r}, which is missing: "
+            "pip install -c constraints.txt 'worldwarp[engine]'",
+        ) from error
+    logging.getLogger("worldwarp_core.training").setLevel(logging.INFO)
+    given |= {"textures": given.pop("data"), "devices": given.pop("gpus"), "width": int(width), "height": int(height)}
+    progress = train_network(kind, TrainOptions(**given))  # type: ignore[arg-type]
+    console.print(
+        f"{progress.steps} steps on {progress.clips} clips so far; the weights are in {given['run']}.", highlight=False
+    )
