@@ -30,6 +30,8 @@ from .float8 import quantise_linears
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, each (1, L, 1, head size), every value twice."""
+CUDNN_CAPABILITIES = ((9, 0), (10, 0), (10, 3))
+"""GPUs whose attention cuDNN does fastest."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class TransformerOptions:
     Attributes:
         compile: compile the repeated block once (some 15 s at the first call of each shape) and run it 30 times.
         attention: a backend of diffusers ("native", "_native_cudnn", "_native_flash", "sage", ...), or "auto": cuDNN's
-            on GPUs of compute capability 9 or more in half precision, where it takes 3.1 ms against FlashAttention's
-            5.4 (17,550 tokens, 12 heads of 128, H100); torch's choice elsewhere.
+            on Hopper and data-centre Blackwell in half precision, where it takes 3.1 ms against FlashAttention's 5.4
+            (17,550 tokens, 12 heads of 128, H100); torch's choice elsewhere.
         fused: own kernels for what surrounds attention and matrix products (fused.py), on CUDA and without gradients.
         fp8: the blocks' linear layers in float8 (compute capability 8.9 or more): an approximation.
     """
@@ -219,5 +221,5 @@ def _fused_classes() -> tuple[type[LevelBlock], type[AttentionProcessor]]:
 
 def _choose_attention(dtype: torch.dtype, device: torch.device) -> str:
     half = dtype in (torch.bfloat16, torch.float16)
-    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return AttentionBackendName._NATIVE_CUDNN.value if half and hopper else AttentionBackendName.NATIVE.value
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) in CUDNN_CAPABILITIES
+    return AttentionBackendName._NATIVE_CUDNN.value if half and fast else AttentionBackendName.NATIVE.value
