@@ -40,7 +40,7 @@ from tests.benchmarks.provenance import provenance
 from tests.benchmarks.textured_room import flight, see
 from tests.support.tiny_wan import VOCABULARY, tiny_tokenizer
 from worldwarp_core.api import load_engine
-from worldwarp_core.budget import GIB, PLANS
+from worldwarp_core.budget import GIB, PLANS, limit_memory
 from worldwarp_core.presets import PRESETS
 from worldwarp_core.spec import CacheUpdate, Finished, Frame, GenerateSpec, Notice, Progress
 
@@ -52,6 +52,9 @@ PROMPT = "A quiet room of patterned stone with a pillar, sunlight from the left,
 REPEATS = {"reference": 3, "balanced": 5, "fast": 7}
 QUICK = {"reference": 1, "fast": 3, "balanced": 2}
 BUDGET_STEPS = 2
+TOO_LITTLE_GIB = 6.0
+"""For the plan of 12 GB: makes a real device run out of memory in the middle of a job."""
+PARTS = ["presets", "budgets", "fallback"]
 TRANSFORMER = {
     "num_attention_heads": 12,
     "attention_head_dim": 128,
@@ -65,7 +68,7 @@ TRANSFORMER = {
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--only", nargs="*", choices=["presets", "budgets"], default=["presets", "budgets"])
+    arguments.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
     arguments.add_argument("--presets", nargs="*", choices=list(PRESETS), default=list(PRESETS))
     arguments.add_argument("--budgets", nargs="*", default=[str(p.gib) for p in reversed(PLANS) if p.gib >= 8])
     arguments.add_argument("--quick", action="store_true", help="Fewer chunks, where GPU time is short.")
@@ -93,6 +96,8 @@ def main() -> None:
             for vram in given.budgets:
                 if time.monotonic() < deadline:
                     attempt(f"budget {vram}", partial(measure_budget, given.out, models, vram))
+        if "fallback" in given.only and time.monotonic() < deadline:
+            attempt("fallback", partial(measure_fallback, given.out, models))
     print(json.dumps(json.loads(given.out.read_text()), indent=1))
 
 
@@ -165,10 +170,7 @@ def measure_preset(
 
 def measure_budget(out: Path, models: Path, vram: str) -> None:
     """Two chunks under a hard cap; memory does not depend on the number of steps."""
-    torch._dynamo.reset()  # what was compiled for the models before
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    start_afresh()
     engine = open_engine(models, vram=vram)
     shot = Shot(engine, chunks=2, preset="reference", steps=BUDGET_STEPS, cache_steps=CACHE_STEPS)
     row = {
@@ -181,6 +183,30 @@ def measure_budget(out: Path, models: Path, vram: str) -> None:
     }
     merge(out, {"peak_gib": {vram: row["reserved_gib"]}, "budgets": {vram: row}})
     print("budget", vram, json.dumps(row), flush=True)
+
+
+def measure_fallback(out: Path, models: Path) -> None:
+    """A job that is promised 12 GB and finds less: it says so and goes on."""
+    start_afresh()
+    engine = open_engine(models, vram="12")
+    limit_memory(TOO_LITTLE_GIB, torch.device("cuda", torch.cuda.current_device()))
+    shot = Shot(engine, chunks=2, preset="reference", steps=BUDGET_STEPS, cache_steps=CACHE_STEPS)
+    row = {
+        "cap_gib": TOO_LITTLE_GIB,
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
+        "notices": [n.message for n in shot.notices if n.code == "out_of_memory"],
+        "chunks_made": len(shot.chunks),
+    }
+    merge(out, {"out_of_memory": row})
+    print("fallback", json.dumps(row), flush=True)
+
+
+def start_afresh() -> None:
+    """What was compiled and allocated for the models before is not counted."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
 
 
 # ---------------------------------------------------------------- a shot
