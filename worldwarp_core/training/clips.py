@@ -111,7 +111,7 @@ class ClipSource:
         # a short clip is part of a longer move
         extent = (frames / 49) ** 0.6
         self.paths = paths or PathSettings(frames=frames, size=size, amount=(0.4 * extent, 1.6 * extent))
-        self.rendering = rendering or RenderSettings(compiled=self.device.type == "cuda")
+        self.rendering = rendering or RenderSettings()
 
     @torch.no_grad()
     def batch(self, n: int, first_seed: int) -> ClipBatch:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .worlds import Worlds, camera_rays, clearance, ground_height, march
+from .worlds import Worlds, camera_rays, clearance, ground_height, ground_time
 from .worlds_layout import CAPACITY
 from .worlds_trace import first_hit
 
@@ -139,9 +139,7 @@ def _starts(worlds: Worlds, draws: Tensor, lens: Tensor, settings: PathSettings)
     every = torch.arange(n, device=device)[:, None]
     spot = worlds.places[every, (draws[..., 0] * worlds.places.shape[1]).long()]
     position = spot[..., :3] + spot[..., 3:] * (2 * draws[..., 1:4] - 1)
-    for i, hilly in enumerate(worlds.hilly):
-        if hilly:
-            position[i, :, 2] += ground_height(worlds.heights[i : i + 1], position[i : i + 1])[0]
+    position[..., 2] += ground_height(worlds.heights, position)  # 0 where there is no terrain
 
     # half of them look at some thing, half anywhere
     size = worlds.table[..., 12:15].amax(-1)
@@ -302,12 +300,8 @@ def _glance(worlds: Worlds, position: Tensor, rotation: Tensor, lens: Tensor) ->
 def _see(worlds: Worlds, origin: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
     """`first_hit` with the terrain, for (n, R, 3) rays of every world; terrain counts as one primitive more."""
     time, which = first_hit(origin, direction, worlds.table)
-    for i, hilly in enumerate(worlds.hilly):
-        if hilly:
-            ground = march(worlds.heights[i], origin[i], direction[i])
-            which[i] = torch.where(ground < time[i], sum(CAPACITY.values()), which[i])
-            time[i] = torch.minimum(time[i], ground)
-    return time, which
+    ground = ground_time(worlds, torch.arange(len(worlds), device=origin.device), origin, direction)
+    return torch.minimum(time, ground), torch.where(ground < time, sum(CAPACITY.values()), which)
 
 
 def _ease(t: Tensor, ease_in: Tensor, ease_out: Tensor) -> Tensor:

@@ -65,18 +65,12 @@ class TextureBank:
 
         `level` (...,) is log2 of the footprint in level-0 texels.
         """
-        return sample_texels(self.texels, self.offsets, self.size, picture, uv, level)
-
-
-def sample_texels(texels: Tensor, offsets: Tensor, size: int, picture: Tensor, uv: Tensor, level: Tensor) -> Tensor:
-    """`TextureBank.sample` on the bank's tensors, for compiled callers."""
-    levels = size.bit_length()
-    stride = sum(4**k for k in range(levels))
-    level = level.clamp(0, levels - 1)
-    low = level.floor()
-    fine = _bilinear(texels, offsets, size, picture * stride, uv, low.long())
-    coarse = _bilinear(texels, offsets, size, picture * stride, uv, (low.long() + 1).clamp(max=levels - 1))
-    return torch.lerp(fine, coarse, (level - low)[..., None])
+        level = level.clamp(0, self.levels - 1)
+        low = level.floor()
+        start = picture * self.stride
+        fine = _bilinear(self.texels, self.offsets, self.size, start, uv, low.long())
+        coarse = _bilinear(self.texels, self.offsets, self.size, start, uv, (low.long() + 1).clamp(max=self.levels - 1))
+        return torch.lerp(fine, coarse, (level - low)[..., None])
 
 
 def _bilinear(texels: Tensor, offsets: Tensor, size: int, start: Tensor, uv: Tensor, level: Tensor) -> Tensor:

@@ -7,19 +7,17 @@ has one colour from everywhere (but for haze). Splits: seeds of `SEED_RANGES`, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache as remember
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .textures import Split, TextureBank, sample_texels
+from .textures import Split, TextureBank
 from .worlds_layout import CAPACITY, Layout, lay_out
-from .worlds_trace import MATERIAL, ROW, distance, first_hit, hit_time, surface
+from .worlds_trace import MATERIAL, ROW, distance, first_hit, surface
 
 SEED_RANGES: dict[str, tuple[int, int]] = {
     "train": (0, 1 << 40),
@@ -34,8 +32,9 @@ HEIGHT_CELLS = 256
 OPEN_RADII = (0.1, 0.45)
 """How far around a point things darken it, metres: creases and corners."""
 MARCH_STEPS = 80
-FARTHEST = 150.0
-"""How far a ray is followed over terrain, metres."""
+HALVINGS = 12
+NEAREST, FARTHEST = 0.25, 150.0
+"""The first step of a ray over terrain, and how far it is followed, metres."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Worlds:
         table: (n, P, ROW) primitives.
         light: (n, 4); light_colour, sky_light, ground_light, zenith, horizon: (n, 3) linear.
         fog, cloud, cloud_amount, reach: (n,).
-        hilly: which worlds have terrain; heights: (n, 1, HEIGHT_CELLS, HEIGHT_CELLS) metres, row y, column x.
+        hilly: which worlds have terrain; rolling: (n,) the same on the device.
+        heights: (n, 1, HEIGHT_CELLS, HEIGHT_CELLS) metres of the terrain, row y, column x.
         ground: (n, 2, 12) materials of the terrain.
         places: (n, Q, 6) center and half of the boxes where cameras may start, repeated to fill.
     """
@@ -67,6 +67,7 @@ class Worlds:
     cloud_amount: Tensor
     reach: Tensor
     hilly: tuple[bool, ...]
+    rolling: Tensor
     heights: Tensor
     ground: Tensor
     places: Tensor
@@ -130,6 +131,7 @@ def build_worlds(
         cloud_amount=put([w.cloud_amount for w in layouts]),
         reach=put([w.reach for w in layouts]),
         hilly=tuple(bool(w.waves) for w in layouts),
+        rolling=torch.tensor([bool(w.waves) for w in layouts], device=device),
         heights=torch.from_numpy(heights).to(device),
         ground=torch.from_numpy(ground).to(device),
         places=torch.from_numpy(places).to(device),
@@ -151,12 +153,10 @@ class RenderSettings:
     Attributes:
         supersample: samples along each side of a pixel.
         group: frames traced at once.
-        compiled: make single kernels of the tracing by torch.compile (on CUDA; some seconds at the first call).
     """
 
     supersample: int = 2
     group: int = 16
-    compiled: bool = False
 
     def __post_init__(self) -> None:
         assert 1 <= self.supersample <= 8, self.supersample
@@ -177,47 +177,58 @@ def render(
     colours, depths = [], []
     height, width = size
     fine = settings.supersample
+    hilly = [worlds.hilly[world] for world in which.tolist()]
     for at in range(0, len(which), settings.group):
         part = slice(at, at + settings.group)
-        w, k, pose = _padded(which[part], K[part], c2w[part], settings.group if settings.compiled else 0)
-        depth = trace_depth(worlds, w, k, pose, size, compiled=settings.compiled)
-        scaled = k.clone()
+        w, pose, scaled = which[part], c2w[part], K[part].clone()
+        depths.append(trace_depth(worlds, w, scaled, pose, size))
         scaled[:, :2] *= fine
-        seen = _shade(worlds, bank, w, scaled, pose, (height * fine, width * fine), settings.compiled)
+        seen = _shade(worlds, bank, w, scaled, pose, (height * fine, width * fine), any(hilly[part]))
         seen = seen.unflatten(1, (height * fine, width * fine)).permute(0, 3, 1, 2)
-        real = len(which[part])
-        colours.append(F.avg_pool2d(seen, fine)[:real].half())
-        depths.append(depth[:real])
+        colours.append(F.avg_pool2d(seen, fine).half())
     return torch.cat(colours), torch.cat(depths)
 
 
 @torch.no_grad()
-def trace_depth(
-    worlds: Worlds, which: Tensor, K: Tensor, c2w: Tensor, size: tuple[int, int], *, compiled: bool = False
-) -> Tensor:
+def trace_depth(worlds: Worlds, which: Tensor, K: Tensor, c2w: Tensor, size: tuple[int, int]) -> Tensor:
     """(F, H, W) planar z at pixel centres, inf for the sky."""
     origin, direction = camera_rays(K, c2w, size)
-    time = _kernels(compiled).hit_time(origin, direction, worlds.table[which])
-    for i, hill in _hills(worlds, which):
-        time[i] = torch.minimum(time[i], march(worlds.heights[hill], origin[i], direction[i]))
-    return time.unflatten(1, size)
+    time = first_hit(origin, direction, worlds.table[which])[0]
+    return torch.minimum(time, ground_time(worlds, which, origin, direction)).unflatten(1, size)
 
 
 def clearance(worlds: Worlds, points: Tensor) -> Tensor:
     """(n, R) metres from (n, R, 3) points to the nearest thing in each world, negative inside one."""
     away = distance(points, worlds.table)
-    for i, hilly in enumerate(worlds.hilly):
-        if hilly:
-            # over a slope the nearest ground is nearer than what is straight below
-            above = points[i, :, 2] - ground_height(worlds.heights[i : i + 1], points[i : i + 1])[0]
-            away[i] = torch.minimum(away[i], 0.75 * above)
-    return away
+    if not any(worlds.hilly):
+        return away
+    # over a slope the nearest ground is nearer than what is straight below
+    above = 0.75 * (points[..., 2] - ground_height(worlds.heights, points))
+    return torch.where(worlds.rolling[:, None], torch.minimum(away, above), away)
 
 
 def ground_height(heights: Tensor, points: Tensor) -> Tensor:
     """(G, R) terrain heights under (G, R, 2 or 3) points; heights (G, 1, N, N)."""
     where = points[:, :, None, :2] / EXTENT
     return F.grid_sample(heights, where, mode="bilinear", padding_mode="border", align_corners=False)[:, 0, :, 0]
+
+
+def ground_time(worlds: Worlds, which: Tensor, origin: Tensor, direction: Tensor) -> Tensor:
+    """(G, R) times at which rays (G, R, 3) meet the terrain of their group's world, inf for none."""
+    if not any(worlds.hilly):
+        return torch.full(direction.shape[:2], torch.inf, device=direction.device)
+    growth = (FARTHEST / NEAREST) ** (1 / (MARCH_STEPS - 1))
+    if direction.is_cuda:
+        from . import worlds_triton
+
+        return worlds_triton.march(
+            worlds.heights, which, worlds.rolling, origin, direction, EXTENT, NEAREST, growth, MARCH_STEPS, HALVINGS
+        )
+    time = torch.full(direction.shape[:2], torch.inf)
+    for i, world in enumerate(which.tolist()):
+        if worlds.hilly[world]:
+            time[i] = march(worlds.heights[world], origin[i], direction[i])
+    return time
 
 
 def camera_rays(K: Tensor, c2w: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -241,16 +252,16 @@ def march(heights: Tensor, origin: Tensor, direction: Tensor) -> Tensor:
     found = torch.zeros_like(length, dtype=torch.bool)
     previous = torch.zeros_like(length)
     field = heights[None]
-    growth = (FARTHEST / 0.25) ** (1 / (MARCH_STEPS - 1))
+    growth = (FARTHEST / NEAREST) ** (1 / (MARCH_STEPS - 1))
     for k in range(MARCH_STEPS):
-        now = 0.25 * growth**k / length
+        now = NEAREST * growth**k / length
         point = origin + now[:, None] * direction
         under = (point[:, 2] < ground_height(field, point[None])[0]) & ~found
         low, high = torch.where(under, previous, low), torch.where(under, now, high)
         found |= under
         previous = now
     high = torch.where(found, high, previous)
-    for _ in range(12):
+    for _ in range(HALVINGS):
         middle = (low + high) / 2
         point = origin + middle[:, None] * direction
         under = point[:, 2] < ground_height(field, point[None])[0]
@@ -259,39 +270,35 @@ def march(heights: Tensor, origin: Tensor, direction: Tensor) -> Tensor:
 
 
 def _shade(
-    worlds: Worlds, bank: TextureBank, which: Tensor, K: Tensor, c2w: Tensor, size: tuple[int, int], compiled: bool
+    worlds: Worlds, bank: TextureBank, which: Tensor, K: Tensor, c2w: Tensor, size: tuple[int, int], hilly: bool
 ) -> Tensor:
-    """(F, H*W, 3) sRGB in [0, 1]."""
-    kernels = _kernels(compiled)
+    """(F, H*W, 3) sRGB in [0, 1]; `hilly` when any of the frames' worlds has terrain."""
     origin, direction = camera_rays(K, c2w, size)
     table = worlds.table[which]
     reach = 1.0 / K[:, 0, 0, None]
-    time, index = kernels.first_hit(origin, direction, table)
-    point, normal, uv, span, made = kernels.meet_surface(origin, direction, time, index, table)
-    hills = _hills(worlds, which)
-    grounds = {}
-    for i, hill in hills:
-        over = march(worlds.heights[hill], origin[i], direction[i])
-        nearer = (over < time[i])[:, None]
-        there = origin[i] + over.nan_to_num(posinf=1.0)[:, None] * direction[i]
-        time[i] = torch.minimum(over, time[i])
-        point[i] = torch.where(nearer, there, point[i])
-        normal[i] = torch.where(nearer, _terrain_normal(worlds.heights[hill], there), normal[i])
-        uv[i], span[i] = torch.where(nearer, there[:, :2], uv[i]), torch.where(nearer, 1.0, span[i])
-        made[i] = torch.where(nearer, worlds.ground[hill, 0], made[i])
-        grounds[i] = nearer
-    normal, far, footprint = kernels.face(direction, time, normal, reach)
-    albedo = kernels.albedo(bank.texels, bank.offsets, bank.size, made, uv, span, footprint)
-    for i, hill in hills:
-        steep = _steep(worlds, bank, hill, point[i], normal[i], footprint[i])
-        albedo[i] = torch.where(grounds[i], torch.lerp(albedo[i], steep[0], steep[1]), albedo[i])
+    time, index = first_hit(origin, direction, table)
+    point, normal, uv, span, made = _meet_surface(origin, direction, time, index, table)
+    if hilly:
+        over = ground_time(worlds, which, origin, direction)
+        nearer = (over < time)[..., None]
+        there = origin + over.nan_to_num(posinf=1.0)[..., None] * direction
+        time = torch.minimum(over, time)
+        point = torch.where(nearer, there, point)
+        normal = torch.where(nearer, _terrain_normal(worlds.heights[which], there), normal)
+        uv, span = torch.where(nearer, there[..., :2], uv), torch.where(nearer, 1.0, span)
+        made = torch.where(nearer, worlds.ground[which, :1], made)
+    normal, far, footprint = _face(direction, time, normal, reach)
+    albedo = _albedo(bank, made, uv, span, footprint)
+    if hilly:
+        steep, share = _steep(worlds, bank, which, point, normal, footprint)
+        albedo = torch.where(nearer, torch.lerp(albedo, steep, share), albedo)
 
     light = worlds.light[which][:, None]
-    above, towards, range_ = kernels.aim(point, normal, far, light)
-    blocked = kernels.hit_time(above, towards, table)
-    for i, hill in hills:
-        blocked[i] = torch.minimum(blocked[i], march(worlds.heights[hill], above[i] + 0.05 * normal[i], towards[i]))
-    near, wide = (kernels.distance(above + normal * radius, table) / radius for radius in OPEN_RADII)
+    above, towards, range_ = _aim(point, normal, far, light)
+    blocked = first_hit(above, towards, table)[0]
+    if hilly:
+        blocked = torch.minimum(blocked, ground_time(worlds, which, above + 0.05 * normal, towards))
+    near, wide = (distance(above + normal * radius, table) / radius for radius in OPEN_RADII)
     sun, up, down, zenith, horizon, fog, cloud, cover = (
         values[which][:, None]
         for values in (
@@ -299,10 +306,8 @@ def _shade(
             worlds.cloud, worlds.cloud_amount,
         )
     )  # fmt: skip
-    sky = kernels.sky(
-        direction, reach, light, sun, zenith, horizon, cloud, cover, bank.texels, bank.offsets, bank.size
-    )  # fmt: skip
-    return kernels.develop(
+    sky = _sky(bank, direction, reach, light, sun, zenith, horizon, cloud, cover)
+    return _develop(
         albedo, normal, towards, range_, blocked, near, wide, time, far, light, sky, sun, up, down, horizon, fog
     )  # fmt: skip
 
@@ -354,48 +359,46 @@ def _develop(
     return (1 - (-1.6 * seen).exp()).clamp(1e-5, 1) ** (1 / 2.2)
 
 
-def _albedo(
-    texels: Tensor, offsets: Tensor, size: int, made: Tensor, uv: Tensor, span: Tensor, footprint: Tensor
-) -> Tensor:
+def _albedo(bank: TextureBank, made: Tensor, uv: Tensor, span: Tensor, footprint: Tensor) -> Tensor:
     """(..., 3) linear reflectance of (..., 12) materials at (..., 2) places, seen with (...) metres a sample."""
     repeats, stretched = made[..., 1], made[..., 10] > 0.5
     turns = torch.where(stretched[..., None], uv, uv * repeats[..., None] + made[..., 2:4])
     metres = torch.where(stretched, span.amin(-1), 1.0 / repeats)
-    level = (footprint * size / metres).clamp_min(1e-6).log2()
-    base = sample_texels(texels, offsets, size, made[..., 0].long(), turns, level)
+    level = (footprint * bank.size / metres).clamp_min(1e-6).log2()
+    base = bank.sample(made[..., 0].long(), turns, level)
     coarse = made[..., 8]
-    stain_level = (footprint * size * coarse).clamp_min(1e-6).log2()
-    stain = sample_texels(texels, offsets, size, made[..., 7].long(), uv * coarse[..., None], stain_level)
+    stain_level = (footprint * bank.size * coarse).clamp_min(1e-6).log2()
+    stain = bank.sample(made[..., 7].long(), uv * coarse[..., None], stain_level)
     shade = 1 + made[..., 9:10] * 1.3 * (stain.mean(-1, keepdim=True) - 0.5)
     return base.clamp_min(1e-4) ** 2.2 * made[..., 4:7] * shade
 
 
 def _steep(
-    worlds: Worlds, bank: TextureBank, world: int, point: Tensor, up: Tensor, footprint: Tensor
+    worlds: Worlds, bank: TextureBank, which: Tensor, point: Tensor, up: Tensor, footprint: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The terrain's second reflectance (R, 3), and how much of it shows (R, 1): on slopes and in patches."""
-    made = worlds.ground[world, 1].expand(len(point), -1)
-    where = point[:, :2]
-    steep = _albedo(bank.texels, bank.offsets, bank.size, made, where, torch.ones_like(where), footprint)
+    """The terrain's second reflectance (F, R, 3), and how much of it shows (F, R, 1): on slopes and in patches."""
+    made = worlds.ground[which, 1:].expand(-1, point.shape[1], -1)
+    where = point[..., :2]
+    steep = _albedo(bank, made, where, torch.ones_like(where), footprint)
     level = (footprint * bank.size * 0.02).clamp_min(1e-6).log2()
-    patch = bank.sample(made[:, 7].long(), where * 0.02, level)
-    return steep, torch.sigmoid(14 * (0.86 - up[:, 2:]) + 6 * (patch.mean(-1, keepdim=True) - 0.5))
+    patch = bank.sample(made[..., 7].long(), where * 0.02, level)
+    return steep, torch.sigmoid(14 * (0.86 - up[..., 2:]) + 6 * (patch.mean(-1, keepdim=True) - 0.5))
 
 
 def _terrain_normal(heights: Tensor, point: Tensor) -> Tensor:
-    """(R, 3) upward unit normals by central differences over one cell."""
+    """(F, R, 3) upward unit normals of (F, 1, N, N) terrain by central differences over one cell."""
     cell = 2 * EXTENT / HEIGHT_CELLS
     near = [
-        ground_height(heights[None], (point + torch.tensor(step, device=point.device))[None])[0]
-        for step in ((cell, 0.0, 0.0), (-cell, 0.0, 0.0), (0.0, cell, 0.0), (0.0, -cell, 0.0))
+        ground_height(heights, point[..., :2] + torch.tensor(step, device=point.device))
+        for step in ((cell, 0.0), (-cell, 0.0), (0.0, cell), (0.0, -cell))
     ]
     slope = torch.stack([near[1] - near[0], near[3] - near[2], torch.full_like(near[0], 2 * cell)], -1)
     return F.normalize(slope, dim=-1)
 
 
 def _sky(
-    direction: Tensor, reach: Tensor, light: Tensor, light_colour: Tensor, zenith: Tensor, horizon: Tensor,
-    cloud: Tensor, cloud_amount: Tensor, texels: Tensor, offsets: Tensor, size: int,
+    bank: TextureBank, direction: Tensor, reach: Tensor, light: Tensor, light_colour: Tensor, zenith: Tensor,
+    horizon: Tensor, cloud: Tensor, cloud_amount: Tensor,
 ) -> Tensor:  # fmt: skip
     """(F, R, 3) linear: a gradient, a glow around the sun, clouds on a plane high above."""
     view = direction / direction.norm(dim=-1, keepdim=True)
@@ -407,50 +410,7 @@ def _sky(
     seen = seen + (0.5 * sun**48 + 0.15 * sun**6)[..., None] * light_colour
     tilt = up.clamp_min(0) + 0.08
     where = view[..., :2] / tilt[..., None] * 0.11
-    level = (reach / tilt**1.5 * 0.11 * size).clamp_min(1e-6).log2()
-    cover = sample_texels(texels, offsets, size, cloud.expand_as(up), where, level)[..., :1]
+    level = (reach / tilt**1.5 * 0.11 * bank.size).clamp_min(1e-6).log2()
+    cover = bank.sample(cloud.expand_as(up), where, level)[..., :1]
     amount = (cloud_amount * (up * 8).clamp(0, 1))[..., None]
     return torch.lerp(seen, (0.85 * horizon + 0.25).expand_as(seen), cover * amount)
-
-
-def _hills(worlds: Worlds, which: Tensor) -> list[tuple[int, int]]:
-    """(frame, world) of the frames whose world has terrain."""
-    if not any(worlds.hilly):
-        return []
-    return [(i, world) for i, world in enumerate(which.tolist()) if worlds.hilly[world]]
-
-
-def _padded(which: Tensor, K: Tensor, c2w: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Repeats the last frame so that compiled kernels always see one shape."""
-    missing = group - len(which)
-    if missing <= 0:
-        return which, K, c2w
-    return (
-        torch.cat([which, which[-1:].expand(missing)]),
-        torch.cat([K, K[-1:].expand(missing, -1, -1)]),
-        torch.cat([c2w, c2w[-1:].expand(missing, -1, -1)]),
-    )
-
-
-class _Kernels(NamedTuple):
-    """The parts of rendering that touch every sample, each a function of tensors alone."""
-
-    first_hit: Callable[..., tuple[Tensor, Tensor]]
-    hit_time: Callable[..., Tensor]
-    distance: Callable[..., Tensor]
-    meet_surface: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
-    face: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    albedo: Callable[..., Tensor]
-    aim: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    sky: Callable[..., Tensor]
-    develop: Callable[..., Tensor]
-
-
-@remember
-def _kernels(compiled: bool) -> _Kernels:
-    """Each part as one kernel where `compiled`."""
-    plain = _Kernels(first_hit, hit_time, distance, _meet_surface, _face, _albedo, _aim, _sky, _develop)
-    if not compiled:
-        return plain
-    parts: list[Any] = [torch.compile(part) for part in plain]
-    return _Kernels(*parts)

@@ -2,7 +2,7 @@
 
 All functions take G groups of R rays (or points), each group with its world's table of primitives (G, P, ROW) in the
 order of `CAPACITY` (rows as `worlds_layout.Layout` says), in metres. An absent primitive lies far below the world.
-Written without a loop over primitives and without matrix products, so that torch.compile makes one kernel of each.
+On CUDA the same formulas run as the kernels of `worlds_triton`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ def first_hit(origin: Tensor, direction: Tensor, table: Tensor) -> tuple[Tensor,
         origin, direction: (G, R, 3).
         table: (G, P, ROW).
     """
+    if direction.is_cuda:
+        from . import worlds_triton
+
+        return worlds_triton.first_hit(origin, direction, table)
     times, which = [], []
     for name, meet in (("box", _meet_box), ("pierced", _meet_pierced), ("cylinder", _meet_cylinder),
                        ("ellipsoid", _meet_ellipsoid)):  # fmt: skip
@@ -55,13 +59,12 @@ def first_hit(origin: Tensor, direction: Tensor, table: Tensor) -> tuple[Tensor,
     return time, torch.stack(which, -1).gather(-1, best[..., None])[..., 0]
 
 
-def hit_time(origin: Tensor, direction: Tensor, table: Tensor) -> Tensor:
-    """As `first_hit`, the distances alone."""
-    return first_hit(origin, direction, table)[0]
-
-
 def distance(points: Tensor, table: Tensor) -> Tensor:
     """(G, R) metres from (G, R, 3) points to the nearest primitive, negative inside; from balls at most the truth."""
+    if points.is_cuda:
+        from . import worlds_triton
+
+        return worlds_triton.distance(points, table)
     nearest = []
     for name, away in (("box", _from_box), ("pierced", _from_pierced), ("cylinder", _from_cylinder),
                        ("ellipsoid", _from_ellipsoid)):  # fmt: skip

@@ -1,0 +1,70 @@
+"""The CUDA kernels, by Triton's interpreter, answer as the plain functions do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from worldwarp_core.training.textures import build_bank
+from worldwarp_core.training.worlds import (
+    EXTENT,
+    FARTHEST,
+    HALVINGS,
+    MARCH_STEPS,
+    NEAREST,
+    build_worlds,
+    ground_time,
+)
+from worldwarp_core.training.worlds_trace import distance, first_hit
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_kernels_find_what_the_plain_functions_find(tmp_path):
+    pytest.importorskip("triton")
+    bank = build_bank("test", size=16, patterns_each=1)
+    kinds = ["rooms", "colonnade", "terrain"]  # together every shape, arches, and hills
+    worlds = build_worlds([3, 3, 3], bank, kinds=kinds)
+    generator = torch.Generator().manual_seed(0)
+    place = worlds.places.repeat_interleave(20, 1)  # more rays than a block, not a whole number of blocks
+    origin = place[..., :3] + place[..., 3:] * (2 * torch.rand(place[..., 3:].shape, generator=generator) - 1)
+    direction = torch.randn(origin.shape, generator=generator)
+    which = torch.arange(len(kinds))
+    growth = (FARTHEST / NEAREST) ** (1 / (MARCH_STEPS - 1))
+    torch.save(
+        {
+            "origin": origin, "direction": direction, "table": worlds.table, "heights": worlds.heights,
+            "which": which, "rolling": worlds.rolling, "march": (EXTENT, NEAREST, growth, MARCH_STEPS, HALVINGS),
+        },
+        tmp_path / "case.pt",
+    )  # fmt: skip
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("trace_interpreted.py")
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "case.pt", tmp_path / "result.pt"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    got = torch.load(tmp_path / "result.pt", weights_only=True)
+
+    time, index = first_hit(origin, direction, worlds.table)
+    hit = time.isfinite()
+    assert hit.float().mean() > 0.5
+    assert (got["time"].isfinite() == hit).float().mean() > 0.998  # a ray along an edge may fall on either side
+    both = hit & got["time"].isfinite()
+    close = ((got["time"] - time).abs() < 1e-3 + 1e-3 * time) | ~both
+    assert close.float().mean() > 0.998
+    assert (got["which"] == index)[both].float().mean() > 0.99  # faces that coincide have either name
+    # every shape was met
+    assert len({int(name) for name in torch.bucketize(index[hit], torch.tensor([111, 127, 155])).unique()}) == 4
+
+    torch.testing.assert_close(got["away"], distance(origin, worlds.table), atol=1e-4, rtol=1e-4)
+
+    ground = ground_time(worlds, which, origin, direction)
+    assert 0.02 < ground.isfinite().float().mean() < 0.5
+    assert (got["ground"].isfinite() == ground.isfinite()).float().mean() > 0.998
+    both = ground.isfinite() & got["ground"].isfinite()
+    assert ((got["ground"] - ground).abs()[both] < 2e-3 + 1e-3 * ground[both]).float().mean() > 0.99
