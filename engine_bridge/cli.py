@@ -241,6 +241,9 @@ def generate(
     server: Annotated[str | None, typer.Option(help=f"A running server, such as {DEFAULT_ADDRESS}.")] = None,
     key: Key = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job's files in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the job in --out, given the same inputs and settings.")
+    ] = False,
     engine_factory: Factory = DEFAULT_FACTORY,
     verbose: Verbose = False,
 ) -> None:
@@ -294,8 +297,9 @@ def generate(
     }  # fmt: skip
     inputs = {name: None if file is None else str(file) for name, file in files.items()}
     make_shot(
-        spec, out, engine=engine, server=server, key=key, server_options=options, inputs=inputs, overwrite=overwrite
-    )
+        spec, out, engine=engine, server=server, key=key, server_options=options, inputs=inputs, overwrite=overwrite,
+        resume=resume,
+    )  # fmt: skip
 
 
 def _prompt_keys(written: list[str]) -> tuple[Any, ...]:
@@ -324,8 +328,11 @@ def make_shot(
     inputs: dict[str, Any],
     overwrite: bool,
     key: Path | None = None,
+    resume: bool = False,
 ) -> None:
     """Has a job made into `out` with a progress bar; returns only when all of it is there and whole.
+
+    With `resume` it is the job that is in `out` already, which goes on after what the server has of it.
 
     Raises:
         WorldWarpError: why it is not; `cancelled` after Ctrl-C.
@@ -333,11 +340,16 @@ def make_shot(
     import uuid
 
     from .deliver import deliver
-    from .job_folder import JobFolder, check_free
+    from .job_folder import JobFolder, check_free, read_job
     from .preview import sequence, write_video
     from .private_server import own_server
 
     job_id = uuid.uuid4().hex
+    if resume:
+        earlier = read_job(out)
+        job_id = str(earlier["job_id"])
+        if earlier.get("state") == "done":
+            raise BridgeError("bad_settings", f"The job in {out} is done; there is nothing to go on with.")
     settings = {
         "engine": engine,
         "prompt": spec.prompt,
@@ -358,7 +370,8 @@ def make_shot(
         "height": spec.cameras.height,
         "fps": spec.cameras.fps,
     }
-    check_free(out, overwrite=overwrite)
+    if not resume:
+        check_free(out, overwrite=overwrite)
     was_there = out.exists()
     started_s = time.monotonic()
     own = out / ".server"
@@ -379,7 +392,9 @@ def make_shot(
                 records={"inputs": inputs},
                 overwrite=overwrite,
             )
-            client.submit(spec, engine=engine, job_id=job_id)
+            # Once more the last event that is here: a job may have ended with it.
+            after_seq = max(folder.last_seq - 1, 0) if resume else 0
+            client.submit(spec, engine=engine, job_id=job_id, after_seq=after_seq, resume=resume)
 
             def stop() -> bool:
                 if private is not None:

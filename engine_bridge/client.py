@@ -187,7 +187,14 @@ class Client:
     # ------------------------------------------------------------ requests, none of which waits
 
     def submit(
-        self, spec: GenerateSpec, *, engine: str = "", job_id: str | None = None, after_seq: int = 0, priority: int = 0
+        self,
+        spec: GenerateSpec,
+        *,
+        engine: str = "",
+        job_id: str | None = None,
+        after_seq: int = 0,
+        resume: bool = False,
+        priority: int = 0,
     ) -> str:
         """Sends a job and follows it; returns its id. Its events come by `poll` or `events`, a refusal too.
 
@@ -195,6 +202,7 @@ class Client:
             engine: the engine that the server must be running; "" takes any.
             job_id: to send the same job again (a uuid4's hex); the server then does not make it twice.
             after_seq: the last event that was had, of a job that is sent again.
+            resume: of a job that is sent again: let it go on where it has failed or was cancelled.
             priority: -10 to 10; the highest of one's own is first, below 0 yields to everybody's.
 
         Raises:
@@ -239,7 +247,7 @@ class Client:
             raise BridgeError(error.code, f"These settings cannot be sent: {error.message}") from error
         except ValueError as error:
             raise BridgeError("bad_message", f"These settings cannot be sent: {error}.") from error
-        self._do(lambda: self._wire.submit(message, after_seq))
+        self._do(lambda: self._wire.submit(message, after_seq, resume))
         return job_id
 
     def subscribe(self, job_id: str, after_seq: int = 0) -> None:
@@ -497,7 +505,12 @@ class _Link:
         self.socket.connect(address)
 
     def send(self, message: Any) -> None:
-        self.socket.send_multipart(codec.encode(message), copy=False)
+        try:
+            self.socket.send_multipart(codec.encode(message), zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            # There is no end to what may wait, so there is nobody it could wait for: the library gives a connection up
+            # when the handshake fails.
+            raise _Lost("the server does not let us in") from None
         self.session.said(time.monotonic())
 
     def receive(self) -> Iterator[tuple[ServerMessage, int]]:
@@ -551,6 +564,8 @@ class _Wire:
         self._pending: dict[int, _Pending] = {}
         self._followers: dict[str, Follower] = {}
         self._unread: dict[str, int] = {}
+        self._to_resume: set[str] = set()
+        """Jobs that were sent again to go on, and are not accepted yet."""
         self._last_seqs: dict[str, int] = {}
         """Where each followed job's log ended when it was subscribed to."""
         self._fetches: dict[int, _Fetch] = {}
@@ -594,10 +609,18 @@ class _Wire:
         give_up_s = started_s + self._connect_timeout_s if lost_s is None else lost_s + self._gone_timeout_s
         failure = 0
         while not self._client._closed:
-            self._control, self._data = self._link(), self._link()
+            try:
+                self._control = self._link()
+                failure = self._control.handshake_failure() or failure
+                self._data = self._link()
+            except _Lost:
+                failure = failure or zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+                # Not at once again: each try costs the server a handshake.
+                time.sleep(0.1)
             # A Hello may be lost with a server that dies as it starts: now and then begin anew.
             anew_s = min(give_up_s, time.monotonic() + 5.0)
-            while not self._client._closed and time.monotonic() < anew_s:
+            while self._data is not None and not self._client._closed and time.monotonic() < anew_s:
+                assert self._control is not None
                 self._wait(wake, self._control, self._data)
                 for link in (self._control, self._data):
                     for message, _ in link.receive():
@@ -615,7 +638,11 @@ class _Wire:
     def _link(self) -> _Link:
         session = ClientSession(self._program, self._version, self._client.client_id, time.monotonic())
         link = _Link(self._client._context, self._client.address, session, self._client.key)
-        link.send(session.hello())
+        try:
+            link.send(session.hello())
+        except _Lost:
+            link.close()
+            raise
         return link
 
     def _not_let_in(self, failure: int) -> BridgeError:
@@ -731,8 +758,10 @@ class _Wire:
         if self._open and self._control is not None:
             self._control.send(self._control.session.hello())
 
-    def submit(self, message: Submit, after_seq: int) -> None:
+    def submit(self, message: Submit, after_seq: int, resume: bool) -> None:
         self._followers[message.job_id] = Follower(message.job_id, self._client._credit_bytes, last_seq=after_seq)
+        if resume:
+            self._to_resume.add(message.job_id)
         self.request(message)
 
     def resume(self, message: Resume, after_seq: int) -> None:
@@ -799,6 +828,10 @@ class _Wire:
             self._take_block(message)
         elif isinstance(message, Subscribed):
             self._last_seqs[message.job_id] = message.last_seq
+            follower = self._followers.get(message.job_id)
+            if follower is not None and not message.after_seq:
+                # Lower than what we have, where the server's log is not the one that it was.
+                follower.last_seq = 0
         else:
             self._answered(message)
 
@@ -810,7 +843,10 @@ class _Wire:
         pending = self._pending.pop(message.request_id, None)
         if pending is None:
             return
-        if isinstance(message, Accepted) and message.job_id in self._followers:
+        if isinstance(message, Accepted) and message.job_id in self._to_resume:
+            self._to_resume.discard(message.job_id)
+            self.request(Resume(request_id=next(self._client._request_ids), job_id=message.job_id))
+        elif isinstance(message, Accepted) and message.job_id in self._followers:
             self._subscribe(self._followers[message.job_id])
         if pending.answer is not None:
             pending.answer.set_result(message)

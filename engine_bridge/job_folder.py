@@ -128,7 +128,10 @@ class JobFolder:
         elif isinstance(event, CacheEvent):
             self._job["splats"] = {"count": event.splats, "chunk": event.chunk, "size_bytes": event.size_bytes}
         elif isinstance(event, NoticeEvent):
-            self._job["notices"].append({"code": event.code, "message": event.message})
+            notice = {"code": event.code, "message": event.message}
+            # An event may come again, where a folder is continued.
+            if notice not in self._job["notices"]:
+                self._job["notices"].append(notice)
         else:
             self._take_state(event)
         self._job["last_seq"] = event.seq

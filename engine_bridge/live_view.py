@@ -206,7 +206,7 @@ class LiveView:
                 raise ProtocolError("bad_message", f"The live view sent {type(message).__name__}.")
 
     def _say(self, socket: zmq.Socket, message: Any) -> None:
-        socket.send_multipart(codec.encode(message))
+        socket.send_multipart(codec.encode(message), zmq.NOBLOCK)
         self._session.said(time.monotonic())
 
 

@@ -323,6 +323,8 @@ class Subscribed:
     request_id: int = field(validator=_REQUEST)
     job_id: str = field(validator=_JOB_ID)
     state: JobState
+    after_seq: int = field(validator=_COUNT)
+    """As asked, or 0 where the log does not reach that far: then all of it comes."""
     last_seq: int = field(validator=_COUNT)
 
 

@@ -399,9 +399,17 @@ class Server:
 
     def _subscribe(self, session: ServerSession, request: Subscribe) -> Subscribed:
         job = self._jobs[request.job_id]
+        if request.after_seq > job.last_seq:
+            request = attrs.evolve(request, after_seq=0)
         session.subscribe(request)
         session.subscriptions[request.job_id].progress_due = request.job_id in self._progress
-        return Subscribed(request_id=request.request_id, job_id=job.job_id, state=job.state, last_seq=job.last_seq)
+        return Subscribed(
+            request_id=request.request_id,
+            job_id=job.job_id,
+            state=job.state,
+            after_seq=request.after_seq,
+            last_seq=job.last_seq,
+        )
 
     def _cancel(self, request: Cancel) -> Cancelling:
         job = self._jobs[request.job_id]

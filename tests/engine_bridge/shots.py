@@ -100,7 +100,7 @@ def one_of_each() -> list[Any]:
         ),
         m.Error(request_id=1, code="no_depth", message="Give depth.", job_id=JOB),
         m.Accepted(request_id=1, job_id=JOB, position=3),
-        m.Subscribed(request_id=2, job_id=JOB, state="running", last_seq=4),
+        m.Subscribed(request_id=2, job_id=JOB, state="running", after_seq=1, last_seq=4),
         m.Cancelling(request_id=3, job_id=JOB, state="queued"),
         m.Jobs(request_id=4, jobs=()),
         m.Jobs(request_id=4, jobs=(info, info)),

@@ -225,6 +225,88 @@ def test_a_killed_command_takes_its_server_along(files: Path) -> None:
     assert not alive
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL to die of")
+@pytest.mark.parametrize("own_server", [True, False])
+def test_a_killed_command_goes_on_with_its_job(files: Path, server: RunningServer, own_server: bool) -> None:
+    more = ["--prompt", "slow=0.3"] + ([] if own_server else ["--server", server.address])
+    process = subprocess.Popen(
+        command(*generation(files, *more, own_server=own_server)), env=ENVIRONMENT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while len(list((files / "out" / "mask").glob("frame_*.png"))) < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in (files / "out" / "frames").iterdir()}
+    fails(worldwarp(*generation(files, *more, own_server=own_server)), "another job's files")
+    done = worldwarp(*generation(files, *more, "--resume", own_server=own_server))
+    assert done.returncode == 0, done.stderr
+    assert "7 frames" in done.stdout
+    job = job_of(files)
+    assert (job["state"], job["frames_final"], job["frames"]["written"]) == ("done", 7, 7)
+    first = files / "out" / "frames" / "frame_-001.png"
+    assert first.stat().st_mtime_ns == before[first], "what was final is not made again"
+    fails(worldwarp(*generation(files, *more, "--resume", own_server=own_server)), "is done")
+
+
+def test_there_is_nothing_to_go_on_with_in_an_empty_folder(files: Path) -> None:
+    fails(worldwarp(*generation(files, "--resume")), "no WorldWarp job")
+
+
+def test_a_job_whose_server_forgot_it_is_made_anew(files: Path, server: RunningServer) -> None:
+    fails(worldwarp(*generation(files, "--prompt", "fail=5")), "unexpected error")
+    job = job_of(files)
+    assert job["last_seq"] > 8
+    more = ["--prompt", "", "--resume", "--server", server.address]
+    done = worldwarp(*generation(files, *more, own_server=False))
+    assert done.returncode == 0, done.stderr
+    assert job_of(files)["job_id"] == job["job_id"]
+
+
+def test_logs_are_found_by_the_id_that_an_error_shows(files: Path, server: RunningServer) -> None:
+    fails(
+        worldwarp(*generation(files, "--prompt", "fail=1", "--server", server.address, own_server=False)), "unexpected"
+    )
+    log_id = job_of(files)["log_id"]
+    found = worldwarp("logs", "--id", log_id, "--data-dir", server.data_dir)
+    assert "a secret of the inside" in found.stdout
+    assert "Traceback" in found.stdout
+    of_job = worldwarp("logs", "--job", job_of(files)["job_id"][:8], "--data-dir", server.data_dir)
+    assert "a secret of the inside" in of_job.stdout
+    fails(worldwarp("logs", "--id", "nowhere", "--data-dir", server.data_dir), "Nothing of the kind")
+
+
+def test_keys_are_made_listed_and_used_from_the_command_line(files: Path) -> None:
+    ring = files / "keys"
+    made = worldwarp("keys", "server", "--folder", ring)
+    assert made.returncode == 0, made.stderr
+    public = re.search(r"--server-public '(.{40})'", made.stdout)
+    assert public
+    client = worldwarp("keys", "client", "anna", "--server-public", public[1], "--folder", ring)
+    allowed = re.search(r"worldwarp keys allow anna '(.{40})'", client.stdout)
+    assert allowed, client.stderr
+    assert worldwarp("keys", "allow", "anna", allowed[1], "--folder", ring).returncode == 0
+    assert worldwarp("keys", "list", "--folder", ring).stdout.strip() == f"{allowed[1]} anna"
+    fails(worldwarp("keys", "server", "--folder", ring), "exists")
+    serving = command("serve", "--port", 0, "--host", "0.0.0.0", "--keys-dir", ring, "--engine-factory", FAKE_ENGINE)
+    with subprocess.Popen(
+        [*serving, "--data-dir", files / "jobs", "--ready-file", files / "address", "--until-stdin-closes"],
+        env=ENVIRONMENT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not (files / "address").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        address = (files / "address").read_text().replace("0.0.0.0", "127.0.0.1")
+        fails(worldwarp("jobs", "--server", address), "asks for a key")
+        listed = worldwarp("jobs", "--server", address, "--key", ring / "anna.key")
+        assert "No jobs" in listed.stdout, listed.stderr
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

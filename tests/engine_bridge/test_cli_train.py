@@ -21,6 +21,7 @@ def toy_worlds(monkeypatch):
 
     monkeypatch.setattr(run, "ClipSource", lambda split, seed, size, frames, device, bank: ToySource(size, frames))
     monkeypatch.setattr(run, "build_bank", lambda *args, **more: Bank())
+    monkeypatch.setattr("worldwarp_core.preview.depth.WORKED_AT", 64)
     monkeypatch.setitem(run.DEFAULTS, "depth", replace(run.DEFAULTS["depth"], judged=1))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
