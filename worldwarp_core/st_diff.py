@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -187,11 +188,12 @@ class StDiffFill:
     def fill(
         self, context: History, priors: Priors, plan: ChunkPlan, spec: GenerateSpec
     ) -> Iterator[FillStep | Notice | Tensor]:
-        clip = _whole_clip(context, priors, plan)
         delivered = 0
+        clip: Priors | None = None
         latents: Tensor | None = None
         while delivered < len(plan.new):
             try:
+                clip = clip or _whole_clip(context, priors, plan)
                 if latents is None:
                     latents = yield from self._latents(clip, context, plan, spec)
                 # A frame that was delivered stays what it is: after a fall-back only the rest is decoded.
@@ -275,13 +277,8 @@ class StDiffFill:
 
     def _decode(self, latents: Tensor, clip: Priors, plan: ChunkPlan, skip: int) -> Iterator[Tensor]:
         """The plan's new frames but the first `skip`."""
-        first = len(plan.context) + skip
-        last = len(plan.context) + len(plan.new)
-        for index, frame in enumerate(self._source.decoder().decode(latents, clip)):
-            if index >= last:
-                return
-            if index >= first:
-                yield frame
+        first, last = len(plan.context) + skip, len(plan.context) + len(plan.new)
+        yield from islice(self._source.decoder().decode(latents, clip), first, last)
 
 
 def _whole_clip(context: History, priors: Priors, plan: ChunkPlan) -> Priors:
