@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 from diffusers.models._modeling_parallel import ContextParallelInput
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -32,6 +33,7 @@ Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, each (1, L, 1, head size), every value twice."""
 CUDNN_CAPABILITIES = ((9, 0), (10, 0), (10, 3))
 """GPUs whose attention cuDNN does fastest."""
+RECOMPILATIONS = 64
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def prepare_transformer(
     if options.fp8:
         quantise_linears(prepared.blocks)
     if options.compile:
-        # Static shapes: a clip's are the same at every step. The first clip of another size compiles again.
+        # Static shapes: a clip's are the same at every step. The first clip of another size compiles again, as often as
+        # there are sizes: past its limit torch would run what is new without compiling it.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
         for block in prepared.blocks:
             block.compile(dynamic=False)
         prepared.modulate = torch.compile(modulate, dynamic=False)
