@@ -18,6 +18,7 @@ from worldwarp_core.training.worlds import (
     build_worlds,
     ground_time,
 )
+from worldwarp_core.training.worlds_layout import CAPACITY
 from worldwarp_core.training.worlds_trace import distance, first_hit
 
 ROOT = Path(__file__).parents[3]
@@ -28,6 +29,7 @@ def test_the_kernels_find_what_the_plain_functions_find(tmp_path):
     bank = build_bank("test", size=16, patterns_each=1)
     kinds = ["rooms", "colonnade", "terrain"]  # together every shape, arches, and hills
     worlds = build_worlds([3, 3, 3], bank, kinds=kinds)
+    worlds.table[:, 14 : CAPACITY["box"], 2] = -1e5  # the interpreter is slow: the first boxes will do
     generator = torch.Generator().manual_seed(0)
     place = worlds.places.repeat_interleave(20, 1)  # more rays than a block, not a whole number of blocks
     origin = place[..., :3] + place[..., 3:] * (2 * torch.rand(place[..., 3:].shape, generator=generator) - 1)
@@ -52,7 +54,7 @@ def test_the_kernels_find_what_the_plain_functions_find(tmp_path):
 
     time, index = first_hit(origin, direction, worlds.table)
     hit = time.isfinite()
-    assert hit.float().mean() > 0.5
+    assert hit.float().mean() > 0.3
     assert (got["time"].isfinite() == hit).float().mean() > 0.998  # a ray along an edge may fall on either side
     both = hit & got["time"].isfinite()
     close = ((got["time"] - time).abs() < 1e-3 + 1e-3 * time) | ~both

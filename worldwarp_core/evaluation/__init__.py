@@ -1,0 +1,1 @@
+"""Judging: metrics, the held-out paths, and what runs them."""
