@@ -20,6 +20,7 @@ from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, ne
 from .captions import Captioner, QwenCaptioner, open_captioner
 from .denoise import Transformer
 from .errors import WorldWarpError
+from .model_store import locate
 from .presets import PRESETS, Preset
 from .priors import Priors
 from .spec import Notice
@@ -100,6 +101,7 @@ class WanSource:
         self._loras = [_read_lora(text) for text in options.loras]
         base = None if options.transformer == BASE_TRANSFORMER else options.transformer
         self._files = files or resolve_models(options.weights, base)
+        self._captioner_folder = locate(options.captioner, what="the captioner") if options.captioner else None
         self._followers = Followers(options.gpus, device, options) if options.gpus != 1 else None
         if self._followers is not None:
             self.device = self._followers.ranks.device
@@ -217,7 +219,7 @@ class WanSource:
 
     @contextmanager
     def _open_captioner(self) -> Iterator[QwenCaptioner]:
-        name = self._options.captioner
+        name = self._captioner_folder
         assert name is not None
         if self.plan.captioner != "stays":
             with open_captioner(name, self.plan.captioner) as captioner:

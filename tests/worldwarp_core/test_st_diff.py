@@ -476,6 +476,7 @@ def test_the_engine_makes_a_shot_from_a_folder_of_models(folder, assets):
         ({"loras": ["look.safetensors=strong"]}, "bad_settings", "file=scale"),
         ({"loras": ["nowhere.safetensors"]}, None, "nowhere.safetensors"),
         ({"weights": "/nowhere/at/all"}, "no_weights", "/nowhere/at/all"),
+        ({"captioner": "qwen2.5-vl-7b"}, "no_weights", "worldwarp models download qwen2.5-vl-7b"),
         ({"warp": 9}, "bad_settings", "no option 'warp'"),
     ],
 )
