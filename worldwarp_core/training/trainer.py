@@ -169,7 +169,8 @@ def train(
                     session.recover(task)
                     figures["recovered"] = 1.0
                 if log:
-                    log.step(task.name, progress, done / (elapsed - waited), rate, figures, limit - elapsed)
+                    its = (done - 1) / max(elapsed - waited, 1e-6)  # the first step waits for clips and compilers
+                    log.step(task.name, progress, its, rate, figures, limit - elapsed)
                 if _agree(elapsed > limit or done == settings.steps, device):
                     break
                 task.top_up(elapsed)

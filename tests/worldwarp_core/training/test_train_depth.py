@@ -14,7 +14,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _small(monkeypatch):
+    monkeypatch.setattr("worldwarp_core.preview.depth.WORKED_AT", 64)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,18 +31,18 @@ def test_the_loss_falls_and_the_network_loads(tmp_path):
         source.batch(2, 1000),
         None,
         PoolSettings(capacity=12, first=12, batch=4, share=0.0),
-        DepthTraining(pictures=6),
+        DepthTraining(pictures=4),
     )
     losses = []
     one_batch = torch.Generator().manual_seed(0).get_state()
-    for steps in (1, 15):
+    for steps in (1, 10):
         settings = TrainSettings(minutes=5, steps=steps, learning_rate=1e-3, warmup=3, log_every=5, average=0.5)
         progress = train(task, tmp_path, settings, CPU)
         with torch.no_grad():
             generator = torch.Generator()
             generator.set_state(one_batch)
             losses.append(float(task.loss(generator)[0]))
-    assert losses[1] < 0.9 * losses[0]
+    assert losses[1] < 0.95 * losses[0]
     assert set(progress.figures) == {"depth_absrel", "depth_within_25", "sky_accuracy"}
 
     network = DepthNetwork()

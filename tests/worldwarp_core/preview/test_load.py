@@ -1,0 +1,117 @@
+"""The engine's parts from weights on disk: they make a chunk, say what they ignore, and nothing stands in for them."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from worldwarp_core.cameras import CameraPath
+from worldwarp_core.chunks import split_chunks
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.fill import FillStep
+from worldwarp_core.history import History
+from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
+from worldwarp_core.preview.depth import DepthNetwork
+from worldwarp_core.preview.load import PRESETS, is_shipped, load_autoencoder, load_depth, load_fill
+from worldwarp_core.preview.transformer import CONFIG, make_transformer
+from worldwarp_core.preview.weights import save_network
+from worldwarp_core.priors import Priors
+from worldwarp_core.spec import GenerateSpec
+
+TINY = CONFIG | {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 48, "num_layers": 2}
+TINY_AUTOENCODER = AutoencoderConfig(encoder=(8, 8, 8), decoder=(8, 8, 8), guide=(8, 8))
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """A folder as the package has it, of tiny networks."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    autoencoder = PreviewAutoencoder(TINY_AUTOENCODER)
+    save_network(folder, "autoencoder", autoencoder.state_dict(), asdict(TINY_AUTOENCODER), {"steps": 3})
+    save_network(folder, "transformer", make_transformer(TINY).state_dict(), TINY, {"steps": 5, "clips": 7})
+    save_network(folder, "depth", DepthNetwork().state_dict(), {}, {})
+    return folder
+
+
+def spec(frames, **more):
+    c2w = np.tile(np.eye(4), (frames, 1, 1))
+    K = np.tile(np.array([[40.0, 0, 24], [0, 40, 16], [0, 0, 1]]), (frames, 1, 1))
+    path = CameraPath(width=SIZE[1], height=SIZE[0], fps=24.0, frames=np.arange(1, frames + 1), c2w=c2w, K=K)
+    return GenerateSpec(path, np.zeros((*SIZE, 3), np.uint8), np.ones(SIZE, np.float32), chunk=9, overlap=5, **more)
+
+
+def make(fill, frames=9, **more):
+    shot = spec(frames, **more)
+    plan = next(plan for plan in split_chunks(frames, 9, 5) if plan.new)
+    g = torch.Generator().manual_seed(1)
+    rgb = torch.rand((len(plan.new), *SIZE, 3), generator=g)
+    validity = torch.rand((len(plan.new), *SIZE), generator=g).round()
+    ones = torch.ones_like(validity)
+    count = len(plan.context)
+    history = History(
+        list(range(count)),
+        torch.rand((count, *SIZE, 3), generator=g),
+        torch.ones(count, *SIZE),
+        torch.eye(4).expand(count, 4, 4),
+        torch.eye(3).expand(count, 3, 3),
+    )
+    return list(fill.fill(history, Priors(rgb, validity, ones, validity), plan, shot)), plan
+
+
+def test_the_shipped_networks_make_a_chunk_in_eight_passes_and_the_same_twice(shipped):
+    assert is_shipped(shipped)
+    made, plan = make(load_fill(folder=shipped), seed=4)
+    frames = torch.stack([step for step in made if isinstance(step, torch.Tensor)])
+    assert frames.shape == (len(plan.new), *SIZE, 3)
+    assert frames.min() >= 0
+    assert frames.max() <= 1
+    passes = [step for step in made if isinstance(step, FillStep) and step.stage == "denoise"]
+    assert len(passes) == 8
+    again, _ = make(load_fill(folder=shipped), seed=4)
+    assert torch.equal(frames, torch.stack([step for step in again if isinstance(step, torch.Tensor)]))
+    other, _ = make(load_fill(folder=shipped), seed=5)
+    assert not torch.equal(frames, torch.stack([step for step in other if isinstance(step, torch.Tensor)]))
+
+
+def test_words_are_named_as_without_effect(shipped):
+    fill = load_fill(folder=shipped)
+    plans = split_chunks(9, 9, 5)
+    quiet = [notice.message for notice in fill.prepare(spec(9), plans) if notice.code == "no_effect"]
+    assert quiet == []
+    shot = spec(9, prompt="a cave", guidance=4.0)
+    said = " ".join(notice.message for notice in fill.prepare(shot, plans) if notice.code == "no_effect")
+    assert "prompt, guidance change nothing" in said
+
+
+def test_the_default_asks_the_transformer_at_most_eight_times():
+    preset = PRESETS["preview"]
+    assert preset.steps + 1 <= 8
+    assert preset.sampler.guidance == 1.0
+
+
+def test_what_was_trained_is_told(shipped):
+    assert "'steps': 5" in load_fill(folder=shipped).describe()["models"]
+
+
+def test_the_depth_model_gives_disparity(shipped):
+    depth = load_depth(folder=shipped)
+    disparity = depth.disparity(torch.rand(1, *SIZE, 3))
+    assert disparity.shape == (1, *SIZE)
+    assert depth.kind == "disparity"
+
+
+@pytest.mark.parametrize("load", [load_fill, load_autoencoder, load_depth])
+def test_without_weights_nothing_stands_in_for_them(load, tmp_path):
+    assert not is_shipped(tmp_path)
+    with pytest.raises(WorldWarpError, match="came without") as caught:
+        load(folder=tmp_path)
+    assert caught.value.code == "no_weights"
+
+
+def test_weights_of_another_build_are_refused(tmp_path):
+    save_network(tmp_path, "transformer", {"x": torch.zeros(1)}, TINY, {})
+    with pytest.raises(WorldWarpError, match="cannot be built"):
+        load_fill(folder=tmp_path)
