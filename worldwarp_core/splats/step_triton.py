@@ -96,7 +96,7 @@ def _direction(x, y, z, centre):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _basis(k, x, y, z):  # type: ignore[no-untyped-def]
-    """(BLOCK, columns) value of the harmonic `k` of degrees 1 to 3, (1, columns), at (BLOCK, 1) directions."""
+    """(BLOCK, 16) values of the harmonics `k` (1, 16) of degrees 1 to 3 at (BLOCK, 1) directions."""
     xx, yy, zz = x * x, y * y, z * z
     b = tl.where(k == 0, -0.4886025119029199 * y, 0.0)
     b = tl.where(k == 1, 0.4886025119029199 * z, b)
@@ -179,14 +179,13 @@ def _activate(  # type: ignore[no-untyped-def]
     blue = 0.5 + 0.28209479177387814 * tl.minimum(tl.maximum(blue, -max_sh0), max_sh0)
     if BASES > 0:
         dx, dy, dz, _ = _direction(x, y, z, centre)
-        j = tl.arange(0, 64)[None, :]
-        held = live[:, None] & (j < 3 * BASES)
-        part = tl.load(shN + i[:, None] * (3 * BASES) + j, held, 0.0) * _basis(
-            j // 3, dx[:, None], dy[:, None], dz[:, None]
-        )
-        red += tl.sum(tl.where(j % 3 == 0, part, 0.0), 1)
-        green += tl.sum(tl.where(j % 3 == 1, part, 0.0), 1)
-        blue += tl.sum(tl.where(j % 3 == 2, part, 0.0), 1)
+        k = tl.arange(0, 16)[None, :]
+        held = live[:, None] & (k < BASES)
+        at = shN + i[:, None] * (3 * BASES) + 3 * k
+        basis = _basis(k, dx[:, None], dy[:, None], dz[:, None])
+        red += tl.sum(tl.load(at, held, 0.0) * basis, 1)
+        green += tl.sum(tl.load(at + 1, held, 0.0) * basis, 1)
+        blue += tl.sum(tl.load(at + 2, held, 0.0) * basis, 1)
     _store3(colours, i, tl.maximum(red, 0.0), tl.maximum(green, 0.0), tl.maximum(blue, 0.0), live)
 
 
@@ -210,13 +209,17 @@ def _activate_vjp(  # type: ignore[no-untyped-def]
     if BASES > 0:
         x, y, z = _load3(means, i, live)
         dx, dy, dz, scale = _direction(x, y, z, centre)
-        j = tl.arange(0, 64)[None, :]
-        held = live[:, None] & (j < 3 * BASES)
-        v = tl.where(j % 3 == 0, v_red[:, None], tl.where(j % 3 == 1, v_green[:, None], v_blue[:, None]))
-        at = i[:, None] * (3 * BASES) + j
-        tl.store(v_shN + at, v * _basis(j // 3, dx[:, None], dy[:, None], dz[:, None]), held)
-        v = v * tl.load(shN + at, held, 0.0)
-        bx, by, bz = _basis_vjp(j // 3, dx[:, None], dy[:, None], dz[:, None])
+        k = tl.arange(0, 16)[None, :]
+        held = live[:, None] & (k < BASES)
+        at = i[:, None] * (3 * BASES) + 3 * k
+        basis = _basis(k, dx[:, None], dy[:, None], dz[:, None])
+        tl.store(v_shN + at, v_red[:, None] * basis, held)
+        tl.store(v_shN + at + 1, v_green[:, None] * basis, held)
+        tl.store(v_shN + at + 2, v_blue[:, None] * basis, held)
+        v = tl.load(shN + at, held, 0.0) * v_red[:, None]
+        v += tl.load(shN + at + 1, held, 0.0) * v_green[:, None]
+        v += tl.load(shN + at + 2, held, 0.0) * v_blue[:, None]
+        bx, by, bz = _basis_vjp(k, dx[:, None], dy[:, None], dz[:, None])
         gx, gy, gz = tl.sum(v * bx, 1), tl.sum(v * by, 1), tl.sum(v * bz, 1)
         along = gx * dx + gy * dy + gz * dz
         vx, vy, vz = vx + (gx - along * dx) * scale, vy + (gy - along * dy) * scale, vz + (gz - along * dz) * scale
