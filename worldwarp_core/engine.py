@@ -14,7 +14,7 @@ from .api import ENGINES
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .fill import CacheFill, Fill
-from .geometry.monocular import MonocularDepth
+from .geometry.monocular import DepthModel, MonocularDepth
 from .pipeline import Models, PipelineSettings, generate
 from .spec import Event, Finished, GenerateSpec, Notice
 from .splats.cache import CacheSettings
@@ -94,8 +94,8 @@ def make_engine(name: str, device: str, depth_model: str | None, options: dict[s
             )
     if settings is CPU:
         prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
-    monocular = MonocularDepth.load(depth_model, settings.device) if depth_model else None
-    return Engine(name, Models(_load_fill(name, settings.device, options), monocular), settings, tuple(notices))
+    models = Models(_load_fill(name, settings.device, options), _load_depth(name, settings.device, depth_model))
+    return Engine(name, models, settings, tuple(notices))
 
 
 def _load_fill(name: str, device: str, options: dict[str, Any]) -> Fill:
@@ -114,7 +114,22 @@ def _load_fill(name: str, device: str, options: dict[str, Any]) -> Fill:
         raise WorldWarpError(
             "bad_settings", f"The engine {name!r} takes no models: {', '.join(options)} cannot be used with it."
         )
+    if name == "preview":
+        from .preview.load import load_fill
+
+        return load_fill(device)
     return CacheFill()
+
+
+def _load_depth(name: str, device: str, depth_model: str | None) -> DepthModel | None:
+    """What estimates depth where none is given; the preview brings its own."""
+    if depth_model:
+        return MonocularDepth.load(depth_model, device)
+    if name == "preview":
+        from .preview.load import load_depth
+
+        return load_depth(device)
+    return None
 
 
 def _why_no_cuda() -> str | None:

@@ -25,7 +25,7 @@ from .errors import WorldWarpError
 from .fill import Fill, FillStep
 from .framing import resize_map, resize_picture, working_size
 from .geometry.complete import complete_depth
-from .geometry.monocular import MonocularDepth
+from .geometry.monocular import DepthModel
 from .geometry.start import start_depth
 from .history import History, extend_history
 from .loop_state import LoopState, restore, saved_unit
@@ -60,7 +60,7 @@ class Models:
     """What is learned, and what stands in for it."""
 
     fill: Fill
-    monocular: MonocularDepth | None = None
+    monocular: DepthModel | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .align import TOLERANCE, align_disparity
 from .inpaint import hole_border, inpaint_disparity, spread
-from .monocular import MonocularDepth
+from .monocular import DepthModel
 
 MONOCULAR_CONFIDENCE = 0.5
 INPAINTED_CONFIDENCE = 0.1
@@ -35,7 +35,7 @@ class Geometry:
         assert self.depth.shape == self.confidence.shape, (self.depth.shape, self.confidence.shape)
 
 
-def complete_depth(cache_depth: Tensor, seen: Tensor, rgb: Tensor, monocular: MonocularDepth | None) -> Geometry:
+def complete_depth(cache_depth: Tensor, seen: Tensor, rgb: Tensor, monocular: DepthModel | None) -> Geometry:
     """Depth from the cache where it has seen the place, and else from the model aligned to it, or inpainted.
 
     A view is inpainted where there is no model, or where no scale makes the model agree with what was seen. A view of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,24 @@ Kind = Literal["disparity", "depth"]
 METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
 MAX_DEPTH = 1e4
 """A metric model's depth beyond this is sky, metres."""
+
+
+class DepthModel(Protocol):
+    """Depth of single pictures."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    def estimate(self, rgb: Tensor) -> Tensor:
+        """(V, H, W) float32 of the model's `kind`, on the device of `rgb`: (V, H, W, 3) in [0, 1]."""
+        ...
+
+    def disparity(self, rgb: Tensor) -> Tensor:
+        """`estimate` as disparity whatever the kind."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import WorldWarpError
 from ..spec import BACKGROUND_DEPTH
-from .monocular import MonocularDepth
+from .monocular import DepthModel
 
 DEFAULT_SCENE_SCALE = 5.0
 """Median depth, in scene units, of a start frame whose depth comes from a model (method section 9)."""
@@ -19,7 +19,7 @@ SURFACE_RATIO = 1.05
 
 
 def start_depth(
-    exact: np.ndarray | None, rgb: Tensor, monocular: MonocularDepth | None, scene_scale: float | None
+    exact: np.ndarray | None, rgb: Tensor, monocular: DepthModel | None, scene_scale: float | None
 ) -> tuple[Tensor, str]:
     """(H, W) planar z of the start frame in scene units (inf is sky), and where it comes from, for the record.
 
@@ -63,7 +63,7 @@ def scene_geometry(depth: np.ndarray, size: tuple[int, int]) -> Tensor:
     return 1 / disparity
 
 
-def start_depth_from_model(rgb: Tensor, monocular: MonocularDepth, scene_scale: float | None) -> Tensor:
+def start_depth_from_model(rgb: Tensor, monocular: DepthModel, scene_scale: float | None) -> Tensor:
     """(H, W) planar z from a model's estimate, with median `scene_scale` (None: left as it is); inf is sky.
 
     A relative model's disparity has an unknown offset. These models give the sky 0 and are not negative, so the offset
