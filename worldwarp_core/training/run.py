@@ -9,7 +9,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -256,6 +256,7 @@ def _transformer(ready: _Ready) -> Task:
     autoencoder = PreviewAutoencoder(AutoencoderConfig(**found.config))
     load_state(autoencoder, found, NAMES["vae"])
     plain = TransformerOptions(fused=False)  # fused kernels have no gradients
+    pool = replace(ready.pool, first=2 * ready.pool.first, capacity=2 * ready.pool.capacity)  # each clip both ways
     network = make_trainable(make_transformer(options=plain, device=ready.device), compiled=options.compile)
     return StDiffTask(
         network,
@@ -263,7 +264,7 @@ def _transformer(ready: _Ready) -> Task:
         ready.source,
         ready.judged,
         ready.lpips,
-        ready.pool,
+        pool,
         StDiffTraining(
             clips=options.batch or DEFAULTS["stdiff"].batch, objective=ObjectiveSettings(target=options.target)
         ),

@@ -10,7 +10,7 @@ Loss: mean absolute error, the same of the pictures' gradients, and LPIPS on som
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,14 @@ STILL_FRAMES = 5
 """Length of a still clip of a photograph that is judged."""
 MOMENTUM = 0.01
 """How fast the latents' mean and deviation follow those of a batch."""
+
+
+class Batch(NamedTuple):
+    """True clips (B, t, 3, H, W), their guides (B, t, 4, H, W) and which of them (B,) are guided."""
+
+    truth: Tensor
+    guide: Tensor
+    guided: Tensor
 
 
 @dataclass(frozen=True)
@@ -102,8 +110,8 @@ class AutoencoderTask:
     def top_up(self, elapsed_s: float) -> None:
         self._pool.top_up(elapsed_s)
 
-    def loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        truth, guide, guided = self._draw(generator)
+    def loss(self, batch: Batch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        truth, guide, guided = batch
         if self.settings.freeze_encoder:
             with torch.no_grad():
                 raw = self.network.to_latents(truth)
@@ -166,8 +174,7 @@ class AutoencoderTask:
         clips = self._source.batch(self._batch, first_seed)
         return {name: (getattr(clips, name) * 255).round().to(torch.uint8) for name in ("rgb", "prior", "validity")}
 
-    def _draw(self, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """True clips (B, t, 3, H, W), their guides (B, t, 4, H, W) and which of them (B,) are guided."""
+    def draw(self, generator: Generator) -> Batch:
         count, frames = self.settings.clips, self.settings.frames
         found = self._pool.draw(count, generator)
         starts = torch.randint(
@@ -185,7 +192,8 @@ class AutoencoderTask:
             guided = guided & (torch.arange(count, device=guided.device) >= number)
         flip = (chance[1] < 0.5)[:, None, None, None, None]
         guide = join_guide(prior, validity) * guided[:, None, None, None, None]
-        return torch.where(flip, truth.flip(-1), truth), torch.where(flip, guide.flip(-1), guide), guided
+        truth, guide = (torch.where(flip, x.flip(-1), x) for x in (truth, guide))
+        return Batch(truth, guide, guided)
 
     def _disturb(self, raw: Tensor, guided: Tensor, generator: Generator) -> Tensor:
         """Latents with noise, in deviations: up to 0.1 for all; for some of the guided, mixed in by up to 0.8."""

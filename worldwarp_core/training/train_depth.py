@@ -8,7 +8,7 @@ Pictures are flipped, recoloured and cropped at random: the network is for photo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,14 @@ FARTHEST = 500.0
 """Surfaces beyond this many times the picture's median depth are sky to the network."""
 SIZES = 4
 """At which gradients are compared, each half the one before."""
+
+
+class Batch(NamedTuple):
+    """Pictures (B, 3, h, w) as a camera might have seen them, their log depth and where it holds, (B, h, w)."""
+
+    pictures: Tensor
+    log_depth: Tensor
+    surface: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,8 @@ class DepthTask:
     def top_up(self, elapsed_s: float) -> None:
         self._pool.top_up(elapsed_s)
 
-    def loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        pictures, log_depth, surface = self._draw(generator)
+    def loss(self, batch: Batch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        pictures, log_depth, surface = batch
         made, sky = self.network(pictures)
         error = _aligned(made, log_depth, surface) - log_depth
         parts = {
@@ -127,8 +135,7 @@ class DepthTask:
             "surface": surface,
         }
 
-    def _draw(self, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures (B, 3, h, w) as a camera might have seen them, their log depth and where it holds, (B, h, w)."""
+    def draw(self, generator: Generator) -> Batch:
         found = self._pool.draw(self.settings.pictures, generator)
         pictures = found["rgb"].float() / 255
         count = len(pictures)
@@ -153,7 +160,7 @@ class DepthTask:
         tint = 1 + 0.15 * torch.randn((count, 3, 1, 1), generator=generator, device=device)
         pictures = (pictures * tint * draw(0.6, 1.3)).clamp(1e-4, 1) ** draw(0.7, 1.4)
         noise = torch.randn(pictures.shape, generator=generator, device=device)
-        return (pictures + draw(0.0, 0.03) * noise).clamp(0, 1), log_depth, surface > 0.5
+        return Batch((pictures + draw(0.0, 0.03) * noise).clamp(0, 1), log_depth, surface > 0.5)
 
 
 def _surface(depth: Tensor) -> Tensor:

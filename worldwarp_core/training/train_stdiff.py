@@ -30,6 +30,8 @@ from .trainer import Validation
 CONTEXTS = (0, 1, 5)
 CONTEXT_SHARES = (0.1, 0.5, 0.4)
 """How often a clip begins with so many frames of history: none, a start frame, the overlap of two chunks."""
+MIRRORED = (False, True)
+"""Every clip is learned from both ways: encoding costs less than rendering."""
 JUDGED_STATES = 4
 """States drawn for each judged clip: the loss of a single one is mostly luck."""
 GRADED = NoiseSettings(graded=True)
@@ -86,13 +88,16 @@ class StDiffTask:
         return {name: value for name, value in dict(self.network.config).items() if not name.startswith("_")}
 
     def clips_seen(self) -> int:
-        return self._first_seed + self._pool.made
+        return self._first_seed + self._pool.made // len(MIRRORED)
 
     def top_up(self, elapsed_s: float) -> None:
         self._pool.top_up(elapsed_s)
 
-    def loss(self, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._loss_on(self._pool.draw(self.settings.clips, generator), generator), {}
+    def draw(self, generator: Generator) -> NoisyClips:
+        return self._noisy(self._pool.draw(self.settings.clips, generator), generator)
+
+    def loss(self, batch: NoisyClips, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        return velocity_loss(self._velocity(batch), batch), {}
 
     @torch.no_grad()
     def validate(self) -> Validation:
@@ -101,10 +106,10 @@ class StDiffTask:
         generator = Generator(device).manual_seed(0)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             rows = torch.arange(len(self._judged.rgb), device=device).repeat(JUDGED_STATES)
-            losses = [
-                self._loss_on({k: v[part] for k, v in self._judged_latents.items()}, generator)
-                for part in rows.split(self.settings.clips)
-            ]
+            losses = []
+            for part in rows.split(self.settings.clips):
+                drawn = self._noisy({k: v[part] for k, v in self._judged_latents.items()}, generator)
+                losses.append(velocity_loss(self._velocity(drawn), drawn))
             figures["validation_loss"] = float(torch.stack(losses).mean())
             for row in range(len(self._judged.rgb)):
                 made.append(self._make_clip(row))
@@ -124,16 +129,9 @@ class StDiffTask:
         columns = [x[rows] for rows in (middle, last) for x in (truth, prior, closed, clips)]
         return Validation(figures, contact_sheet(columns))
 
-    def _loss_on(self, examples: Examples, generator: Generator) -> Tensor:
-        drawn = draw_states(
-            examples["truth"].float(),
-            examples["prior"].float(),
-            examples["confidence"].float(),
-            examples["context"],
-            generator,
-            self.settings.objective,
-        )
-        return velocity_loss(self._velocity(drawn), drawn)
+    def _noisy(self, examples: Examples, generator: Generator) -> NoisyClips:
+        truth, prior, confidence = (examples[name].float() for name in ("truth", "prior", "confidence"))
+        return draw_states(truth, prior, confidence, examples["context"], generator, self.settings.objective)
 
     def _velocity(self, drawn: NoisyClips) -> Tensor:
         text = no_text(len(drawn.latents), self.network.config["text_dim"], drawn.latents.device)
@@ -141,23 +139,26 @@ class StDiffTask:
 
     def _make(self, first_seed: int) -> Examples:
         clips = self._source.batch(self._batch, first_seed)
-        chance = torch.rand(len(clips.rgb), generator=Generator().manual_seed(first_seed))
-        edges = torch.tensor(CONTEXT_SHARES).cumsum(0)[:-1]
-        context = torch.tensor(CONTEXTS)[torch.bucketize(chance, edges)]
         frames = clips.rgb.shape[1]
-        return self._encode(clips, torch.where(context < frames, context, 1))
+        hand = Generator().manual_seed(first_seed)
+        edges = torch.tensor(CONTEXT_SHARES).cumsum(0)[:-1]
+        made = []
+        for mirrored in MIRRORED:
+            drawn = torch.tensor(CONTEXTS)[torch.bucketize(torch.rand(len(clips.rgb), generator=hand), edges)]
+            made.append(self._encode(clips, torch.where(drawn < frames, drawn, 1), mirrored))
+        return {name: torch.cat([some[name] for some in made]) for name in made[0]}
 
     @torch.no_grad()
-    def _encode(self, clips: Clips, context: Tensor) -> Examples:
+    def _encode(self, clips: Clips, context: Tensor, mirrored: bool = False) -> Examples:
         """Latents of clips with so many frames of history each; in half precision: the pool holds many."""
         device = clips.rgb.device
-        prior, validity = clips.prior.clone(), clips.validity.clone()
+        rgb, prior, validity = (x.flip(-1) if mirrored else x.clone() for x in (clips.rgb, clips.prior, clips.validity))
         for row, count in enumerate(context.tolist()):
-            prior[row, :count], validity[row, :count] = clips.rgb[row, :count], 1.0
+            prior[row, :count], validity[row, :count] = rgb[row, :count], 1.0
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             truth, warped = (
                 torch.cat([self._autoencoder.encode_clips(part) for part in x.float().split(ENCODED_AT_ONCE)])
-                for x in (clips.rgb, prior)
+                for x in (rgb, prior)
             )
         return {
             "truth": truth.half(),

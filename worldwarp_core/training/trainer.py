@@ -101,8 +101,12 @@ class Task(Protocol):
         """The network's settings, to build it again."""
         ...
 
-    def loss(self, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a new batch, and its parts for the log."""
+    def draw(self, generator: torch.Generator) -> Any:
+        """A new batch. Geometry is worked out here, in full precision: `loss` may run in half."""
+        ...
+
+    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and its parts for the log."""
         ...
 
     def top_up(self, elapsed_s: float) -> None:
@@ -219,8 +223,9 @@ class _Session:
     def step(self, generator: torch.Generator, rate: float, world: int) -> dict[str, Tensor]:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        batch = self.task.draw(generator)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss, parts = self.task.loss(generator)
+            loss, parts = self.task.loss(batch, generator)
         loss.backward()
         if world > 1:
             average_gradients(list(self.learned.values()), world)

@@ -48,7 +48,7 @@ def test_the_loss_falls_and_the_transformer_loads(tmp_path):
     before = one.validate().figures["validation_loss"]
     progress = train(one, tmp_path, settings, CPU)
     assert progress.figures["validation_loss"] < 0.9 * before
-    assert (progress.steps, progress.clips) == (60, 8)
+    assert (progress.steps, progress.clips) == (60, 4)  # eight examples: each clip both ways
     assert set(progress.figures) >= {"made_db", "made_holes_db", "inpainted_db"}
     assert any("validation" in json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
 
@@ -69,3 +69,12 @@ def test_history_is_in_place_before_a_prior_is_encoded():
     torch.testing.assert_close(made["prior"][2, :, :2], made["truth"][2, :, :2])
     assert (made["prior"][2, :, 2] != made["truth"][2, :, 2]).any()
     assert (made["confidence"][2, :2] == 1).all()
+
+
+def test_a_mirrored_clip_is_mirrored_as_a_whole():
+    one = task()
+    clips = ToySource(frames=9).batch(2, 0)
+    context = torch.tensor([1, 5])
+    made, plain = one._encode(clips, context, mirrored=True), one._encode(clips, context)
+    torch.testing.assert_close(made["confidence"], plain["confidence"].flip(-1))
+    assert (made["truth"] != plain["truth"]).any()
