@@ -130,6 +130,15 @@ def test_a_seed_gives_one_world_and_another_seed_another(bank, kind):
     assert lay_out(5, bank.groups, kind).shapes != lay_out(6, bank.groups, kind).shapes
 
 
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_where_things_stand_does_not_depend_on_what_pictures_there_are(bank, kind):
+    richer = bank.groups | {"tex": list(range(500, 900)), "photo": list(range(900, 1200))}
+    plain, rich = lay_out(9, bank.groups, kind), lay_out(9, richer, kind)
+    for shape, rows in plain.shapes.items():
+        assert [row[:19] for row in rows] == [row[:19] for row in rich.shapes[shape]]
+    assert plain.places == rich.places
+
+
 def test_a_path_does_not_depend_on_what_it_is_batched_with(bank):
     seeds = [world_seed("train", i) for i in range(4)]
     settings = PathSettings(frames=5, size=SIZE)
