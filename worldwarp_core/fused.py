@@ -24,10 +24,10 @@ from .transformer import AttentionProcessor, LevelBlock, Rotary
 # The six rows of a block's modulation.
 SHIFT, SCALE, GATE, FFN_SHIFT, FFN_SCALE, FFN_GATE = range(6)
 
-# Warps that share a row.
-NORM_WARPS = 8
-ROTATE_WARPS = 8
-GELU_WARPS = 16
+# Warps that share a row: the fastest on an H100 for 1,536 and 8,960 channels.
+NORM_WARPS = 4
+ROTATE_WARPS = 2
+GELU_WARPS = 8
 
 
 class FusedBlock(LevelBlock):
