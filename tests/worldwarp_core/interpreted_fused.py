@@ -92,7 +92,7 @@ def check_float8(got, want):
 def stock():
     torch.manual_seed(0)
     model = WanTransformer3DModel(
-        num_attention_heads=3, attention_head_dim=16, text_dim=32, freq_dim=32, ffn_dim=80, num_layers=2
+        num_attention_heads=3, attention_head_dim=16, text_dim=32, freq_dim=32, ffn_dim=80, num_layers=1
     )
     return model.eval().requires_grad_(False)
 
@@ -131,7 +131,7 @@ def test_the_fused_model_answers_as_the_stock_one(stock, clip, launches):
     model = fuse(prepare_transformer(copy.deepcopy(stock)))
     with torch.no_grad():
         torch.testing.assert_close(model(**clip), want, rtol=1e-5, atol=1e-5)
-    assert len(launches) == 6  # three in each block
+    assert len(launches) == 3
 
 
 def test_where_gradients_are_wanted_it_is_the_plain_model(stock, clip, launches):
