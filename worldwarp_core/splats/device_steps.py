@@ -100,7 +100,7 @@ class DeviceSteps:
         gradients = list(torch.autograd.grad(loss, self.leaves))
         with torch.no_grad():
             self.update(self.adam, gradients, self.pace[at][0], go)
-        self.losses[at] = torch.where(go, loss.detach(), self.losses[at])
+        self.losses.index_copy_(0, at, torch.where(go, loss.detach(), self.losses[at]))
         self.done += go
 
     def look(self) -> tuple[int, int]:

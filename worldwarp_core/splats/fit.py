@@ -6,6 +6,7 @@ are to be trusted. Every Gaussian moves in units of its own size: near and far, 
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, replace
@@ -103,6 +104,8 @@ def fit(
 ) -> Generator[float, None, Gaussians]:
     """Yields the loss of each step; returns the Gaussians, in the same order, with the trainable rows optimised.
 
+    On CUDA a step is one graph (`fit_cuda`) wherever that can be compiled, and its losses arrive a few at a time.
+
     Args:
         trainable: (N,) bool; the other rows take part in the picture but stay as they are.
         generator: CPU generator that orders the views.
@@ -113,9 +116,21 @@ def fit(
     # One view cannot tell a colour that depends on the direction from one that does not: only several teach shN.
     moving = let_move(gaussians[rows], with_shN=len(views) > 1)
     order = _order_of_views(len(views), steps, generator)
-    yield from optimise(moving, gaussians, rows, views, order, settings)
+    if gaussians.means.is_cuda and why_not_captured() is None:
+        from .fit_cuda import optimise_on_cuda
+
+        yield from optimise_on_cuda(moving, gaussians[~trainable], views, order, settings)
+    else:
+        yield from optimise(moving, gaussians, rows, views, order, settings)
     with torch.no_grad():
         return _put_back(gaussians, rows, moving.now().map(lambda t: t.detach()))
+
+
+def why_not_captured() -> str | None:
+    """Why fits on CUDA run step by step on this machine; None where a step is captured as a graph."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, which compiles what a captured step is made of"
+    return None
 
 
 def let_move(gaussians: Gaussians, with_shN: bool) -> Moving:

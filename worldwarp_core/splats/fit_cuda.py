@@ -1,13 +1,12 @@
 """The fit on CUDA: a whole step captured as a graph, which the device replays without the host.
 
-What is computed is what `fit.optimise` computes, to the order of float additions. gsplat projects, `raster_triton`
-draws, torch's compiler fuses the loss, and `step_triton` does the rest. Launched one by one from Python, these kernels
-would take several times as long to launch as to run.
+What is computed is what `fit.optimise` computes, to the order of float additions. gsplat projects; `raster_triton`,
+`loss_triton` and `step_triton` do the rest. Launched one by one from Python, these kernels would take several times as
+long to launch as to run.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from .constants import BLUR_PX2, FAR, NEAR
 from .device_steps import SPARE_ROOM, DeviceSteps, run
-from .fit import FitSettings, FitViews, Moving, view_loss
+from .fit import FitSettings, FitViews, Moving
 from .gaussians import SH_C0, Gaussians
 from .intersect import TileLists
 from .raster_gsplat import load_gsplat
@@ -78,7 +77,10 @@ class CudaScene:
     """The views and Gaussians of a fit; a `device_steps.Scene`, whose room is for (tile, Gaussian) pairs."""
 
     def __init__(self, moving: Moving, still: Gaussians, views: FitViews, settings: FitSettings) -> None:
-        self.moving, self.views, self.settings = moving, views, settings
+        from .loss_triton import ViewLoss
+
+        self.moving, self.views = moving, views
+        self._view_loss = ViewLoss(views, settings)
         self.height, self.width = views.weight.shape[1:]
         self.centres = torch.linalg.inv(views.w2c)[:, :3, 3].contiguous()
         each = [torch.tensor([v], device=views.w2c.device) for v in range(len(views))]
@@ -103,8 +105,7 @@ class CudaScene:
         lists = self._lists(splats)
         drawn = splats.means2d, splats.conics, splats.colours, splats.depths, splats.opacities
         image = draw(*drawn, lists.ids, lists.offsets, self.width, self.height)
-        seen = self.views.rgb, self.views.disparity, self.views.weight, self.views.depth_weight
-        return compiled_loss()(*image, *seen, view, self.settings), lists.needed
+        return self._view_loss(*image, view), lists.needed
 
     def _splats(self, view: Tensor) -> Splats:
         from .step_triton import activate
@@ -137,28 +138,6 @@ class CudaScene:
         return tile_lists(
             splats.means2d.detach(), splats.radii, splats.depths.detach(), self.width, self.height, TILE, self.room
         )
-
-
-@functools.cache
-def compiled_loss() -> Callable[..., Tensor]:
-    """`_loss_at`, its forty passes over images fused into a few; compiled when it first runs."""
-    return torch.compile(_loss_at)
-
-
-def _loss_at(
-    rgb: Tensor,
-    depth_sum: Tensor,
-    alpha: Tensor,
-    targets: Tensor,
-    disparities: Tensor,
-    weights: Tensor,
-    depth_weights: Tensor,
-    view: Tensor,
-    settings: FitSettings,
-) -> Tensor:
-    depth = depth_sum / alpha.clamp_min(1e-10)
-    target, disparity, weight, depth_weight = (t[view][0] for t in (targets, disparities, weights, depth_weights))
-    return view_loss(rgb, alpha, depth, target, disparity, weight, depth_weight, settings)
 
 
 def _activate(gaussians: Gaussians, centre: Tensor) -> Activated:

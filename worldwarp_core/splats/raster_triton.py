@@ -119,7 +119,7 @@ def _multiply(a, b):  # type: ignore[no-untyped-def]
     return a * b
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "height", "columns"])
 def _draw_tile(  # type: ignore[no-untyped-def]
     means2d, conics, colours, depths, opacities, ids, offsets, image, through, last, width, height, columns,
     TILE: tl.constexpr, BATCH: tl.constexpr,
@@ -163,7 +163,7 @@ def _column(matrix, k, columns):  # type: ignore[no-untyped-def]
     return tl.sum(tl.where(columns == k, matrix, 0.0), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "height", "columns"])
 def _draw_tile_vjp(  # type: ignore[no-untyped-def]
     means2d, conics, colours, depths, opacities, ids, offsets, through, last, v_rgb, v_depth, v_alpha,
     v_means2d, v_conics, v_colours, v_depths, v_opacities, width, height, columns,

@@ -75,7 +75,15 @@ def rasterizer_info(device: torch.device | str = "cpu") -> dict[str, str | int]:
     if torch.device(device).type == "cuda":
         from importlib.metadata import version
 
-        return {"backend": "gsplat", "gsplat": version("gsplat"), "gpu": torch.cuda.get_device_name(device)}
+        from .fit import why_not_captured
+
+        slow = why_not_captured()
+        return {
+            "backend": "gsplat",
+            "gsplat": version("gsplat"),
+            "gpu": torch.cuda.get_device_name(device),
+            "fit": "one CUDA graph a step" if slow is None else f"step by step: {slow}",
+        }
     import numba
 
     from .numba_threads import thread_layer

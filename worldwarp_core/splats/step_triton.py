@@ -1,7 +1,8 @@
 """The small kernels of a fit's step on CUDA: activations and colours, tile lists, Adam.
 
 Each does in one pass over memory what `fit`, `intersect` and `device_steps` say in torch, which tests hold it to.
-Counts of Gaussians are not specialised: every chunk has another, and none should wait for a compiler.
+Counts and sizes are not specialised, here and in `raster_triton` and `loss_triton`: no fit waits for a compiler because
+it has another number of Gaussians or pixels than the one before.
 """
 
 from __future__ import annotations
@@ -265,7 +266,7 @@ def tile_lists(
     return TileLists(owners[chosen], torch.searchsorted(keys, starts, out_int32=True), ends[-1].long())
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "rows", "columns"])
 def _touch(means2d, radii, boxes, counts, n, rows, columns, tile, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = i < n
@@ -286,7 +287,7 @@ def _touch(means2d, radii, boxes, counts, n, rows, columns, tile, BLOCK: tl.cons
     tl.store(counts + i, tl.where(seen, (x1 - x0) * (y1 - y0), 0), live)
 
 
-@triton.jit(do_not_specialize=["n", "capacity"])
+@triton.jit(do_not_specialize=["n", "columns", "capacity"])
 def _fill_slots(order, boxes, ends, keys, owners, n, columns, capacity, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Writes the tiles of each Gaussian, in the order of depth, behind those of the Gaussians before it."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

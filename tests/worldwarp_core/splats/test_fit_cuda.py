@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from worldwarp_core.splats.fit import FitSettings
-from worldwarp_core.splats.fit_cuda import _loss_at, colours
+from worldwarp_core.splats.fit_cuda import colours
 from worldwarp_core.splats.gaussians import Gaussians
 from worldwarp_core.splats.rasterize import rasterize
 from worldwarp_core.splats.seed import SeedView, seed_gaussians
 
 ROOT = Path(__file__).parents[3]
-HEIGHT, WIDTH, VIEW = 12, 16, 1
+HEIGHT, WIDTH = 12, 16
 K = torch.tensor([[16.0, 0, 8], [0, 16.0, 6], [0, 0, 1]])
 
 
@@ -44,20 +43,3 @@ def test_colours_are_those_that_the_cpu_draws(degree):
     same = Gaussians(**seeds.tensors() | {"sh0": flat[:, None], "shN": shN[:, :0]})
     drawn, expected = (rasterize(g, w2c[None], K[None], WIDTH, HEIGHT).rgb for g in (same, coloured))
     assert torch.allclose(drawn, expected, atol=1e-5)
-
-
-def test_what_the_compiler_makes_of_the_loss_is_the_loss():
-    generator = torch.Generator().manual_seed(0)
-
-    def rand(*shape):
-        return torch.rand(*shape, generator=generator)
-
-    images = [t.requires_grad_() for t in (rand(HEIGHT, WIDTH, 3), rand(HEIGHT, WIDTH), rand(HEIGHT, WIDTH))]
-    seen = rand(2, HEIGHT, WIDTH, 3), rand(2, HEIGHT, WIDTH), rand(2, HEIGHT, WIDTH), rand(2, HEIGHT, WIDTH)
-    results = []
-    # The back end that only traces and differentiates: generating code is for the GPU, and takes a CPU minutes.
-    for loss_at in (_loss_at, torch.compile(_loss_at, backend="aot_eager")):
-        loss = loss_at(*images, *seen, torch.tensor([VIEW]), FitSettings())
-        results.append([loss.detach(), *torch.autograd.grad(loss, images)])
-    for eager, traced in zip(*results, strict=True):
-        assert torch.allclose(eager, traced, rtol=1e-5, atol=1e-7)
