@@ -61,16 +61,24 @@ class WarpSettings:
         exact: the share of clips warped without any fault.
         first_frame: the share of clips whose one source is the first frame; the others take one to three of any.
         sources: the most sources of a clip.
+        cached: the share of clips warped by the engine's own cache of Gaussians, exact or wrong as the others; on
+            CUDA this needs gsplat, and each costs as much time as ten others.
+        cache_points: Gaussians that such a cache gets a view, drawn between these.
+        cache_steps: most steps of optimisation of such a cache; half of them get none.
     """
 
     exact: float = 0.35
     first_frame: float = 0.6
     sources: int = 3
+    cached: float = 0.0
+    cache_points: tuple[int, int] = (8_000, 37_000)
+    cache_steps: int = 30
 
     def __post_init__(self) -> None:
         assert 0 <= self.exact <= 1, self.exact
         assert 0 <= self.first_frame <= 1, self.first_frame
         assert self.sources >= 1, self.sources
+        assert 0 <= self.cached <= 1, self.cached
 
 
 class ClipSource:
@@ -138,6 +146,7 @@ def warp_clips(
     hands = [np.random.default_rng([seed, 2]) for seed in seeds]
     picked = [_draw_sources(hand, K.shape[1], settings) for hand in hands]
     exact = [bool(hand.random() < settings.exact) for hand in hands]
+    cached = [bool(hand.random() < settings.cached) for hand in hands]
     generators: list[torch.Generator | None] = [None] * len(seeds)
     prior = torch.empty_like(rgb)
     mask = torch.empty(depth.shape, dtype=rgb.dtype, device=rgb.device)
@@ -160,10 +169,31 @@ def warp_clips(
             rgb[row, frames], geometry, keep, K[row, frames], c2w[row, frames], K[clips], targets
         )
         prior[clips], mask[clips] = made, there.to(rgb.dtype)
+        for k, i in enumerate(members):
+            if cached[i]:
+                seen = (rgb[i, frames[k]], geometry[k], keep[k], K[i, frames[k]], c2w[i, frames[k]])
+                own, valid = _by_cache(hands[i], seeds[i], settings, seen, K[i], targets[k])
+                prior[i], mask[i] = own.to(rgb.dtype), valid.to(rgb.dtype)
     for i, begun in enumerate(generators):
         if begun is not None:
             prior[i], mask[i] = _wrong_look(hands[i], begun, prior[i], mask[i])
     return prior, mask, torch.tensor(picked, device=rgb.device), torch.tensor(exact, device=rgb.device)
+
+
+def _by_cache(
+    hand: np.random.Generator,
+    seed: int,
+    settings: WarpSettings,
+    seen: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    K: Tensor,
+    c2w: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """As `cache_warp` of what was seen (its first five arguments), with drawn settings."""
+    from .cache_warp import cache_warp  # numba or gsplat, only where it is wanted
+
+    points = int(hand.integers(settings.cache_points[0], settings.cache_points[1] + 1))
+    steps = int(hand.integers(0, settings.cache_steps + 1)) if hand.random() < 0.5 else 0
+    return cache_warp(*seen, K, c2w, points, steps, torch.Generator().manual_seed(seed))
 
 
 def _draw_sources(hand: np.random.Generator, frames: int, settings: WarpSettings) -> list[int]:

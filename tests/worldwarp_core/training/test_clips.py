@@ -68,6 +68,22 @@ def test_warps_made_wrong_differ_from_the_exact_ones_and_stay_in_range(bank):
     assert changed.float().mean() > 0.8
 
 
+def test_clips_warped_by_the_engine_s_cache_look_like_the_others(bank):
+    pytest.importorskip("numba")
+    plain = source(bank, warps=WarpSettings(exact=1.0, first_frame=1.0)).batch(2, 60)
+    settings = WarpSettings(exact=1.0, first_frame=1.0, cached=1.0, cache_points=(2000, 2000), cache_steps=2)
+    cached = source(bank, warps=settings).batch(2, 60)
+    assert torch.equal(plain.rgb, cached.rgb)
+    assert (cached.prior.amax(2)[cached.validity == 0] == 0).all()
+    valid, other = cached.validity > 0.5, plain.validity > 0.5
+    assert (valid == other).float().mean() > 0.9
+    both = (valid & other)[:, :, None].expand_as(plain.rgb)
+    # at 32 pixels across the discs blur much; still it is this clip and no other
+    off = (cached.prior - plain.prior).abs().float()[both].mean()
+    assert off < 0.1
+    assert off < 0.5 * (cached.prior.flip(0) - plain.prior).abs().float()[both].mean()
+
+
 def plane(depth, height=12, width=16):
     """A camera before a wall with a random picture on it."""
     K = torch.tensor([[20.0, 0, width / 2], [0, 20.0, height / 2], [0, 0, 1]])
