@@ -1,0 +1,723 @@
+"""The bridge's figures: deaths, noise, load, faults and speed.
+
+    python tests/benchmarks/bench_bridge.py                      everything, into results/bridge.json
+    python tests/benchmarks/bench_bridge.py --only throughput    one part; its figures replace those in the file
+    python tests/benchmarks/bench_bridge.py --short              each part for a few seconds, printed only
+
+kills, kills_lost_frames, kills_twice_final
+                       server, worker and client killed (SIGKILL) at random moments of a job of the fake engine, so many
+                       times each; frames that were lost or differ from those of an uninterrupted run, and frames that
+                       were final twice.
+kills_cpu_engine, kills_cpu_engine_lost_frames
+                       the same with the real loop (engine `cache` on the CPU, one thread), a few kills.
+fuzz_messages, fuzz_failures
+                       random, mutated and truncated messages at the codec and the server's session; anything but a
+                       message or a typed refusal is a failure.
+fuzz_coverage_runs     inputs of the coverage-guided fuzzer (atheris) among them.
+fuzz_socket_messages, fuzz_socket_failures, fuzz_socket_growth_mib
+                       the same at a real server's socket; a failure is a server that is gone, hangs, or answers with
+                       anything but a typed refusal.
+throughput_gb_s        frames of 1280x720 (RGB, depth, mask: 7.4 MB) from a server to a client on loopback, the events
+                       in memory; throughput_store_gb_s: read from the store on disk, checksums and all.
+throughput_pushpull_gb_s, throughput_fraction_of_pushpull, throughput_aiohttp_gb_s
+                       the same bytes over a plain ZeroMQ PUSH/PULL (the limit), and over aiohttp with aiohttp's own
+                       client. Measured in turn, several times; the best of each.
+added_latency_ms       from when a frame is given to the store until the client has it, less the same over PUSH/PULL;
+                       median.
+live_view_round_trip_ms
+                       a look at 640x360 answered without rendering; median.
+slow_client_growth_mib
+                       the server's memory while a client follows 400 MB of frames with credit for 16 MiB and reads
+                       nothing.
+clients, jobs, clients_s, clients_unfair
+                       clients at once and their queued jobs, the seconds until all were served, and the largest
+                       difference of turns had between two clients that both still waited.
+faults                 for each fault of a proxy on loopback: seconds that the shot took, and frames that were lost.
+                       `loss_5_percent` holds a chunk of bytes back for TCP's least retransmission time (200 ms) with
+                       that probability: a proxy cannot lose packets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import psutil
+import zmq
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from engine_bridge import codec  # noqa: E402
+from engine_bridge import messages as m  # noqa: E402
+from engine_bridge.client import Client  # noqa: E402
+from engine_bridge.live_view import LiveView  # noqa: E402
+from engine_bridge.server import Server, ServerConfig  # noqa: E402
+from engine_bridge.store import JobStore  # noqa: E402
+from tests.benchmarks.provenance import provenance  # noqa: E402
+from tests.engine_bridge.fake_engine import FakeEngine  # noqa: E402
+from tests.engine_bridge.fuzzing import fuzz_codec, fuzz_coverage, fuzz_socket  # noqa: E402
+from tests.engine_bridge.proxy import FAULTS, Proxy  # noqa: E402
+from tests.engine_bridge.shots import JOB, shot  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "bridge.json"
+FAKE = "tests.engine_bridge.fake_engine:load"
+VIEWER = "tests.engine_bridge.fake_viewer:open_viewer"
+WIDTH, HEIGHT = 1280, 720
+SPAWN = multiprocessing.get_context("spawn")
+
+
+# ---------------------------------------------------------------- servers and clients as processes
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
+
+
+def serve(data_dir: str, address: str, settings: dict[str, Any]) -> None:
+    """A server, in a process of its own."""
+    logging.disable(logging.CRITICAL)
+    config = {"factory": FAKE, "view": False, "max_queued_by_client": 1000, **settings}
+    Server(ServerConfig(address=address, data_dir=Path(data_dir), **config)).serve(handle_signals=True)
+
+
+@contextlib.contextmanager
+def running_server(data_dir: Path, **settings: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the address and the process of a server."""
+    address = free_address()
+    process = SPAWN.Process(target=serve, args=(str(data_dir), address, settings))
+    process.start()
+    try:
+        with Client(address, connect_timeout_s=60) as client:
+            client.connect()
+        yield address, process
+    finally:
+        process.terminate()
+        process.join(10)
+        process.kill()
+
+
+# ---------------------------------------------------------------- kills
+
+
+def follow_to_file(address: str, job_id: str, path: str, shot_args: dict[str, Any]) -> None:
+    """A client that can be killed: appends every event of the job to a file, and goes on after the last one in it."""
+    spec = make_shot(**shot_args)
+    after = 0
+    file = Path(path)
+    if file.exists():
+        records = list(read_records(file))
+        after = len(records)
+        file.write_bytes(b"".join(_framed(record) for record in records))
+    with Client(address, connect_timeout_s=60, gone_timeout_s=120) as client, file.open("ab", 0) as out:
+        client.submit(spec, job_id=job_id, after_seq=after)
+        for event in client.events(job_id):
+            if hasattr(event, "seq"):
+                out.write(_framed(codec.join(codec.encode(event))))
+
+
+def _framed(record: bytes) -> bytes:
+    return len(record).to_bytes(8, "little") + record
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """The whole records of the file; what a killed client left half written is none."""
+    content = path.read_bytes()
+    at = 0
+    while at + 8 <= len(content):
+        size = int.from_bytes(content[at : at + 8], "little")
+        if at + 8 + size > len(content):
+            return
+        yield content[at + 8 : at + 8 + size]
+        at += 8 + size
+
+
+def make_shot(frames: int, prompt: str, engine: str) -> Any:
+    """A shot of the fake engine's, or a small one of the real loop's."""
+    if engine == "fake":
+        return shot(frames, prompt=prompt, seed=5)
+    from tests.support import room
+    from worldwarp_core.spec import GenerateSpec
+
+    cameras = room.truck(frames, width=64, height=48)
+    rgb, depth = room.render(cameras, 0)
+    return GenerateSpec(cameras, rgb, depth, chunk=9, overlap=5, cache_steps=40, seed=5)
+
+
+def uninterrupted(shot_args: dict[str, Any], folder: Path) -> list[bytes]:
+    """The bytes of every frame as a run makes them that nothing happens to."""
+    spec = make_shot(**shot_args)
+    if shot_args["engine"] == "fake":
+        made = FakeEngine().generate(dataclasses.replace(spec, prompt="noise"))
+        return [e.rgb.tobytes() + e.depth.tobytes() for e in made if hasattr(e, "rgb")]
+    real = {"factory": "worldwarp_core.api:load_engine", "options": {"device": "cpu"}}
+    with running_server(folder, **real) as (address, _), Client(address) as client:
+        events = list(client.events(client.submit(spec)))
+    return [e.rgb.tobytes() + e.depth.tobytes() for e in events if isinstance(e, m.FrameEvent)]
+
+
+def judge(path: Path, wanted: list[bytes]) -> tuple[int, int]:
+    """(frames lost or different, frames final twice) in what a client has on disk."""
+    final: dict[int, bytes] = {}
+    provisional: dict[int, bytes] = {}
+    twice = 0
+    done = False
+    for record in read_records(path):
+        event = codec.decode(codec.split(record), m.LoggedEvent)
+        if isinstance(event, m.FrameEvent):
+            twice += event.index in final
+            provisional[event.index] = event.rgb.tobytes() + event.depth.tobytes()
+        elif isinstance(event, m.ChunkCommitted) or (isinstance(event, m.StateEvent) and event.state == "done"):
+            done = isinstance(event, m.StateEvent)
+            upto = len(wanted) if done else event.frames
+            twice += isinstance(event, m.ChunkCommitted) and upto <= len(final)
+            final |= {index: frame for index, frame in provisional.items() if index < upto}
+            provisional = {index: frame for index, frame in provisional.items() if index >= upto}
+    lost = sum(final.get(index) != frame for index, frame in enumerate(wanted))
+    return lost if done else max(lost, 1), twice
+
+
+def kills(count: int, engine: str, folder: Path) -> tuple[int, int, int]:
+    """Kills server, worker and client `count` times each, one job for each three kills; (kills, lost, twice)."""
+    rng = random.Random(7)
+    # A worker takes a second to start, so a job of three seconds leaves moments of every kind.
+    shot_args = {"frames": 33, "prompt": "noise slow=0.06", "engine": engine}
+    settings: dict[str, Any] = {}
+    if engine == "cpu":
+        settings = {"factory": "worldwarp_core.api:load_engine", "options": {"device": "cpu"}}
+        os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
+    wanted = uninterrupted(shot_args, folder / "calm")
+    address = free_address()
+    done = lost = twice = 0
+
+    def start_server() -> Any:
+        process = SPAWN.Process(target=serve, args=(str(folder / "jobs"), address, settings))
+        process.start()
+        return process
+
+    server = start_server()
+    try:
+        for turn in range(count):
+            job_id, path = f"{turn:032x}", folder / f"{turn}.events"
+
+            def start_client(job_id: str = job_id, path: Path = path) -> Any:
+                process = SPAWN.Process(target=follow_to_file, args=(address, job_id, str(path), shot_args))
+                process.start()
+                return process
+
+            client = start_client()
+            victims = ["server", "worker", "client"]
+            rng.shuffle(victims)
+            for victim in victims:
+                time.sleep(rng.uniform(0.0, 2.5))
+                if victim == "server":
+                    server.kill()
+                    server.join()
+                    server = start_server()
+                elif victim == "client":
+                    client.kill()
+                    client.join()
+                    client = start_client()
+                else:
+                    _kill_worker(server.pid)
+                done += 1
+            client.join(180)
+            if client.is_alive():
+                client.kill()
+            missing, again = judge(path, wanted)
+            lost, twice = lost + missing, twice + again
+            print(f"  job {turn + 1} of {count}: {missing} frames lost, {again} final twice", flush=True)
+    finally:
+        server.kill()
+        server.join()
+    return done, lost, twice
+
+
+def _kill_worker(server_pid: int) -> None:
+    """Kills the server's worker, waiting for one where there is none just now."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(server_pid).children():
+                if "resource_tracker" not in " ".join(child.cmdline()):
+                    child.kill()
+                    return
+        time.sleep(0.05)
+
+
+def run_kills(short: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        count, lost, twice = kills(2 if short else 30, "fake", Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        cpu = kills(1 if short else 5, "cpu", Path(folder))
+    return {
+        "kills": count, "kills_lost_frames": lost, "kills_twice_final": twice,
+        "kills_cpu_engine": cpu[0], "kills_cpu_engine_lost_frames": cpu[1], "kills_cpu_engine_twice_final": cpu[2],
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- fuzzing
+
+
+def run_fuzz(short: bool) -> dict[str, Any]:
+    messages = 10_000 if short else 1_000_000
+    failures = fuzz_codec(messages, seed=1)
+    guided, guided_failures = fuzz_coverage(5 if short else 60)
+    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder)) as (address, process):
+        before = psutil.Process(process.pid).memory_info().rss
+        sent = 1000 if short else 100_000
+        refused = fuzz_socket(address, sent, seed=2)
+        growth = psutil.Process(process.pid).memory_info().rss - before
+    return {
+        "fuzz_messages": messages + guided,
+        "fuzz_failures": len(failures) + guided_failures,
+        "fuzz_coverage_runs": guided,
+        "fuzz_socket_messages": sent,
+        "fuzz_socket_failures": sent - refused,
+        "fuzz_socket_growth_mib": round(growth / 2**20, 1),
+    }
+
+
+# ---------------------------------------------------------------- throughput
+
+
+def frame_event(seq: int) -> m.FrameEvent:
+    size = (HEIGHT, WIDTH)
+    rng = np.random.default_rng(seq)
+    return m.FrameEvent(
+        job_id=JOB, seq=seq, index=seq, number=seq, chunk=0, attempt=1,
+        rgb=rng.integers(0, 256, (*size, 3), np.uint8), depth=rng.random(size, np.float32),
+        validity=rng.integers(0, 256, size, np.uint8),
+    )  # fmt: skip
+
+
+def stored_frames(folder: Path, count: int) -> None:
+    """A job that is done, of `count` frames of 1280x720 (8 different ones)."""
+    from engine_bridge.store import StoredState
+    from tests.engine_bridge.shots import one_of_each
+
+    submit = next(message for message in one_of_each() if isinstance(message, m.Submit))
+    job = JobStore(folder).create(JOB, codec.encode(submit), StoredState("done", 1.0, count, count))
+    frames = [frame_event(seq) for seq in range(1, 9)]
+    with job.log.appending() as append:
+        for seq in range(1, count + 1):
+            append(codec.encode(attrs.evolve(frames[seq % 8], seq=seq)))
+        append(codec.encode(m.StateEvent(job_id=JOB, seq=count + 1, state="done")))
+
+
+class _MemoryStore:
+    """Stands in for the store: the events of one job in memory."""
+
+    def __init__(self, store: JobStore, count: int) -> None:
+        self._store = store
+        parts = [codec.encode(frame_event(seq)) for seq in range(1, 9)]
+        headers = [codec.encode(attrs.evolve(frame_event(1), seq=seq))[0] for seq in range(1, count + 1)]
+        self._events = [[header, *parts[n % 8][1:]] for n, header in enumerate(headers)]
+        self._events.append(codec.encode(m.StateEvent(job_id=JOB, seq=count + 1, state="done")))
+        self.log = self
+
+    def open(self, job_id: str) -> Any:
+        return self
+
+    def read(self, seq: int) -> list[codec.Part]:
+        return self._events[seq - 1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def serve_stored(data_dir: str, address: str, memory_count: int) -> None:
+    logging.disable(logging.CRITICAL)
+    server = Server(ServerConfig(address=address, data_dir=Path(data_dir), factory=FAKE, view=False))
+    if memory_count:
+        server._store = _MemoryStore(server._store, memory_count)  # type: ignore[assignment]
+    server.serve(handle_signals=True)
+
+
+def bridge_speed(folder: Path, count: int, *, in_memory: bool) -> float:
+    """GB/s from the first frame's arrival to the last's."""
+    address = free_address()
+    process = SPAWN.Process(target=serve_stored, args=(str(folder), address, count if in_memory else 0))
+    process.start()
+    try:
+        with Client(address, connect_timeout_s=60, credit_bytes=128 * 2**20) as client:
+            client.connect()
+            client.subscribe(JOB)
+            began_s, size = 0.0, 0
+            for event in client.events(JOB):
+                if isinstance(event, m.FrameEvent):
+                    if not began_s:
+                        began_s = time.perf_counter()
+                    else:
+                        size += event.rgb.nbytes + event.depth.nbytes + event.validity.nbytes
+            return size / (time.perf_counter() - began_s) / 1e9
+    finally:
+        process.terminate()
+        process.join()
+
+
+def push(address: str, count: int) -> None:
+    context = zmq.Context()
+    pusher = context.socket(zmq.PUSH)
+    pusher.sndhwm = 20
+    pusher.connect(address)
+    frames = [[bytes(part) for part in codec.encode(frame_event(seq))] for seq in range(1, 9)]
+    for n in range(count):
+        pusher.send_multipart(frames[n % 8], copy=False)
+    pusher.close(60_000)
+    context.term()
+
+
+def pushpull_speed(count: int) -> float:
+    address = free_address()
+    context = zmq.Context()
+    puller = context.socket(zmq.PULL)
+    puller.rcvhwm = 20
+    puller.bind(address)
+    process = SPAWN.Process(target=push, args=(address, count))
+    process.start()
+    began_s, size = 0.0, 0
+    for _ in range(count):
+        parts = puller.recv_multipart(copy=False)
+        if not began_s:
+            began_s = time.perf_counter()
+        else:
+            size += sum(len(part) for part in parts[1:])
+    took_s = time.perf_counter() - began_s
+    process.join()
+    context.destroy(0)
+    return size / took_s / 1e9
+
+
+def serve_http(port: int, count: int) -> None:
+    from aiohttp import web
+
+    frames = [b"".join(bytes(part) for part in codec.encode(frame_event(seq))) for seq in range(1, 9)]
+
+    async def shot_of(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        answer.content_length = sum(len(frames[n % 8]) for n in range(count))
+        await answer.prepare(request)
+        for n in range(count):
+            await answer.write(frames[n % 8])
+        await answer.write_eof()
+        return answer
+
+    app = web.Application()
+    app.router.add_get("/", shot_of)
+    web.run_app(app, host="127.0.0.1", port=port, print=None, handle_signals=True)
+
+
+def http_speed(count: int) -> float:
+    import aiohttp
+
+    port = int(free_address().rpartition(":")[2])
+    process = SPAWN.Process(target=serve_http, args=(port, count))
+    process.start()
+    frame_bytes = len(b"".join(bytes(part) for part in codec.encode(frame_event(1))))
+
+    async def fetch() -> float:
+        deadline = time.monotonic() + 60
+        async with aiohttp.ClientSession(read_bufsize=2**22) as session:
+            while True:
+                try:
+                    async with session.get(f"http://127.0.0.1:{port}/") as answer:
+                        await answer.content.readexactly(frame_bytes)
+                        began_s, size = time.perf_counter(), 0
+                        # The fastest way, which leaves putting frames together to whoever looks at them.
+                        async for piece in answer.content.iter_any():
+                            size += len(piece)
+                        return size / (time.perf_counter() - began_s) / 1e9
+                except aiohttp.ClientConnectorError:
+                    if time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(0.1)
+
+    try:
+        return asyncio.run(fetch())
+    finally:
+        process.terminate()
+        process.join()
+
+
+def run_throughput(short: bool) -> dict[str, Any]:
+    count, rounds = (60, 1) if short else (300, 4)
+    speeds: dict[str, list[float]] = {"pushpull": [], "bridge": [], "store": [], "aiohttp": []}
+    with tempfile.TemporaryDirectory() as folder:
+        stored_frames(Path(folder), count)
+        for _ in range(rounds):
+            speeds["pushpull"].append(pushpull_speed(count))
+            speeds["bridge"].append(bridge_speed(Path(folder), count, in_memory=True))
+            speeds["store"].append(bridge_speed(Path(folder), count, in_memory=False))
+            speeds["aiohttp"].append(http_speed(count))
+    best = {name: max(values) for name, values in speeds.items()}
+    return {
+        "throughput_gb_s": round(best["bridge"], 2),
+        "throughput_store_gb_s": round(best["store"], 2),
+        "throughput_pushpull_gb_s": round(best["pushpull"], 2),
+        "throughput_fraction_of_pushpull": round(best["bridge"] / best["pushpull"], 3),
+        "throughput_aiohttp_gb_s": round(best["aiohttp"], 2),
+        "throughput_rounds": {name: [round(value, 2) for value in values] for name, values in speeds.items()},
+    }
+
+
+# ---------------------------------------------------------------- latency
+
+
+class StampedEngine:
+    """Frames of 1280x720, a few a second; the first depth pixel says when each was given away."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": "stamped"}
+
+    def generate(self, spec: Any, resume: Any = None) -> Iterator[Any]:
+        from worldwarp_core.spec import Finished, Frame
+
+        rgb = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        for index, number in enumerate(spec.cameras.frames):
+            time.sleep(0.05)
+            depth = np.ones((HEIGHT, WIDTH), np.float32)
+            stamp = np.array([time.monotonic()]).view(np.float32)
+            depth[0, :2] = stamp
+            yield Frame(index, int(number), 0, rgb, depth, rgb[..., 0])
+        yield Finished({})
+
+
+def load_stamped(name: str = "", **options: Any) -> StampedEngine:
+    return StampedEngine()
+
+
+def bridge_latency_s(count: int, folder: Path) -> float:
+    factory = "tests.benchmarks.bench_bridge:load_stamped"
+    waits = []
+    with running_server(folder, factory=factory) as (address, _), Client(address) as client:
+        job_id = client.submit(shot(count, width=WIDTH, height=HEIGHT, chunk=count // 4 * 4 + 1))
+        for event in client.events(job_id):
+            if isinstance(event, m.FrameEvent):
+                waits.append(time.monotonic() - float(np.ascontiguousarray(event.depth[0, :2]).view(np.float64)[0]))
+    return statistics.median(waits[5:])
+
+
+def push_stamped(address: str, count: int) -> None:
+    context = zmq.Context()
+    pusher = context.socket(zmq.PUSH)
+    pusher.connect(address)
+    event = frame_event(1)
+    for _ in range(count):
+        time.sleep(0.05)
+        depth = np.ones((HEIGHT, WIDTH), np.float32)
+        depth[0, :2] = np.array([time.monotonic()]).view(np.float32)
+        pusher.send_multipart([b"", event.rgb.data, depth.data, event.validity.data], copy=False)
+    pusher.close(60_000)
+    context.term()
+
+
+def pushpull_latency_s(count: int) -> float:
+    address = free_address()
+    context = zmq.Context()
+    puller = context.socket(zmq.PULL)
+    puller.bind(address)
+    process = SPAWN.Process(target=push_stamped, args=(address, count))
+    process.start()
+    waits = []
+    for _ in range(count):
+        parts = puller.recv_multipart(copy=False)
+        waits.append(time.monotonic() - float(np.frombuffer(parts[2].buffer, np.float64, 1)[0]))
+    process.join()
+    context.destroy(0)
+    return statistics.median(waits[5:])
+
+
+def run_latency(short: bool) -> dict[str, Any]:
+    count = 21 if short else 101
+    with tempfile.TemporaryDirectory() as folder:
+        bridge, plain = bridge_latency_s(count, Path(folder)), pushpull_latency_s(count)
+    return {
+        "added_latency_ms": round((bridge - plain) * 1000, 2),
+        "latency_ms": round(bridge * 1000, 2),
+        "latency_pushpull_ms": round(plain * 1000, 2),
+    }
+
+
+def run_view(short: bool) -> dict[str, Any]:
+    K, c2w = np.array([500.0, 500.0, 320.0, 180.0]), np.eye(4)
+    trips = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(Path(folder), view=True, view_factory=VIEWER) as (address, _),
+        Client(address) as client,
+    ):
+        job_id = client.submit(shot(5))
+        list(client.events(job_id))
+        with LiveView(client, job_id) as view:
+            for n in range(50 if short else 500):
+                began_s = time.perf_counter()
+                wanted = view.look(K, c2w, 640, 360)
+                while (picture := view.picture(10.0)) is None or picture.look_id != wanted:
+                    assert time.perf_counter() - began_s < 30
+                if n >= 10:
+                    trips.append(time.perf_counter() - began_s)
+                time.sleep(1 / 60)
+    return {"live_view_round_trip_ms": round(statistics.median(trips) * 1000, 2)}
+
+
+# ---------------------------------------------------------------- load
+
+
+def run_slow_client(short: bool) -> dict[str, Any]:
+    count = 20 if short else 60
+    with tempfile.TemporaryDirectory() as folder:
+        stored_frames(Path(folder), count)
+        with running_server(Path(folder)) as (address, process):
+            server = psutil.Process(process.pid)
+            with Client(address, credit_bytes=2**24) as client:
+                client.connect()
+                time.sleep(1.0)
+                before = server.memory_info().rss
+                client.subscribe(JOB)
+                worst = before
+                for _ in range(20 if short else 60):
+                    time.sleep(0.05)
+                    worst = max(worst, server.memory_info().rss)
+    return {
+        "slow_client_growth_mib": round((worst - before) / 2**20, 1),
+        "slow_client_credit_mib": 16,
+    }
+
+
+def run_clients(short: bool) -> dict[str, Any]:
+    clients, jobs = (8, 40) if short else (64, 1000)
+    order: list[str] = []
+    owners: dict[str, str] = {}
+    spec = shot(1, width=16, height=16)
+    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder)) as (address, _):
+        began_s = time.monotonic()
+        everyone = [Client(address, connect_timeout_s=60) for _ in range(clients)]
+        first = everyone[0].submit(shot(1, prompt="wait", width=16, height=16))
+        for number in range(jobs):
+            client = everyone[number % clients]
+            owners[client.submit(spec)] = client.client_id
+        deadline = time.monotonic() + (60 if short else 600)
+        accepted, ended, released = 0, 0, False
+        starts: list[tuple[float, str]] = []
+        while ended < jobs and time.monotonic() < deadline:
+            for client in everyone:
+                for event in client.poll():
+                    if isinstance(event, m.Accepted):
+                        accepted += 1
+                    elif isinstance(event, m.StateEvent) and event.job_id in owners:
+                        ended += event.state in ("done", "failed", "cancelled")
+            if accepted > jobs and not released:
+                released = True
+                everyone[0].cancel(first)
+            time.sleep(0.01)
+        took_s = time.monotonic() - began_s
+        for client in everyone:
+            client.close()
+        # The order of turns, as the server's own log of each job has it on disk.
+        for job_id in owners:
+            stored = JobStore(Path(folder)).open(job_id)
+            state = stored.folder / "events.log"
+            starts.append((state.stat().st_mtime, job_id))
+    order = [job_id for _, job_id in sorted(starts)]
+    return {
+        "clients": clients,
+        "jobs": ended,
+        "clients_s": round(took_s, 1),
+        "clients_unfair": unfairness([owners[job_id] for job_id in order]),
+    }
+
+
+def unfairness(turns: list[str]) -> int:
+    """The largest difference of turns had between two clients that both still waited for another."""
+    left = {client: turns.count(client) for client in set(turns)}
+    had = dict.fromkeys(left, 0)
+    worst = 0
+    for client in turns:
+        had[client] += 1
+        left[client] -= 1
+        waiting = [had[other] for other, more in left.items() if more]
+        if len(waiting) > 1:
+            worst = max(worst, max(waiting) - min(waiting))
+    return worst
+
+
+# ---------------------------------------------------------------- faults
+
+
+def run_faults(short: bool) -> dict[str, Any]:
+    results = {}
+    chosen = {name: fault for name, fault in FAULTS.items() if not short or name in ("cut_1_s", "delay_200_ms")}
+    with tempfile.TemporaryDirectory() as folder, running_server(Path(folder)) as (address, _):
+        for name, fault in chosen.items():
+            spec = shot(60, prompt="slow=0.1", width=320, height=180)
+            began_s = time.monotonic()
+            with (
+                Proxy(int(address.rpartition(":")[2]), fault) as proxy,
+                Client(f"tcp://127.0.0.1:{proxy.port}", connect_timeout_s=60, gone_timeout_s=300) as client,
+            ):
+                events = list(client.events(client.submit(spec)))
+            got = [event.index for event in events if isinstance(event, m.FrameEvent)]
+            results[name] = {
+                "s": round(time.monotonic() - began_s, 1),
+                "lost": 60 - len(set(got)),
+                "twice": len(got) - 60,
+            }
+            print(f"  {name}: {results[name]}", flush=True)
+    return {"faults": results, "faults_lost_frames": sum(r["lost"] + max(r["twice"], 0) for r in results.values())}
+
+
+PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
+    "fuzz": run_fuzz,
+    "throughput": run_throughput,
+    "latency": run_latency,
+    "view": run_view,
+    "slow_client": run_slow_client,
+    "clients": run_clients,
+    "faults": run_faults,
+    "kills": run_kills,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be repeated")
+    parser.add_argument("--short", action="store_true", help="each part for a few seconds, printed only")
+    chosen = parser.parse_args()
+    logging.disable(logging.WARNING)
+    # A terminal's Ctrl-C ends this process; servers and clients are ended by it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    results = {}
+    for name in chosen.only or PARTS:
+        began_s = time.monotonic()
+        print(f"{name} ...", flush=True)
+        results |= PARTS[name](chosen.short)
+        print(f"{name}: {time.monotonic() - began_s:.0f} s", flush=True)
+    print(json.dumps(results, indent=2))
+    if not chosen.short:
+        earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps({**earlier, **results, "provenance": provenance()}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""What networks do, by a proxy on loopback: shots come through whole. The long versions are in `bench_bridge.py`."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine_bridge import messages as m
+from engine_bridge import session
+from engine_bridge.client import Client, ConnectionLost
+
+from .conftest import RunningServer
+from .proxy import Fault, Proxy
+from .shots import shot
+from .talk import frames, run
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(after_s=0.5, cut_s=0.7), Fault(delay_s=0.1), Fault(loss=0.05, retransmit_s=0.05)],
+    ids=["cut", "delay", "loss"],
+)
+def test_a_shot_comes_through_whole(server: RunningServer, fault: Fault) -> None:
+    port = int(server.address.rpartition(":")[2])
+    with Proxy(port, fault) as proxy, Client(f"tcp://127.0.0.1:{proxy.port}", gone_timeout_s=30) as client:
+        events = run(client, client.submit(shot(20, prompt="slow=0.08", width=160, height=96)))
+    assert events[-1].state == "done"
+    assert [frame.index for frame in frames(events)] == list(range(20))
+    assert any(isinstance(event, ConnectionLost) for event in events) == bool(fault.cut_s)
+
+
+def test_a_connection_that_is_open_and_dead_is_noticed(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine_bridge.session.UNANSWERED_LIMIT_S", 1.0)
+    monkeypatch.setattr("engine_bridge.session.PING_EVERY_S", 0.3)
+    assert session.UNANSWERED_LIMIT_S == 1.0
+    port = int(server.address.rpartition(":")[2])
+    fault = Fault(after_s=0.8, half_open_s=2.5)
+    with Proxy(port, fault) as proxy, Client(f"tcp://127.0.0.1:{proxy.port}", gone_timeout_s=30) as client:
+        events = run(client, client.submit(shot(20, prompt="slow=0.08")))
+    assert any(isinstance(event, ConnectionLost) and "said nothing" in event.message for event in events)
+    assert [event.index for event in events if isinstance(event, m.FrameEvent)] == list(range(20))
