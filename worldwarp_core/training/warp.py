@@ -122,7 +122,7 @@ def _splat(depth: Tensor, keep: Tensor, source_K: Tensor, source_c2w: Tensor, K:
     u = focal * local[..., 0] / safe + K[:, :, 0, 2, None, None]
     v = K[:, :, 1, 1, None, None] * local[..., 1] / safe + K[:, :, 1, 2, None, None]
     alone = (depth / source_K[:, 0, 0, None, None])[:, None] * focal / safe
-    wide, tall = _extent(u, joined, alone), _extent(v, joined, alone)
+    wide, tall = _extent(u, -1, joined, alone), _extent(v, -2, joined, alone)
     lean_u, lean_v = _lean(1.0 / safe, u, v, joined)
     largest = torch.maximum(wide, tall)
     # a margin: what lies just outside the frame may still reach in
@@ -170,13 +170,18 @@ def _neighbours(value: Tensor, dim: int, fill: float) -> tuple[Tensor, Tensor]:
     return F.pad(value, ahead, value=fill), F.pad(value, behind, value=fill)
 
 
-def _extent(value: Tensor, joined: tuple[Tensor, Tensor], alone: Tensor) -> Tensor:
-    """(n, T, H, W) how far one source pixel reaches along a target axis: the way to its neighbours on the surface."""
+def _extent(value: Tensor, own: int, joined: tuple[Tensor, Tensor], alone: Tensor) -> Tensor:
+    """(n, T, H, W) how far one source pixel reaches along a target axis: the ways to its neighbours on the surface.
+
+    The ways along rows and columns add up, as in the box around a tilted square. `own` is the source's dimension that
+    the axis mostly follows (-1 for u, -2 for v): without a neighbour there, a pixel reaches as far as if it were
+    `alone` and faced the source.
+    """
     size = torch.zeros_like(value)
     for dim, linked in ((-1, joined[0]), (-2, joined[1])):
         farthest = torch.maximum(*_neighbours(torch.where(linked, value.diff(dim=dim).abs(), -1.0), dim, -1.0))
-        size = torch.maximum(size, torch.where(farthest >= 0, farthest, alone))
-    return size * 1.05
+        size += torch.where(farthest >= 0, farthest, alone if dim == own else 0.0)
+    return 1.02 * size
 
 
 def _lean(inverse: Tensor, u: Tensor, v: Tensor, joined: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

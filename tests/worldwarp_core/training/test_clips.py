@@ -1,5 +1,7 @@
 """Clips: what a trainer gets has the promised shapes, comes again by its seed, and is wrong only on purpose."""
 
+import math
+
 import pytest
 import torch
 
@@ -111,6 +113,17 @@ def test_a_wall_seen_from_nearer_has_no_cracks(nearer):
     there[..., 2, 3] = 4.0 - 4.0 / nearer
     _, mask = forward_warp(rgb, depth, torch.ones_like(depth, dtype=torch.bool), K, here, K, there)
     assert mask.all()
+
+
+@pytest.mark.parametrize("degrees", [10, 30, 45])
+def test_a_wall_seen_by_a_camera_that_rolls_has_no_cracks(degrees):
+    rgb, depth, K = plane(4.0)
+    here = torch.eye(4)[None, None]
+    there = here.clone()
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    there[..., :2, :2] = torch.tensor([[c, -s], [s, c]])
+    _, mask = forward_warp(rgb, depth, torch.ones_like(depth, dtype=torch.bool), K, here, K, there)
+    assert mask[0, 0, 3:-3, 4:-4].all()
 
 
 def test_a_near_thing_hides_the_wall_and_leaves_a_hole_beside_it():
