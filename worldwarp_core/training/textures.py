@@ -65,6 +65,10 @@ class TextureBank:
 
         `level` (...,) is log2 of the footprint in level-0 texels.
         """
+        if uv.is_cuda:
+            from . import worlds_triton
+
+            return worlds_triton.sample(self.texels, self.size, picture, uv, level)
         level = level.clamp(0, self.levels - 1)
         low = level.floor()
         start = picture * self.stride

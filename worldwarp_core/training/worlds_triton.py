@@ -1,7 +1,8 @@
-"""The three questions of `worlds_trace` and the march over terrain, as Triton kernels: one thread a ray.
+"""The questions of `worlds_trace`, the march over terrain and the reading of textures, as Triton kernels.
 
-Every thread walks through its world's primitives, which lie together at the front of their shape's stretch of the
-table, so that a world costs what it holds. Formulas are those of `worlds_trace`, which tests compare with.
+One thread a ray. It walks through its world's primitives, which lie together at the front of their shape's stretch of
+the table, so that a world costs what it holds. The formulas are those of `worlds_trace`, `worlds` and `textures`, which
+tests compare with.
 """
 
 from __future__ import annotations
@@ -57,6 +58,17 @@ def march(
         heights.shape[-1], extent, first, growth, steps, halvings, BLOCK,
     )  # fmt: skip
     return time
+
+
+def sample(texels: Tensor, size: int, picture: Tensor, uv: Tensor, level: Tensor) -> Tensor:
+    """As `TextureBank.sample`, of a bank's (N, 4) uint8 texels."""
+    count = level.numel()
+    colours = torch.empty(*level.shape, 3, device=uv.device)
+    _sample[(triton.cdiv(count, BLOCK),)](
+        texels.view(torch.int32), picture.contiguous(), uv.contiguous(), level.contiguous(), colours, count, size,
+        size.bit_length() - 1, BLOCK,
+    )  # fmt: skip
+    return colours
 
 
 def _counts(table: Tensor) -> Tensor:
@@ -291,3 +303,58 @@ def _march(  # type: ignore[no-untyped-def]
             end = tl.where(under, middle, end)
         high = tl.where(found, end, high)
     tl.store(time + out, high, mask=real)
+
+
+@triton.jit
+def _texel(texels, at, real):  # type: ignore[no-untyped-def]
+    packed = tl.load(texels + at, mask=real, other=0)
+    return (packed & 255).to(tl.float32), ((packed >> 8) & 255).to(tl.float32), ((packed >> 16) & 255).to(tl.float32)
+
+
+@triton.jit
+def _bilinear(texels, start, u, v, level, size, real):  # type: ignore[no-untyped-def]
+    """Levels lie one after the other: before one of side s come (size^2 - s^2) 4 / 3 texels."""
+    side = size >> level
+    start = start + (size * size - side * side) // 3 * 4
+    x = u * side - 0.5
+    y = v * side - 0.5
+    left = tl.floor(x)
+    top = tl.floor(y)
+    fx = x - left
+    fy = y - top
+    x0 = left.to(tl.int32) & (side - 1)
+    y0 = top.to(tl.int32) & (side - 1)
+    x1 = (x0 + 1) & (side - 1)
+    y1 = (y0 + 1) & (side - 1)
+    r0, g0, b0 = _texel(texels, start + y0 * side + x0, real)
+    r1, g1, b1 = _texel(texels, start + y0 * side + x1, real)
+    r2, g2, b2 = _texel(texels, start + y1 * side + x0, real)
+    r3, g3, b3 = _texel(texels, start + y1 * side + x1, real)
+    w0 = (1 - fx) * (1 - fy)
+    w1 = fx * (1 - fy)
+    w2 = (1 - fx) * fy
+    w3 = fx * fy
+    return (
+        r0 * w0 + r1 * w1 + r2 * w2 + r3 * w3,
+        g0 * w0 + g1 * w1 + g2 * w2 + g3 * w3,
+        b0 * w0 + b1 * w1 + b2 * w2 + b3 * w3,
+    )
+
+
+@triton.jit
+def _sample(texels, picture, uv, level, colours, count, size, last, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = at < count
+    stride = (4 * size * size - 1) // 3
+    start = tl.load(picture + at, mask=real, other=0) * stride
+    u = tl.load(uv + at * 2, mask=real, other=0.0)
+    v = tl.load(uv + at * 2 + 1, mask=real, other=0.0)
+    depth = tl.minimum(tl.maximum(tl.load(level + at, mask=real, other=0.0), 0.0), last * 1.0)
+    fine = tl.floor(depth)
+    mix = depth - fine
+    low = fine.to(tl.int32)
+    r0, g0, b0 = _bilinear(texels, start, u, v, low, size, real)
+    r1, g1, b1 = _bilinear(texels, start, u, v, tl.minimum(low + 1, last), size, real)
+    tl.store(colours + at * 3, (r0 + (r1 - r0) * mix) / 255, mask=real)
+    tl.store(colours + at * 3 + 1, (g0 + (g1 - g0) * mix) / 255, mask=real)
+    tl.store(colours + at * 3 + 2, (b0 + (b1 - b0) * mix) / 255, mask=real)

@@ -36,8 +36,12 @@ def test_the_kernels_find_what_the_plain_functions_find(tmp_path):
     direction = torch.randn(origin.shape, generator=generator)
     which = torch.arange(len(kinds))
     growth = (FARTHEST / NEAREST) ** (1 / (MARCH_STEPS - 1))
+    picture = torch.randint(len(bank), (3, 100), generator=generator)
+    uv = 6 * torch.rand(3, 100, 2, generator=generator) - 3
+    level = 9 * torch.rand(3, 100, generator=generator) - 2
     torch.save(
         {
+            "texels": bank.texels, "size": bank.size, "picture": picture, "uv": uv, "level": level,
             "origin": origin, "direction": direction, "table": worlds.table, "heights": worlds.heights,
             "which": which, "rolling": worlds.rolling, "march": (EXTENT, NEAREST, growth, MARCH_STEPS, HALVINGS),
         },
@@ -70,3 +74,5 @@ def test_the_kernels_find_what_the_plain_functions_find(tmp_path):
     assert (got["ground"].isfinite() == ground.isfinite()).float().mean() > 0.998
     both = ground.isfinite() & got["ground"].isfinite()
     assert ((got["ground"] - ground).abs()[both] < 2e-3 + 1e-3 * ground[both]).float().mean() > 0.99
+
+    torch.testing.assert_close(got["seen"], bank.sample(picture, uv, level), atol=1e-4, rtol=0)

@@ -12,4 +12,5 @@ ground = worlds_triton.march(
     case["heights"], case["which"], case["rolling"], case["origin"], case["direction"], *case["march"]
 )
 away = worlds_triton.distance(case["origin"], case["table"])
-torch.save({"time": time, "which": which, "ground": ground, "away": away}, sys.argv[2])
+seen = worlds_triton.sample(case["texels"], case["size"], case["picture"], case["uv"], case["level"])
+torch.save({"seen": seen, "time": time, "which": which, "ground": ground, "away": away}, sys.argv[2])
