@@ -544,6 +544,17 @@ class LoadFailed:
 
 
 @frozen(kw_only=True)
+class Shown:
+    """Event `seq` is in the shared memory `name` (hot.py), and will be in the log in a moment."""
+
+    job_id: str = field(validator=_JOB_ID)
+    seq: int = field(validator=_between(1, MAX_INT))
+    name: str = field(validator=_SHORT)
+    size_bytes: int = field(validator=_COUNT)
+    frames_done: int = field(validator=_COUNT)
+
+
+@frozen(kw_only=True)
 class Logged:
     """The job's log now ends at `last_seq`, with `frames_done` frames in it."""
 
@@ -564,4 +575,4 @@ class Ended:
     summary: dict[str, Any] = field(factory=dict, validator=_plain)
 
 
-WorkerReport = Ready | LoadFailed | Logged | Progress | Ended
+WorkerReport = Ready | LoadFailed | Shown | Logged | Progress | Ended

@@ -54,6 +54,7 @@ from .messages import (
     Resume,
     RunJob,
     ServerMessage,
+    Shown,
     SplatsBlock,
     StateEvent,
     StopJob,
@@ -161,6 +162,8 @@ class Server:
         self._jobs = JobTable(config.max_queued, config.max_queued_by_client)
         self._sessions: dict[bytes, ServerSession] = {}
         self._progress: dict[str, Progress] = {}
+        self._hot: dict[str, tuple[int, list[codec.Part]]] = {}
+        """The newest large event of each running job: (seq, parts)."""
         self._engine_info: dict[str, Any] = {}
         self._failed_starts = 0
         """Workers that died before they were ready, since the last one that was."""
@@ -481,7 +484,7 @@ class Server:
                 job = self._jobs[job_id]
                 if subscription.next_seq <= job.last_seq:
                     try:
-                        parts, logged = self._store.open(job_id).log.read(subscription.next_seq), True
+                        parts, logged = self._event(job_id, subscription.next_seq), True
                     except (BridgeError, OSError) as error:
                         del session.subscriptions[job_id]
                         why = f"Event {subscription.next_seq} of the job cannot be read on the server: {error}"
@@ -499,6 +502,19 @@ class Server:
                 session.sent(job_id, codec.size_of(parts), logged=logged)
                 more = True
         return more
+
+    def _event(self, job_id: str, seq: int) -> list[codec.Part]:
+        """An event of a job, from memory where the worker has just shown it."""
+        hot_seq, parts = self._hot.get(job_id, (0, []))
+        return parts if hot_seq == seq else self._store.open(job_id).log.read(seq)
+
+    def _cool(self, job_id: str) -> None:
+        """Lets go of the event in memory; where its worker died before the log had it, appends it."""
+        seq, parts = self._hot.pop(job_id, (0, []))
+        log = self._store.open(job_id).log
+        if seq == len(log) + 1:
+            with log.appending() as append:
+                append(parts)
 
     # ------------------------------------------------------------ jobs
 
@@ -578,10 +594,16 @@ class Server:
                 for session in self._sessions.values():
                     if message.job_id in session.subscriptions:
                         session.subscriptions[message.job_id].progress_due = True
+            elif isinstance(message, Shown):
+                parts = worker.looker.take(message)
+                if parts is not None:
+                    self._hot[message.job_id] = (message.seq, parts)
+                    self._jobs.update(message.job_id, last_seq=message.seq, frames_done=message.frames_done)
             elif isinstance(message, Logged):
                 self._jobs.update(message.job_id, last_seq=message.last_seq, frames_done=message.frames_done)
             elif isinstance(message, Ended):
                 worker.job_id = ""
+                self._hot.pop(message.job_id, None)
                 self._end_job(message)
 
     def _end_job(self, end: Ended) -> None:
@@ -601,6 +623,11 @@ class Server:
     def _bury(self, worker: Worker, gone: Gone) -> None:
         """Lets the job of a worker that has died go on in another, unless it was the death of too many."""
         failure = worker.load_failure
+        if worker.job_id:
+            try:
+                self._cool(worker.job_id)
+            except WorldWarpError as error:
+                _log.error("Job %s: an event is lost: %s", worker.job_id, error, extra={"job_id": worker.job_id})
         if self._stops:
             if worker.job_id:
                 self._interrupt(worker.job_id, "queued", "server_stopped", STOPPED)

@@ -37,6 +37,7 @@ from worldwarp_core.splat_files.ply import write_ply
 
 from . import codec
 from .gpu_lock import only_job_on
+from .hot import ShowCase
 from .logs import add_log_file
 from .messages import (
     MAX_TEXT_CHARS,
@@ -60,6 +61,7 @@ from .store import Appender, JobStore, StoredJob
 
 _log = logging.getLogger(__name__)
 
+APPEND_TIMEOUT_S = 5.0
 PROGRESS_EVERY_S = 0.1
 """Progress within a stage is passed on at most this often."""
 
@@ -100,8 +102,10 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
         return
     store = JobStore(Path(config.store_root))
     gpus = _gpus_of(engine.describe())
+    show_case = ShowCase()
     while (run := server.next_job()) is not None:
-        server.report(_Run(engine, store.open(run.job_id), run, server, gpus).to_its_end())
+        server.report(_Run(engine, store.open(run.job_id), run, server, gpus, show_case).to_its_end())
+    show_case.close()
 
 
 def read_spec(submit: Submit) -> core.GenerateSpec:
@@ -162,6 +166,8 @@ class _Server:
         self._jobs: queue.Queue[RunJob | None] = queue.Queue()
         self._stop: set[str] = set()
         self._quit = False
+        self.appending = threading.Lock()
+        """Held while an event is shown and appended: this process does not end in between."""
         self.draining = False
         """Whether to leave the running job at its next commit."""
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
@@ -190,6 +196,7 @@ class _Server:
                 command = codec.decode(codec.split(self._connection.recv_bytes()), WorkerCommand)
             except (EOFError, OSError):
                 # The server is gone, and with it whoever could be told. The log ends with its last whole event.
+                self.appending.acquire(timeout=APPEND_TIMEOUT_S)
                 os._exit(1)
             if isinstance(command, RunJob):
                 # It may have been cancelled before, and resumed.
@@ -218,8 +225,11 @@ class _Stopped(Exception):
 class _Run:
     """One attempt at a job."""
 
-    def __init__(self, engine: Any, job: StoredJob, run: RunJob, server: _Server, gpus: list[str]) -> None:
+    def __init__(
+        self, engine: Any, job: StoredJob, run: RunJob, server: _Server, gpus: list[str], show_case: ShowCase
+    ) -> None:
         self._engine, self._job, self._server, self._gpus = engine, job, server, gpus
+        self._show_case = show_case
         self._job_id, self._attempt = run.job_id, run.attempt
         self._final = 0
         """Frames of the path, from its first, that are final."""
@@ -341,8 +351,15 @@ class _Run:
         return isinstance(event, core.Notice) and (event.code[:200], event.message[:MAX_TEXT_CHARS]) in self._told
 
     def _log(self, event: core.Event, append: Appender) -> None:
-        append(codec.encode(_logged(event, self._job, self._job_id, len(self._job.log) + 1, self._attempt)))
+        seq = len(self._job.log) + 1
+        parts = codec.encode(_logged(event, self._job, self._job_id, seq, self._attempt))
         self._frames_done += isinstance(event, core.Frame)
+        # What was shown is on its way to clients: it must be in the log, too, whoever dies.
+        with self._server.appending:
+            shown = self._show_case.show(self._job_id, seq, parts, self._frames_done)
+            if shown is not None:
+                self._server.report(shown)
+            append(parts)
         self._report_log()
 
     def _report_log(self) -> None:

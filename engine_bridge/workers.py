@@ -18,6 +18,7 @@ from typing import Any
 import zmq
 
 from . import codec
+from .hot import Looker
 from .messages import LoadFailed, Ready, WorkerReport
 from .worker import WorkerConfig, run_worker
 
@@ -41,6 +42,7 @@ class Worker:
         self.job_id = ""
         self.ready = False
         self.load_failure: LoadFailed | None = None
+        self.looker = Looker()
         # Spawned, never forked: a fork would copy the server's sockets and, with CUDA, not work at all.
         spawn = multiprocessing.get_context("spawn")
         self._connection, theirs = spawn.Pipe()
@@ -111,6 +113,7 @@ class Workers:
             if not record:
                 del self._workers[token]
                 worker.process.join()
+                worker.looker.bury()
                 yield worker, Gone(_how(worker.process.exitcode))
                 continue
             message = codec.decode(codec.split(record), WorkerReport)
