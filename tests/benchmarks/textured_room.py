@@ -26,21 +26,21 @@ def flight(frames: int, width: int, height: int) -> CameraPath:
     return path([look((0.8 * (s - 0.5), -3.0, 1.5), 0.2 * s) for s in shares], width, height)
 
 
-def see(cameras: CameraPath, frame: int) -> tuple[Tensor, Tensor]:
+def see(cameras: CameraPath, frame: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """(H, W, 3) colour in [0, 1] and (H, W) planar z in room units."""
     colour, depth = render(cameras, frame)
     v, u = np.meshgrid(np.arange(cameras.height) + 0.5, np.arange(cameras.width) + 0.5, indexing="ij")
     rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(cameras.K[frame]).T
     c2w = cameras.c2w[frame]
     points = (rays * depth[..., None]) @ c2w[:3, :3].T + c2w[:3, 3]
-    texture = _value_noise(torch.from_numpy(points.reshape(-1, 3)).float()).view(*depth.shape, 3)
+    texture = _value_noise(torch.from_numpy(points.reshape(-1, 3)).float().to(device)).cpu().view(*depth.shape, 3)
     return (torch.from_numpy(colour).float() / 255 + texture).clamp(0, 1), torch.from_numpy(depth)
 
 
 def fit_views(count: int, width: int, height: int, device: str) -> FitViews:
     """Views along the flight in units in which the first one's median depth is one."""
     cameras = flight(count, width, height)
-    rgb, depth = (torch.stack(x) for x in zip(*(see(cameras, f) for f in range(count)), strict=True))
+    rgb, depth = (torch.stack(x) for x in zip(*(see(cameras, f, device) for f in range(count)), strict=True))
     unit = depth[0].median()
     w2c = torch.from_numpy(np.linalg.inv(cameras.c2w)).float()
     w2c[:, :3, 3] /= unit
@@ -62,9 +62,9 @@ def seeded(views: FitViews, count: int, sh_degree: int) -> Gaussians:
 def _value_noise(points: Tensor) -> Tensor:
     """(N, 3) positions in room units -> (N, 3) offsets of colour."""
     generator = torch.Generator().manual_seed(0)
-    total = torch.zeros(len(points), 3)
+    total = torch.zeros_like(points)
     for cells_per_unit, amplitude in ((4, 0.1), (12, 0.08), (36, 0.06), (108, 0.05)):
-        lattice = torch.rand(1, 3, 32, 32, 32, generator=generator) - 0.5
+        lattice = (torch.rand(1, 3, 32, 32, 32, generator=generator) - 0.5).to(points.device)
         where = ((points * cells_per_unit / 32) % 1) * 2 - 1
         total += 2 * amplitude * F.grid_sample(lattice, where[None, :, None, None], align_corners=True)[0, :, :, 0, 0].T
     return total

@@ -71,14 +71,13 @@ class _Draw(torch.autograd.Function):
         columns = -(-width // TILE)
         _draw_tile_vjp[(columns * -(-height // TILE),)](
             *splats, ids, offsets, through, last, v_rgb.contiguous(), v_depth.contiguous(), v_alpha.contiguous(),
-            *gradients, width, height, columns, TILE, BATCH, PRECISION, num_warps=BACKWARD_WARPS,
+            *gradients, width, height, columns, TILE, BATCH, num_warps=BACKWARD_WARPS, maxnreg=BACKWARD_REGISTERS,
         )  # fmt: skip
         shaped = (g.view(s.shape) for g, s in zip(gradients, splats, strict=True))
         return *shaped, None, None, None, None
 
 
-FORWARD_WARPS, BACKWARD_WARPS = 2, 2
-PRECISION = "tf32x3"
+FORWARD_WARPS, BACKWARD_WARPS, BACKWARD_REGISTERS = 2, 2, 168
 
 
 @triton.jit
@@ -159,6 +158,19 @@ def _draw_tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _coarse(x):  # type: ignore[no-untyped-def]
+    """x with the mantissa that TF32 keeps."""
+    return (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _times(x, columns):  # type: ignore[no-untyped-def]
+    """Matrix product in float32's precision, by columns that TF32 holds exactly."""
+    coarse = _coarse(x)
+    return tl.dot(x - coarse, columns, tl.dot(coarse, columns, input_precision="tf32"), input_precision="tf32")
+
+
+@triton.jit
 def _column(matrix, k, columns):  # type: ignore[no-untyped-def]
     return tl.sum(tl.where(columns == k, matrix, 0.0), 1)
 
@@ -167,7 +179,7 @@ def _column(matrix, k, columns):  # type: ignore[no-untyped-def]
 def _draw_tile_vjp(  # type: ignore[no-untyped-def]
     means2d, conics, colours, depths, opacities, ids, offsets, through, last, v_rgb, v_depth, v_alpha,
     v_means2d, v_conics, v_colours, v_depths, v_opacities, width, height, columns,
-    TILE: tl.constexpr, BATCH: tl.constexpr, PRECISION: tl.constexpr,
+    TILE: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     u, v, pixel, inside = _pixels(tile, width, height, columns, TILE)
@@ -180,10 +192,15 @@ def _draw_tile_vjp(  # type: ignore[no-untyped-def]
     v_left = left * tl.load(v_alpha + pixel, inside, 0.0)
     behind = u * 0  # what was drawn behind the batch, times its gradient
 
-    k = tl.arange(0, 16)[None, :]
-    one, zero = u * 0 + 1, u * 0
-    moments = _columns_of(k, one, u, v, u * u, u * v, v * v)
-    v_picture = _columns_of(k, v_red, v_green, v_blue, v_far, zero, zero)
+    # Of the pixels, as the columns of matrices: moments, which TF32 holds exactly, and gradients in two parts.
+    k = tl.arange(0, 8)[None, :]
+    moments = tl.where(k == 0, 1.0, tl.where(k == 1, u[:, None], v[:, None]))
+    moments = tl.where(
+        k >= 3, tl.where(k == 5, v[:, None], u[:, None]) * tl.where(k == 3, u[:, None], v[:, None]), moments
+    )
+    picture = tl.where(k % 4 == 0, v_red[:, None], tl.where(k % 4 == 1, v_green[:, None], v_blue[:, None]))
+    picture = tl.where(k % 4 == 3, v_far[:, None], picture)
+    picture = tl.where(k < 4, _coarse(picture), picture - _coarse(picture))
 
     start = tl.load(offsets + tile)
     end = tl.max(final, 0)
@@ -195,7 +212,9 @@ def _draw_tile_vjp(  # type: ignore[no-untyped-def]
         full, alpha = _alpha(x, y, a, b, c, opacity, u, v)
         alpha = tl.where(i[:, None] < final[None, :], alpha, 0.0)
         keep = 1 - alpha
-        before = left[None, :] / tl.associative_scan(keep, 0, _multiply, reverse=True)
+        after = tl.associative_scan(keep, 0, _multiply)  # of the light that reaches the batch
+        left = left / tl.min(after, 0)
+        before = left[None, :] * after / keep
         weight = alpha * before
         far = tl.load(depths + g, live, 0.0)
         value = (
@@ -205,11 +224,12 @@ def _draw_tile_vjp(  # type: ignore[no-untyped-def]
             + far[:, None] * v_far[None, :]
         )
         part = weight * value
-        farther = behind[None, :] + tl.cumsum(part, 0, reverse=True) - part
+        behind += tl.sum(part, 0)
+        farther = behind[None, :] - tl.cumsum(part, 0)
         v_coverage = before * value - (farther - v_left[None, :]) / keep
         v_sigma = tl.where((alpha > 0) & (full <= 0.999), -full * v_coverage, 0.0)
 
-        m = tl.dot(v_sigma, moments, input_precision=PRECISION)
+        m = _times(v_sigma, moments)
         m0, mu, mv = _column(m, 0, k), _column(m, 1, k), _column(m, 2, k)
         muu, muv, mvv = _column(m, 3, k), _column(m, 4, k), _column(m, 5, k)
         sum_dx, sum_dy = x * m0 - mu, y * m0 - mv
@@ -219,23 +239,10 @@ def _draw_tile_vjp(  # type: ignore[no-untyped-def]
         tl.atomic_add(v_conics + 3 * g + 1, x * y * m0 - x * mv - y * mu + muv, live, sem="relaxed")
         tl.atomic_add(v_conics + 3 * g + 2, 0.5 * (y * (y * m0 - 2 * mv) + mvv), live, sem="relaxed")
         tl.atomic_add(v_opacities + g, -m0 / tl.maximum(opacity, 1e-12), live, sem="relaxed")
-        v_c = tl.dot(weight, v_picture, input_precision=PRECISION)
-        tl.atomic_add(v_colours + 3 * g, _column(v_c, 0, k), live, sem="relaxed")
-        tl.atomic_add(v_colours + 3 * g + 1, _column(v_c, 1, k), live, sem="relaxed")
-        tl.atomic_add(v_colours + 3 * g + 2, _column(v_c, 2, k), live, sem="relaxed")
-        tl.atomic_add(v_depths + g, _column(v_c, 3, k), live, sem="relaxed")
+        v_c = _times(weight, picture)
+        tl.atomic_add(v_colours + 3 * g, _column(v_c, 0, k % 4), live, sem="relaxed")
+        tl.atomic_add(v_colours + 3 * g + 1, _column(v_c, 1, k % 4), live, sem="relaxed")
+        tl.atomic_add(v_colours + 3 * g + 2, _column(v_c, 2, k % 4), live, sem="relaxed")
+        tl.atomic_add(v_depths + g, _column(v_c, 3, k % 4), live, sem="relaxed")
 
-        behind += tl.sum(part, 0)
-        left = tl.max(before, 0)
         at -= BATCH
-
-
-@triton.jit
-def _columns_of(k, c0, c1, c2, c3, c4, c5):  # type: ignore[no-untyped-def]
-    """(pixels, 16) matrix with the given first columns."""
-    matrix = tl.where(k == 0, c0[:, None], 0.0)
-    matrix = tl.where(k == 1, c1[:, None], matrix)
-    matrix = tl.where(k == 2, c2[:, None], matrix)
-    matrix = tl.where(k == 3, c3[:, None], matrix)
-    matrix = tl.where(k == 4, c4[:, None], matrix)
-    return tl.where(k == 5, c5[:, None], matrix)
