@@ -32,6 +32,7 @@ Past = dict[nn.Module, Tensor]
 
 ENCODED_AT_ONCE = 2
 """Latents that are encoded together: their features stay in the processor's cache."""
+LEAK = 0.1
 LATENT_BOUND = 4.0
 """Latents before normalisation stay within this, so that no rare value stretches the range that is denoised."""
 
@@ -152,15 +153,15 @@ class Encoder(nn.Module):
         clips, steps = groups.shape[:2]
         assert not any(side % TOKEN_PX for side in groups.shape[-2:]), groups.shape
         x = F.pixel_unshuffle(groups.flatten(0, 2) * 2 - 1, 2).contiguous(memory_format=torch.channels_last)
-        x = self.half_block(F.relu(self.stem(x)))
-        x = self.quarter_block(F.relu(self.to_quarter(x)))
-        x = F.relu(self.pairs(_merge_pairs(x)))
+        x = self.half_block(_act(self.stem(x)))
+        x = self.quarter_block(_act(self.to_quarter(x)))
+        x = _act(self.pairs(_merge_pairs(x)))
         x = self.quarter_pairs(x, 2 * steps, past)
-        x = self.eighth_pairs(F.relu(self.to_eighth(x)))
-        x = F.relu(self.fours(_merge_pairs(x)))
+        x = self.eighth_pairs(_act(self.to_eighth(x)))
+        x = _act(self.fours(_merge_pairs(x)))
         x = self.last(self.eighth(x, steps, past))
         small = F.avg_pool2d(groups.mean(2).flatten(0, 1) * 2 - 1, LATENT_PX // 2)
-        x = self.head(x) + self.straight(F.pixel_unshuffle(small, 2))
+        x = self.head(_act(_norm(x))) + self.straight(F.pixel_unshuffle(small, 2))
         raw = LATENT_BOUND * torch.tanh(x / LATENT_BOUND)
         return raw.unflatten(0, (clips, steps)).transpose(1, 2)
 
@@ -196,18 +197,18 @@ class Decoder(nn.Module):
             guide = raw.new_zeros(clips, steps, LATENT_FRAMES, 4, rows * LATENT_PX, cols * LATENT_PX)
         prior, validity = guide.flatten(0, 2).split([3, 1], 1)
         guides = F.pixel_unshuffle(guide.flatten(0, 2), 2).contiguous(memory_format=torch.channels_last)
-        at_half = F.relu(self.guide_half(guides))
-        at_quarter = self.guide_block(F.relu(self.guide_quarter(at_half)))
+        at_half = _act(self.guide_half(guides))
+        at_quarter = self.guide_block(_act(self.guide_quarter(at_half)))
 
         latents = raw.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        x = self.eighth_last(self.eighth(F.relu(self.stem(latents)), steps, past))
-        x = F.relu(F.pixel_shuffle(_split_pairs(self.to_quarter(x)), 2))
+        x = self.eighth_last(self.eighth(_act(self.stem(latents)), steps, past))
+        x = _act(F.pixel_shuffle(_split_pairs(self.to_quarter(x)), 2))
         x = self.quarter_last(self.quarter_pairs(x, 2 * steps, past))
-        x = F.relu(_split_pairs(self.to_frames(x)))
+        x = _act(_split_pairs(self.to_frames(x)))
         x = self.quarter_guided(x, beside=at_quarter)
-        x = F.relu(F.pixel_shuffle(self.to_half(x), 2))
+        x = _act(F.pixel_shuffle(self.to_half(x), 2))
         x = self.half_last(self.half_guided(x, beside=at_half))
-        rgb, keep = F.pixel_shuffle(self.head(x), 2).split([3, 1], 1)
+        rgb, keep = F.pixel_shuffle(self.head(_act(_norm(x))), 2).split([3, 1], 1)
         small = F.pixel_shuffle(self.straight(latents), 2)
         large = F.interpolate(small, scale_factor=LATENT_PX // 2, mode="bilinear", align_corners=False)
         made = (rgb + large.repeat_interleave(LATENT_FRAMES, 0)) * 0.5 + 0.5
@@ -235,8 +236,8 @@ class Block(nn.Module):
             seen.append(self._step_before(x, steps, past))
         if beside is not None:
             seen.append(beside)
-        inner = self.first(torch.cat(seen, 1) if len(seen) > 1 else x)
-        return F.relu(x + self.second(F.relu(inner)))
+        inner = self.first(_act(_norm(torch.cat(seen, 1) if len(seen) > 1 else x)))
+        return x + self.second(_act(inner))
 
     def _step_before(self, x: Tensor, steps: int, past: Past | None) -> Tensor:
         clips = x.unflatten(0, (-1, steps))
@@ -246,16 +247,26 @@ class Block(nn.Module):
         return torch.cat([before, clips[:, :-1]], 1).flatten(0, 1)
 
 
+def _norm(x: Tensor) -> Tensor:
+    """Each pixel's channels at unit mean square: the scale of features cannot fade or run away."""
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+
+
+def _act(x: Tensor) -> Tensor:
+    """Never flat: without norms, plain ReLUs fall silent within some steps and take the decoder with them."""
+    return F.leaky_relu(x, LEAK)
+
+
 def _start(network: PreviewAutoencoder) -> None:
     """Starts a deep network without norms so that it learns from the first step on.
 
-    Left to themselves, many layers of ReLU make all clips look alike and latents are not used for long. So the straight
+    Left to themselves, so many layers make all clips look alike and latents are not used for long. So the straight
     way, which skips them all, starts as a small picture folded into the latents and back; what the layers add starts
     as nothing, and most of a prior is kept. Convolutions keep the variance, blocks start as the identity.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            nn.init.kaiming_normal_(module.weight, LEAK)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in network.modules():
@@ -264,8 +275,8 @@ def _start(network: PreviewAutoencoder) -> None:
     encoder, decoder = network.encoder, network.decoder
     assert decoder.head.bias is not None
     with torch.no_grad():
-        encoder.head.weight *= 0.1
-        decoder.head.weight *= 0.1
+        encoder.head.weight *= 0.03
+        decoder.head.weight *= 0.03
         decoder.head.bias[-4:] = 2.0
         nn.init.orthogonal_(encoder.straight.weight)
         decoder.straight.weight.copy_(encoder.straight.weight.transpose(0, 1))

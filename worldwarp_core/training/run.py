@@ -68,7 +68,7 @@ class KindDefaults:
 
 
 DEFAULTS: dict[Kind, KindDefaults] = {
-    "vae": KindDefaults(17, 16, 6e-4, 0.998, 16, 64, 4096, 12),
+    "vae": KindDefaults(17, 16, 1e-3, 0.998, 16, 64, 4096, 12),
     "stdiff": KindDefaults(49, 16, 5e-4, 0.999, 8, 64, 20_000, 8),
     "depth": KindDefaults(5, 48, 4e-4, 0.995, 32, 128, 2048, 16),
 }
