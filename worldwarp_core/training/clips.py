@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .paths import PathSettings, choose_paths
+from .rigid import chain, rotation
 from .textures import Split, TextureBank, build_bank
 from .warp import SKY_DISTANCE, forward_warp
 from .worlds import RenderSettings, build_worlds, render, world_seed
@@ -125,6 +126,11 @@ class ClipSource:
     def batch(self, n: int, first_seed: int) -> ClipBatch:
         """n clips of the worlds first_seed, first_seed + 1, ...: the same ones whenever asked."""
         assert 0 <= first_seed <= SOURCE_STRIDE - n, first_seed
+        # what a trainer runs under must not coarsen geometry
+        with torch.autocast(self.device.type, enabled=False):
+            return self._make(n, first_seed)
+
+    def _make(self, n: int, first_seed: int) -> ClipBatch:
         seeds = [world_seed(self.split, self.seed * SOURCE_STRIDE + first_seed + i) for i in range(n)]
         worlds = build_worlds(seeds, self.bank, self.device)
         paths = choose_paths(worlds, seeds, self.paths)
@@ -246,10 +252,10 @@ def _wrong_geometry(
             [min(abs(t - s) for s in sources) / max(frames - 1, 1) for t in range(frames)], device=device
         )
         axis = torch.tensor(hand.normal(0, 1, 3), dtype=torch.float32, device=device)
-        turn = _rotation(axis / axis.norm() * away[:, None] * hand.uniform(0.002, 0.04))
+        turn = rotation(axis / axis.norm() * away[:, None] * hand.uniform(0.002, 0.04))
         shift = torch.tensor(hand.normal(0, 1, 3), dtype=torch.float32, device=device) * float(middle)
         c2w = c2w.clone()
-        c2w[:, :3, :3] = c2w[:, :3, :3] @ turn
+        c2w[:, :3, :3] = chain(c2w[:, :3, :3], turn)
         c2w[:, :3, 3] += away[:, None] * shift * hand.uniform(0.002, 0.03)
     return depth, keep, c2w
 
@@ -286,11 +292,3 @@ def _blur(x: Tensor, kernel: Tensor) -> Tensor:
     radius = len(kernel) // 2
     x = F.conv2d(F.pad(x, (radius, radius, 0, 0), mode="replicate"), wide, groups=channels)
     return F.conv2d(F.pad(x, (0, 0, radius, radius), mode="replicate"), wide.transpose(2, 3), groups=channels)
-
-
-def _rotation(vector: Tensor) -> Tensor:
-    """(T, 3, 3) rotations by (T, 3) rotation vectors, radians."""
-    x, y, z = vector.unbind(-1)
-    zero = torch.zeros_like(x)
-    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(skew)

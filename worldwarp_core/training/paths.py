@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .rigid import rotate
 from .worlds import Worlds, camera_rays, clearance, ground_height, ground_time
 from .worlds_layout import CAPACITY
 from .worlds_trace import first_hit
@@ -123,7 +124,7 @@ def share_in_sight(
 def visible(worlds: Worlds, points: Tensor, K: Tensor, c2w: Tensor, size: tuple[int, int]) -> Tensor:
     """(n, R) whether each world's camera (n, 3, 3), (n, 4, 4) sees its (n, R, 3) points, exactly, by a ray to each."""
     toward = points - c2w[:, None, :3, 3]
-    local = toward @ c2w[:, :3, :3]
+    local = rotate(c2w[:, None, :3, :3].mT, toward)
     z = local[..., 2]
     u = K[:, None, 0, 0] * local[..., 0] / z.clamp_min(1e-6) + K[:, None, 0, 2]
     v = K[:, None, 1, 1] * local[..., 1] / z.clamp_min(1e-6) + K[:, None, 1, 2]
@@ -218,9 +219,8 @@ def _animate(
     clock = torch.linspace(0, 1, frames, device=device) * frames / 49.0
     rate = torch.tensor([1.3, 2.1, 3.4, 5.5, 8.0], device=device)
     phase = rate[:, None] * 6.2832 * clock
-    shake = torch.einsum("nfk,kt->nft", waves[..., 0] / rate, phase.sin()) + torch.einsum(
-        "nfk,kt->nft", waves[..., 1] / rate, phase.cos() - 1
-    )
+    swing = waves[..., :1] * phase.sin() + waves[..., 1:] * (phase.cos() - 1)
+    shake = (swing / rate[:, None]).sum(2)  # (n, 6, T)
     shake = shake[:, None] * m[:, :, :, 9][..., None].squeeze(2)[:, :, None]  # (n, C, 6, T)
 
     right = rotation[:, :, 0].clone()
@@ -238,7 +238,7 @@ def _animate(
     angle = s * m[..., 3]
     turned = _about_z(angle)  # (n, C, T, 3, 3)
     arm = (position - target)[:, None, None] + offset
-    place = target[:, None, None] + (turned @ arm[..., None])[..., 0]
+    place = target[:, None, None] + rotate(turned, arm)
 
     # the look-at keeps the focus where it was; turning by the difference keeps a framing that was off-centre
     yaw0 = torch.atan2(ahead[:, 1], ahead[:, 0])[:, None, None]
@@ -291,7 +291,7 @@ def _glance(worlds: Worlds, position: Tensor, rotation: Tensor, lens: Tensor) ->
     x = ((u.flatten() - cols / 2) / (cols / 2)).to(position.device) * lens[:, None]
     y = ((v.flatten() - rows / 2) / (cols / 2)).to(position.device) * lens[:, None]
     local = torch.stack([x, y, torch.ones_like(x)], -1)
-    direction = torch.einsum("ncij,nrj->ncri", rotation, local).flatten(1, 2)
+    direction = rotate(rotation[:, :, None], local[:, None]).flatten(1, 2)
     origin = position[:, :, None].expand(-1, -1, rows * cols, -1).flatten(1, 2)
     time, which = _see(worlds, origin, direction)
     return time.clamp(max=100.0).unflatten(1, (count, -1)), which.unflatten(1, (count, -1))

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rigid import chain, invert, rotate
+
 SKY_DISTANCE = 1e4
 """Where pixels without depth are put, in scene units."""
 SAME_SURFACE = 0.06
@@ -39,7 +41,7 @@ def forward_warp(
     height, width = depth.shape[-2:]
     clips, frames = K.shape[:2]
     depth = torch.where(depth.isfinite(), depth, SKY_DISTANCE).clamp(max=SKY_DISTANCE)
-    w2c, source_w2c = _inverse(c2w), _inverse(source_c2w)
+    w2c, source_w2c = invert(c2w), invert(source_c2w)
     zbuffer = torch.full((clips, frames, height, width), torch.inf, device=rgb.device)
     for s in range(rgb.shape[1]):
         found = _splat(depth[:, s], keep[:, s], source_K[:, s], source_c2w[:, s], K, w2c)
@@ -50,7 +52,7 @@ def forward_warp(
     total = torch.zeros(clips, frames, 3, height, width, device=rgb.device)
     weight = torch.zeros(clips, frames, height, width, device=rgb.device)
     for s in range(rgb.shape[1]):
-        into = source_w2c[:, s, None] @ c2w  # target camera to source camera
+        into = chain(source_w2c[:, s, None], c2w)  # target camera to source camera
         source = source_K[:, s]
         where = z
         for _ in range(2):  # slide along the target's ray onto the source's surface
@@ -76,7 +78,7 @@ def forward_warp(
 def unproject(depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
     """(n, H, W, 3) world points of (n, H, W) planar z."""
     local = _rays(K, (depth.shape[-2], depth.shape[-1])) * depth[..., None]
-    return torch.einsum("nij,nhwj->nhwi", c2w[:, :3, :3], local) + c2w[:, None, None, :3, 3]
+    return rotate(c2w[:, None, None, :3, :3], local) + c2w[:, None, None, :3, 3]
 
 
 def _rays(K: Tensor, size: tuple[int, int]) -> Tensor:
@@ -114,7 +116,7 @@ def _splat(depth: Tensor, keep: Tensor, source_K: Tensor, source_c2w: Tensor, K:
     joined = _joined(depth)
     joined = (joined[0][:, None], joined[1][:, None])
     points = unproject(depth, source_K, source_c2w)
-    local = torch.einsum("ntij,nhwj->nthwi", w2c[..., :3, :3], points) + w2c[:, :, None, None, :3, 3]
+    local = rotate(w2c[:, :, None, None, :3, :3], points[:, None]) + w2c[:, :, None, None, :3, 3]
     z = local[..., 2]
     front = z > 0.02
     safe = z.clamp_min(0.02)
@@ -206,7 +208,7 @@ def _lean(inverse: Tensor, u: Tensor, v: Tensor, joined: tuple[Tensor, Tensor]) 
 def _project(rays: Tensor, z: Tensor, into: Tensor, source_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where target pixels at depth z lie in a source: a grid (n, T, H, W, 2) to sample, whether inside, and their z."""
     height, width = z.shape[-2:]
-    local = torch.einsum("ntij,nthwj->nthwi", into[..., :3, :3], rays * z[..., None]) + into[:, :, None, None, :3, 3]
+    local = rotate(into[:, :, None, None, :3, :3], rays * z[..., None]) + into[:, :, None, None, :3, 3]
     depth = local[..., 2]
     safe = depth.clamp_min(1e-3)
     focal, center = source_K[:, (0, 1), (0, 1)], source_K[:, :2, 2]
@@ -222,8 +224,8 @@ def _depth_back(found: Tensor, grid: Tensor, into: Tensor, source_K: Tensor) -> 
     focal, center = source_K[:, (0, 1), (0, 1)], source_K[:, :2, 2]
     flat = ((grid + 1) * size / 2 - center[:, None, None, None]) / focal[:, None, None, None]
     local = torch.cat([flat * found[..., None], found[..., None]], -1)
-    back = _inverse(into)
-    return torch.einsum("ntj,nthwj->nthw", back[..., 2, :3], local) + back[..., 2, 3, None, None]
+    back = invert(into)
+    return (back[:, :, None, None, 2, :3] * local).sum(-1) + back[..., 2, 3, None, None]
 
 
 def _read(field: Tensor, grid: Tensor, mode: str) -> Tensor:
@@ -232,13 +234,3 @@ def _read(field: Tensor, grid: Tensor, mode: str) -> Tensor:
     fields = field[:, None, None].expand(-1, frames, -1, -1, -1).flatten(0, 1)
     read = F.grid_sample(fields, grid.flatten(0, 1), mode=mode, padding_mode="border", align_corners=False)
     return read[:, 0].unflatten(0, (clips, frames))
-
-
-def _inverse(pose: Tensor) -> Tensor:
-    """Inverse of rigid (..., 4, 4) poses."""
-    turned = pose[..., :3, :3].mT
-    inverse = torch.zeros_like(pose)
-    inverse[..., :3, :3] = turned
-    inverse[..., :3, 3] = -(turned @ pose[..., :3, 3:])[..., 0]
-    inverse[..., 3, 3] = 1.0
-    return inverse

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rigid import rotate
 from .textures import Split, TextureBank
 from .worlds_layout import CAPACITY, Layout, lay_out
 from .worlds_trace import MATERIAL, ROW, distance, first_hit, surface
@@ -240,7 +241,7 @@ def camera_rays(K: Tensor, c2w: Tensor, size: tuple[int, int]) -> tuple[Tensor, 
     x = (u.flatten() - K[:, 0, 2, None]) / K[:, 0, 0, None]
     y = (v.flatten() - K[:, 1, 2, None]) / K[:, 1, 1, None]
     local = torch.stack([x, y, torch.ones_like(x)], -1)
-    direction = local @ c2w[:, :3, :3].transpose(1, 2)
+    direction = rotate(c2w[:, None, :3, :3], local)
     return c2w[:, None, :3, 3].expand_as(direction).contiguous(), direction
 
 

@@ -25,6 +25,7 @@ BALL = tl.constexpr(CAPACITY["box"] + CAPACITY["pierced"] + CAPACITY["cylinder"]
 
 def first_hit(origin: Tensor, direction: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """As `worlds_trace.first_hit`."""
+    _check(origin, direction)
     groups, rays, _ = direction.shape
     time = torch.empty(groups, rays, device=direction.device)
     which = torch.empty(groups, rays, dtype=torch.int64, device=direction.device)
@@ -38,6 +39,7 @@ def first_hit(origin: Tensor, direction: Tensor, table: Tensor) -> tuple[Tensor,
 
 def distance(points: Tensor, table: Tensor) -> Tensor:
     """As `worlds_trace.distance`."""
+    _check(points, table)
     groups, count, _ = points.shape
     away = torch.empty(groups, count, device=points.device)
     grid = (triton.cdiv(count, BLOCK), groups)
@@ -50,6 +52,7 @@ def march(
     growth: float, steps: int, halvings: int,
 ) -> Tensor:  # fmt: skip
     """(G, R) times at which rays meet the terrain (n, 1, N, N) of their group's world, inf for none."""
+    _check(origin, direction)
     groups, rays, _ = direction.shape
     time = torch.empty(groups, rays, device=direction.device)
     grid = (triton.cdiv(rays, BLOCK), groups)
@@ -62,6 +65,7 @@ def march(
 
 def sample(texels: Tensor, size: int, picture: Tensor, uv: Tensor, level: Tensor) -> Tensor:
     """As `TextureBank.sample`, of a bank's (N, 4) uint8 texels."""
+    _check(uv, level)
     count = level.numel()
     colours = torch.empty(*level.shape, 3, device=uv.device)
     _sample[(triton.cdiv(count, BLOCK),)](
@@ -69,6 +73,11 @@ def sample(texels: Tensor, size: int, picture: Tensor, uv: Tensor, level: Tensor
         size.bit_length() - 1, BLOCK,
     )  # fmt: skip
     return colours
+
+
+def _check(*values: Tensor) -> None:
+    for value in values:
+        assert value.dtype == torch.float32, value.dtype
 
 
 def _counts(table: Tensor) -> Tensor:

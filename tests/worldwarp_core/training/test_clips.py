@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldwarp_core.training.clips import ClipSource, WarpSettings
 from worldwarp_core.training.textures import build_bank
@@ -44,6 +45,25 @@ def test_a_batch_has_the_promised_shapes_and_comes_again(bank):
     assert not torch.equal(batch.rgb, clips.batch(3, 11).rgb)
     shifted = clips.batch(2, 11)
     assert torch.equal(shifted.sources, batch.sources[1:])
+
+
+def test_a_trainer_s_lower_precision_does_not_reach_the_data(bank):
+    clips = source(bank, warps=WarpSettings(exact=0.5))
+    expected = clips.batch(3, 10)
+    products = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if any(word in str(func) for word in ("mm", "matmul", "linalg")):
+                products.add(str(func))  # what TF32 or autocast would round
+            return func(*args, **(kwargs or {}))
+
+    with torch.autocast("cpu", torch.bfloat16), Watch():
+        got = clips.batch(3, 10)
+    for name in ("rgb", "depth", "prior", "validity", "K", "c2w"):
+        assert getattr(got, name).dtype == getattr(expected, name).dtype
+        assert torch.equal(getattr(got, name), getattr(expected, name)), name
+    assert products <= {"aten.linalg_cross.default", "aten.linalg_vector_norm.default"}
 
 
 def test_an_exact_warp_from_the_first_frame_is_that_frame_there(bank):
