@@ -137,6 +137,9 @@ def serve(
     keep_gib: Annotated[
         float, typer.Option(help="Disk space for ended jobs in GiB; the oldest beyond it are deleted.", min=0)
     ] = 20.0,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Show metrics in Prometheus' format on this port of this machine.")
+    ] = None,
     view: Annotated[bool, typer.Option("--view/--no-view", help="Let clients look around in the world.")] = True,
     engine_factory: Factory = DEFAULT_FACTORY,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
@@ -169,6 +172,7 @@ def serve(
         factory=engine_factory,
         options=options,
         keep_bytes=int(keep_gib * 2**30),
+        metrics_port=metrics_port,
         # A server of one command's own has nobody who looks.
         view=view and not until_stdin_closes,
         keys_dir=(keys_dir or default_keys_dir()) if keys or keys_dir else None,

@@ -29,6 +29,7 @@ CLIENT_PACKAGES = ("numpy", "attrs", "cattrs", "msgpack", "pyzmq", "OpenEXR", "p
 ENGINE_PACKAGES = ("opencv-python-headless",)
 PYTHON_MIN = (3, 11)
 PROBE_TIMEOUT_S = 120.0
+JOBS_GIB = 20.0
 DEFAULT_CUDA_HOME = "/usr/local/cuda"
 """Where torch looks for nvcc last."""
 
@@ -76,6 +77,9 @@ def examine() -> list[Check]:
         _optional_package("camera paths from video", "pycolmap", INSTALL_VIDEO),
         _optional_package("depth of photographs", "transformers", INSTALL_ENGINE),
         _optional_package("SPZ splat files", "gsply", INSTALL_ENGINE),
+        _optional_package("metrics of a server", "prometheus_client", INSTALL_ENGINE),
+        _curve(),
+        _jobs_disk(),
     ]
 
 
@@ -113,6 +117,27 @@ def _packages(name: str, packages: tuple[str, ...], remedy: str) -> Check:
     if missing:
         return Check(name, "missing", "not installed: " + ", ".join(missing), remedy)
     return Check(name, "ok", ", ".join(f"{package} {version}" for package, version in found.items()))
+
+
+def _curve() -> Check:
+    import zmq
+
+    if zmq.has("curve"):
+        return Check("keys (CURVE)", "ok", f"libzmq {zmq.zmq_version()}")
+    lacks = f"libzmq {zmq.zmq_version()} was built without it: a server can listen on this machine only"
+    return Check("keys (CURVE)", "optional", lacks, "pip install --force-reinstall pyzmq")
+
+
+def _jobs_disk() -> Check:
+    """Room for what a server keeps: a minute of 1280x720 is about 10 GiB before it is delivered."""
+    from .store import default_data_dir
+
+    folder = default_data_dir()
+    there = next(path for path in (folder, *folder.parents) if path.is_dir())
+    free_gib = shutil.disk_usage(there).free / 2**30
+    state: State = "ok" if free_gib >= JOBS_GIB else "optional"
+    remedy = "" if state == "ok" else "worldwarp serve --data-dir FOLDER_ON_A_LARGER_DISK"
+    return Check("disk for jobs", state, f"{free_gib:.0f} GiB free for {folder}", remedy)
 
 
 def _optional_package(name: str, package: str, remedy: str) -> Check:

@@ -16,7 +16,7 @@ import logging
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ from .messages import (
     Subscribe,
     Subscribed,
 )
+from .metrics import Counted, Metrics, NoMetrics
 from .security import Gate, Lock, bind_address, lock_for
 from .session import FINAL, JobTable, ServerFacts, ServerSession
 from .store import JobStore, StoredState, default_data_dir
@@ -111,6 +112,8 @@ class ServerConfig:
     view: bool = True
     """Whether there is a live view."""
     view_factory: str = "worldwarp_core.api:open_viewer"
+    metrics_port: int | None = None
+    """Of the metrics in Prometheus' format, on loopback; None for none, 0 for a free one."""
 
     def __post_init__(self) -> None:
         named = [gpu for device in self.devices for gpu in device.split(",") if gpu]
@@ -167,6 +170,7 @@ class Server:
         self._engine_info: dict[str, Any] = {}
         self._failed_starts = 0
         """Workers that died before they were ready, since the last one that was."""
+        self._metrics: Counted = NoMetrics()
         self._next_house_s = 0.0
         self._view: ViewProcess | None = None
         self._stops = 0
@@ -183,6 +187,7 @@ class Server:
                 signal.signal(number, lambda *_: self.stop())
         log_file = add_log_file(self.config.data_dir / "logs" / "server.log", "server")
         self._workers = Workers(self._context, self._worker_configs())
+        self._metrics = self._start_metrics()
         self._view = ViewProcess(self._view_config()) if self.config.view else None
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
@@ -216,6 +221,17 @@ class Server:
         """Whether there is nothing left to wait for, or no more waiting."""
         return not self._jobs.running or self._stops > 1 or time.monotonic() - since_s > self.config.stop_grace_s
 
+    def _start_metrics(self) -> Counted:
+        if self.config.metrics_port is None:
+            return NoMetrics()
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "jobs_queued": ("Jobs that wait.", lambda: self._jobs.queued),
+            "jobs_running": ("Jobs that run.", lambda: len(self._jobs.running)),
+            "connections": ("Open connections.", lambda: len(self._sessions)),
+            "workers_ready": ("Workers with their engine loaded.", lambda: sum(w.ready for w in self._workers)),
+        }
+        return Metrics(self.config.metrics_port, gauges)
+
     def _keep_house(self) -> None:
         """What needs doing now and then."""
         now_s = time.monotonic()
@@ -227,6 +243,7 @@ class Server:
             self._view.keep_up()
 
     def _shut_down(self) -> None:
+        self._metrics.close()
         if self._view is not None:
             self._view.stop()
         self._workers.tell_all(Quit())
@@ -385,6 +402,7 @@ class Server:
             except WorldWarpError:
                 self._jobs.remove(request.job_id)
                 raise
+            self._metrics.job("queued")
             _log_job(job.job_id, f"{job.frames} frames of {request.width}x{request.height} for {job.client}")
             self._delete_oldest()
         return self._accepted(request.request_id, request.job_id)
@@ -500,6 +518,7 @@ class Server:
                 if self._send(identity, parts) != "sent":
                     break
                 session.sent(job_id, codec.size_of(parts), logged=logged)
+                self._metrics.sent(codec.size_of(parts))
                 more = True
         return more
 
@@ -532,6 +551,7 @@ class Server:
         self._jobs.move(job_id, state, code, message[:MAX_TEXT_CHARS])
         if state != "running":
             self._progress.pop(job_id, None)
+        self._metrics.job(state)
         _log_job(job_id, f"{state} {message}".strip())
         try:
             self._log_state(job_id, log_id, summary, **stored)
@@ -571,6 +591,7 @@ class Server:
             if job is None:
                 return
             self._jobs.move(job.job_id, "running")
+            self._metrics.job("running")
             try:
                 attempt = self._store.open(job.job_id).read_state().attempt + 1
                 self._log_state(job.job_id, attempt=attempt)
@@ -598,18 +619,24 @@ class Server:
                 parts = worker.looker.take(message)
                 if parts is not None:
                     self._hot[message.job_id] = (message.seq, parts)
-                    self._jobs.update(message.job_id, last_seq=message.seq, frames_done=message.frames_done)
+                    self._note_events(message.job_id, message.seq, message.frames_done)
             elif isinstance(message, Logged):
-                self._jobs.update(message.job_id, last_seq=message.last_seq, frames_done=message.frames_done)
+                self._note_events(message.job_id, message.last_seq, message.frames_done)
             elif isinstance(message, Ended):
                 worker.job_id = ""
                 self._hot.pop(message.job_id, None)
                 self._end_job(message)
 
+    def _note_events(self, job_id: str, last_seq: int, frames_done: int) -> None:
+        self._metrics.frames(max(frames_done - self._jobs[job_id].frames_done, 0))
+        self._jobs.update(job_id, last_seq=last_seq, frames_done=frames_done)
+
     def _end_job(self, end: Ended) -> None:
         if end.state == "queued":
             self._interrupt(end.job_id, "queued", "server_stopped", STOPPED)
             return
+        seconds = end.summary.get("seconds")
+        self._metrics.stages(seconds if isinstance(seconds, dict) else {})
         self._move(end.job_id, end.state, end.code, end.message, end.log_id, end.summary)
         if end.state == "done":
             self._store.open(end.job_id).commits.clear()
