@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
@@ -130,7 +131,35 @@ def why_not_captured() -> str | None:
     """Why fits on CUDA run step by step on this machine; None where a step is captured as a graph."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed, which compiles what a captured step is made of"
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        return "Triton finds no C compiler, which it launches its kernels through"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return "the GPU is older than Ampere and has no TF32, which the gradient is summed in"
     return None
+
+
+def prepare_fit(device: torch.device | str) -> None:
+    """Compiles what a fit on CUDA is made of, or loads it where that was done before, by fitting two Gaussians."""
+    gaussians = Gaussians(
+        means=torch.tensor([[0.0, 0.0, 1.0], [0.1, 0.0, 1.1]], device=device),
+        quats=torch.tensor([[1.0, 0.0, 0.0, 0.0]] * 2, device=device),
+        scales=torch.full((2, 3), -2.0, device=device),
+        opacities=torch.zeros(2, device=device),
+        sh0=torch.zeros(2, 1, 3, device=device),
+        shN=torch.zeros(2, 15, 3, device=device),
+    )
+    ones = torch.ones(2, 16, 16, device=device)
+    K = torch.tensor([[16.0, 0, 8], [0, 16.0, 8], [0, 0, 1]], device=device)
+    views = FitViews(
+        ones[..., None].expand(-1, -1, -1, 3),
+        ones,
+        ones,
+        ones,
+        torch.eye(4, device=device).repeat(2, 1, 1),
+        K.repeat(2, 1, 1),
+    )
+    for _ in fit(gaussians, ones[0, 0, :2] > 0, views, 1, FitSettings(), torch.Generator()):
+        pass
 
 
 def let_move(gaussians: Gaussians, with_shN: bool) -> Moving:

@@ -51,8 +51,8 @@ def rasterize(gaussians: Gaussians, w2c: Tensor, K: Tensor, width: int, height: 
 def prepare_rasterizer(device: torch.device | str = "cpu") -> None:
     """Compiles the kernels for `device`, or loads them where that was done before, by drawing one Gaussian.
 
-    The first time on a machine this takes about 15 s on the CPU and minutes on CUDA; later, less than a second. A
-    worker that calls it while it has nothing else to do spares its first job the wait.
+    On CUDA it fits two as well. The first time on a machine this takes about 15 s on the CPU and minutes on CUDA; later,
+    a second or two. A worker that calls it while it has nothing else to do spares its first job the wait.
 
     Raises:
         WorldWarpError: `no_cuda_rasterizer`, as `rasterize`.
@@ -68,6 +68,10 @@ def prepare_rasterizer(device: torch.device | str = "cpu") -> None:
     )
     eye = torch.eye(4)[None]
     rasterize(gaussian, eye, eye[:, :3, :3], 1, 1).rgb.sum().backward()
+    if means.is_cuda:
+        from .fit import prepare_fit
+
+        prepare_fit(device)
 
 
 def rasterizer_info(device: torch.device | str = "cpu") -> dict[str, str | int]:

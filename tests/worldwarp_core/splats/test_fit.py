@@ -1,7 +1,19 @@
+import importlib.util
+import shutil
+
 import pytest
 import torch
 
-from worldwarp_core.splats.fit import MAX_GROWTH, SSIM_WINDOW, FitSettings, FitViews, fit, ssim
+from worldwarp_core.splats.fit import (
+    MAX_GROWTH,
+    SSIM_WINDOW,
+    FitSettings,
+    FitViews,
+    fit,
+    prepare_fit,
+    ssim,
+    why_not_captured,
+)
 from worldwarp_core.splats.gaussians import SH_C0
 from worldwarp_core.splats.rasterize import rasterize
 from worldwarp_core.splats.seed import SeedView, seed_gaussians
@@ -116,3 +128,17 @@ def test_a_fitted_surface_has_no_gaps(seeds, picture):
     fitted, _ = run(seeds, views(picture))
     alpha = rasterize(fitted, torch.eye(4)[None], K[None], WIDTH, HEIGHT).alpha[0]
     assert float(alpha[2:-2, 2:-2].min()) > 0.8
+
+
+def test_a_machine_that_cannot_capture_a_step_says_what_it_lacks(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert why_not_captured() is None
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "C compiler" in why_not_captured()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "Triton" in why_not_captured()
+
+
+def test_what_prepares_a_fit_fits():
+    prepare_fit("cpu")
