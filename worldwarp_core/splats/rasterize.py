@@ -51,8 +51,8 @@ def rasterize(gaussians: Gaussians, w2c: Tensor, K: Tensor, width: int, height: 
 def prepare_rasterizer(device: torch.device | str = "cpu") -> None:
     """Compiles the kernels for `device`, or loads them where that was done before, by drawing one Gaussian.
 
-    On CUDA it fits two as well. The first time on a machine this takes about 15 s on the CPU and minutes on CUDA; later,
-    a second or two. A worker that calls it while it has nothing else to do spares its first job the wait.
+    On CUDA it fits two as well. The first time on a machine this takes about 15 s on the CPU and minutes on CUDA;
+    later, a second or two. A worker that calls it while it has nothing else to do spares its first job the wait.
 
     Raises:
         WorldWarpError: `no_cuda_rasterizer`, as `rasterize`.
