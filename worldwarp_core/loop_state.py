@@ -17,6 +17,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .history import History
+from .host_copy import mark, send_to_host
 from .splats.cache import KeyViews, SplatCache
 from .splats.gaussians import Gaussians
 from .splats.space import CacheSpace
@@ -118,4 +119,8 @@ def _tensors(group: History | KeyViews) -> dict[str, Tensor]:
 
 
 def _arrays(group: str, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {f"{group}.{name}": tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    sent = {name: send_to_host(tensor.detach()) for name, tensor in tensors.items()}
+    for arrived in [mark(tensor.device) for tensor in tensors.values()][-1:]:
+        if arrived is not None:
+            arrived.synchronize()
+    return {f"{group}.{name}": tensor.numpy() for name, tensor in sent.items()}

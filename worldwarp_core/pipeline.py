@@ -28,6 +28,7 @@ from .geometry.complete import complete_depth
 from .geometry.monocular import DepthModel
 from .geometry.start import start_depth
 from .history import History, extend_history
+from .host_copy import mark, send_to_host
 from .loop_state import LoopState, restore, saved_unit
 from .priors import VALID, Priors, render_priors
 from .spec import BACKGROUND_DEPTH, CacheUpdate, Event, Finished, Frame, GenerateSpec, Notice, Progress, Stage
@@ -96,6 +97,7 @@ def generate(
     stage = _set_up(spec, models, settings, saved_unit(resume) if resume is not None else None)
     yield from stage.notices
     cache_settings = stage.cache_settings
+    longest_context = max(len(plan.context) for plan in plans)
     generator = torch.Generator().manual_seed(spec.seed)
     made_by = _made_by(spec, models, settings, stage)
     state = restore(resume, made_by, stage.space, stage.w2c.device) if resume is not None else None
@@ -152,19 +154,12 @@ def generate(
                 "world_full",
                 f"The world holds {len(cache.gaussians):,} Gaussians, the most allowed: new places are no longer kept.",
             )
-        history = extend_history(history, new, keep=spec.chunk)
+        history = extend_history(history, new, keep=longest_context)
         new = None
         if plan.new.stop < len(spec.cameras):
             yield LoopState(plan.index, plan.new.stop, cache, history, generator.get_state()).fitted(made_by)
     yield timeline.tick("finish", plans[-1].index, 1, 1)
     yield Finished(_summary(spec, models, settings, stage, cache, timeline, len(plans)))
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """On its way to the CPU: there once the device has come this far."""
-    if tensor.device.type != "cuda":
-        return tensor
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -191,10 +186,8 @@ class _Stage:
         picture = torch.from_numpy(rgb) if isinstance(rgb, np.ndarray) else (rgb * 255).round().to(torch.uint8)
         scene_depth = torch.where(torch.isfinite(depth), depth * self.space.unit, BACKGROUND_DEPTH).float()
         valid = (validity >= VALID).to(torch.uint8) * 255
-        sent = [_to_host(t) for t in (picture, scene_depth, valid)]
-        arrived = torch.cuda.Event() if depth.device.type == "cuda" else None
-        if arrived is not None:
-            arrived.record()
+        sent = [send_to_host(t) for t in (picture, scene_depth, valid)]
+        arrived = mark(depth.device)
 
         def receive() -> Frame:
             if arrived is not None:
