@@ -22,6 +22,8 @@ from .textures import Split, TextureBank, build_bank
 from .warp import SKY_DISTANCE, forward_warp
 from .worlds import RenderSettings, build_worlds, render, world_seed
 
+WARPED_FRAMES = 416
+"""Frames warped at once: 32 clips of 13."""
 SOURCE_STRIDE = 1 << 20
 """World indices that one `seed` of a source has to itself."""
 
@@ -156,9 +158,9 @@ def warp_clips(
     generators: list[torch.Generator | None] = [None] * len(seeds)
     prior = torch.empty_like(rgb)
     mask = torch.empty(depth.shape, dtype=rgb.dtype, device=rgb.device)
-    # clips with as many sources are warped together
-    for count in sorted({len(set(sources)) for sources in picked}):
-        members = [i for i, sources in enumerate(picked) if len(set(sources)) == count]
+    # clips with as many sources are warped together, as many as fit in some gigabytes
+    most = max(WARPED_FRAMES // K.shape[1], 1)
+    for members in _alike([len(set(sources)) for sources in picked], most):
         clips = torch.tensor(members, device=rgb.device)
         frames = torch.tensor([sorted(set(picked[i])) for i in members], device=rgb.device)
         row = clips[:, None]
@@ -184,6 +186,15 @@ def warp_clips(
         if begun is not None:
             prior[i], mask[i] = _wrong_look(hands[i], begun, prior[i], mask[i])
     return prior, mask, torch.tensor(picked, device=rgb.device), torch.tensor(exact, device=rgb.device)
+
+
+def _alike(counts: list[int], most: int) -> list[list[int]]:
+    """Places in the list, together where their counts are equal, at most `most` together."""
+    groups = []
+    for count in sorted(set(counts)):
+        same = [i for i, other in enumerate(counts) if other == count]
+        groups += [same[k : k + most] for k in range(0, len(same), most)]
+    return groups
 
 
 def _by_cache(
