@@ -76,3 +76,29 @@ def test_the_kernels_find_what_the_plain_functions_find(tmp_path):
     assert ((got["ground"] - ground).abs()[both] < 2e-3 + 1e-3 * ground[both]).float().mean() > 0.99
 
     torch.testing.assert_close(got["seen"], bank.sample(picture, uv, level), atol=1e-4, rtol=0)
+
+
+SIGNATURES = {
+    "_trace": "origin *fp32, direction *fp32, table *fp32, counts *i32, time *fp32, which *i64, rays i32, primitives i32",
+    "_distance": "points *fp32, table *fp32, counts *i32, away *fp32, count i32, primitives i32",
+    "_march": (
+        "heights *fp32, which *i64, hilly *i32, origin *fp32, direction *fp32, time *fp32, rays i32, cells i32, "
+        "extent fp32, first fp32, growth fp32, steps i32, halvings i32"
+    ),
+    "_sample": "texels *i32, picture *i64, uv *fp32, level *fp32, colours *fp32, count i32, size i32, last i32",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SIGNATURES))
+def test_a_kernel_compiles_for_a_gpu_without_one(name):
+    """The interpreter forgives what the compiler does not."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from worldwarp_core.training import worlds_triton
+
+    arguments = dict(one.split() for one in SIGNATURES[name].split(", ")) | {"BLOCK": "constexpr"}
+    source = ASTSource(getattr(worlds_triton, name), arguments, {"BLOCK": worlds_triton.BLOCK})
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert len(made.asm["cubin"]) > 1000
