@@ -79,7 +79,9 @@ def test_the_kernels_find_what_the_plain_functions_find(tmp_path):
 
 
 SIGNATURES = {
-    "_trace": "origin *fp32, direction *fp32, table *fp32, counts *i32, time *fp32, which *i64, rays i32, primitives i32",
+    "_trace": (
+        "origin *fp32, direction *fp32, table *fp32, counts *i32, time *fp32, which *i64, rays i32, primitives i32"
+    ),
     "_distance": "points *fp32, table *fp32, counts *i32, away *fp32, count i32, primitives i32",
     "_march": (
         "heights *fp32, which *i64, hilly *i32, origin *fp32, direction *fp32, time *fp32, rays i32, cells i32, "
