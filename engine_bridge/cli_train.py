@@ -76,6 +76,10 @@ def vae(
     freeze_encoder: Annotated[
         bool, typer.Option("--freeze-encoder", help="Learn the decoder alone: a trained transformer keeps its latents.")
     ] = False,
+    transformer: Annotated[
+        Path | None,
+        typer.Option("--transformer", help="Folder with a trained transformer, whose latents the decoder learns from."),
+    ] = None,
 ) -> None:
     """Train the autoencoder and its guided decoder."""
     _train("vae", locals())

@@ -20,6 +20,7 @@ class ToySource:
         self.size, self.frames = size, frames
 
     def batch(self, n, first_seed):
+        assert not torch.is_autocast_enabled("cpu"), "worlds are made in full precision"
         return ToyBatch(
             *(torch.stack(parts) for parts in zip(*(self._clip(first_seed + i) for i in range(n)), strict=True))
         )

@@ -99,7 +99,10 @@ class ExamplePool:
             self._add()
 
     def draw(self, count: int, generator: Generator) -> Examples:
-        """`count` examples, any of them; the first call makes the first examples."""
+        """`count` examples, any of them; the first call makes the first examples.
+
+        Not to be called where a network's loss is worked out: see `precision.py`.
+        """
         if self.made < self.settings.first:
             while self.made < self.settings.first:
                 self._add()

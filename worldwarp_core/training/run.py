@@ -25,12 +25,13 @@ from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
 from ..preview.transformer import make_transformer
 from ..preview.weights import load_state, read_network
-from ..transformer import TransformerOptions
+from ..transformer import TransformerOptions, WorldWarpTransformer
 from .clips import ClipSource
 from .levels import make_trainable
 from .lpips import Lpips
 from .objective import ObjectiveSettings, Target
 from .pool import Clips, PoolSettings, Source
+from .precision import full
 from .textures import TextureBank, build_bank
 from .train_autoencoder import AutoencoderTask, AutoencoderTraining
 from .train_depth import DepthTask, DepthTraining
@@ -84,6 +85,7 @@ class TrainOptions:
         lpips: weights of LPIPS with AlexNet; None leaves it out of the loss and of the figures.
         imagenet: weights of an EfficientNet-Lite0 for a new depth network to start from.
         autoencoder: folder with a trained autoencoder; `stdiff` needs it.
+        transformer: folder with a trained transformer: the decoder learns from its latents, its own encoder frozen.
         width, height: of the clips, multiples of 16.
         frames, batch, learning_rate, pool, judged: None takes what suits the network.
         freeze_encoder: of the autoencoder, learn the decoder alone.
@@ -98,6 +100,7 @@ class TrainOptions:
     lpips: Path | None = None
     imagenet: Path | None = None
     autoencoder: Path | None = None
+    transformer: Path | None = None
     width: int = 256
     height: int = 144
     frames: int | None = None
@@ -123,6 +126,11 @@ class TrainOptions:
             )
         if self.frames is not None and (self.frames < 1 or self.frames % 4 != 1):
             raise WorldWarpError("bad_settings", f"A clip has 4k + 1 frames; got {self.frames}.")
+        if self.transformer is not None and not self.freeze_encoder:
+            raise WorldWarpError(
+                "bad_settings",
+                "A transformer knows its own encoder's latents alone: freeze the encoder to learn from it.",
+            )
         if self.device not in ("auto", "cpu", "cuda"):
             raise WorldWarpError("bad_settings", f"device must be auto, cpu or cuda; got {self.device!r}.")
         if self.devices < 1:
@@ -166,6 +174,18 @@ def _train_as_one_of(rank: int, kind: Kind, options: TrainOptions, address: str)
 
 
 @dataclass(frozen=True)
+class _InFull:
+    """A source of clips that calculates in full precision wherever it is asked."""
+
+    source: Source
+    device: torch.device
+
+    def batch(self, n: int, first_seed: int) -> Clips:
+        with full(self.device):
+            return self.source.batch(n, first_seed)
+
+
+@dataclass(frozen=True)
 class _Ready:
     """What every task is built from."""
 
@@ -190,8 +210,10 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
     size, frames = (options.height, options.width), options.frames or defaults.frames
     bank, judged_bank = (build_bank(split, options.textures, device=device) for split in ("train", "val"))
     logger.info("pictures for the worlds: %.1f s", time.monotonic() - started)
-    source = ClipSource("train", options.seed, size, frames, device, bank=bank)
-    judged = ClipSource("val", 0, size, frames, device, bank=judged_bank).batch(options.judged or defaults.judged, 0)
+    source = _InFull(ClipSource("train", options.seed, size, frames, device, bank=bank), device)
+    judged = _InFull(ClipSource("val", 0, size, frames, device, bank=judged_bank), device).batch(
+        options.judged or defaults.judged, 0
+    )
     logger.info("clips to judge by: %.1f s", time.monotonic() - started)
     capacity = options.pool or defaults.capacity
     made = min(defaults.made, capacity)
@@ -243,7 +265,17 @@ def _autoencoder(ready: _Ready) -> Task:
         training,
         ready.first_seed,
         ready.stride,
+        None if options.transformer is None else _trained_transformer(options.transformer, ready.device),
     )
+
+
+def _trained_transformer(folder: Path, device: torch.device) -> WorldWarpTransformer:
+    found = read_network(folder, NAMES["stdiff"])
+    try:
+        network = make_transformer(found.config, TransformerOptions(fused=False), found.state, device)
+    except (RuntimeError, TypeError) as error:
+        raise WorldWarpError("bad_weights", f"The transformer in {folder} cannot be built: {error}") from error
+    return network.eval().requires_grad_(False)
 
 
 def _transformer(ready: _Ready) -> Task:

@@ -4,6 +4,9 @@ Each batch holds clips of worlds and of photographs that are panned and zoomed o
 decoded beside their prior, the rest (and photographs) from the latents alone. Latents get some noise always and much
 of it for a part of the guided clips: what the transformer makes is never exact, and then the prior must be kept.
 
+At the end the decoder can learn from a trained transformer's own latents (the encoder then stays as it is): its
+estimate of the clean clip from a state that the sampler visits stands in for a part of the true latents.
+
 Loss: mean absolute error, the same of the pictures' gradients, and LPIPS on some frames.
 """
 
@@ -16,17 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ..denoise import TIMESTEPS
 from ..errors import WorldWarpError
-from ..noise_map import LATENT_FRAMES
+from ..noise_map import LATENT_FRAMES, NoiseSettings, expand_to_latents, token_confidence
 from ..preview.autoencoder import PreviewAutoencoder, join_guide
+from ..preview.transformer import no_text
 from ..priors import VALID
+from ..transformer import WorldWarpTransformer
 from .judge import contact_sheet, inpainted, psnr
 from .lpips import Lpips
+from .objective import draw_states
 from .pool import Clips, ExamplePool, Examples, PoolSettings, Source
+from .precision import half
 from .trainer import Validation
 
 STILL_FRAMES = 5
 """Length of a still clip of a photograph that is judged."""
+GRADED = NoiseSettings(graded=True)
 MOMENTUM = 0.01
 """How fast the latents' mean and deviation follow those of a batch."""
 
@@ -51,6 +60,7 @@ class AutoencoderTraining:
         shaken: the share of guided clips whose latents get much noise.
         perceptual, gradient: weights of LPIPS and of gradients beside the absolute error.
         perceptual_frames: frames of each clip that LPIPS looks at.
+        imagined: the share of guided clips whose latents are the transformer's own, where one is given.
         freeze_encoder: learn the decoder alone: latents stay what they are to a trained transformer.
     """
 
@@ -62,6 +72,7 @@ class AutoencoderTraining:
     perceptual: float = 0.2
     gradient: float = 0.5
     perceptual_frames: int = 3
+    imagined: float = 0.5
     freeze_encoder: bool = False
     compile: bool = False
 
@@ -89,9 +100,11 @@ class AutoencoderTask:
         settings: AutoencoderTraining,
         first_seed: int = 0,
         stride: int | None = None,
+        transformer: WorldWarpTransformer | None = None,
     ) -> None:
         """`photos` and `judged_photos` are (N, 3, S, S) uint8; `judged` clips are of worlds kept out of training."""
         self.network, self.settings, self.lpips = network, settings, lpips
+        self._transformer = transformer
         self._photos, self._judged, self._judged_photos = photos, judged, judged_photos
         self._source, self._batch, self._first_seed = source, pool.batch, first_seed
         self._pool = ExamplePool(self._make, pool, first_seed, stride or pool.batch)
@@ -118,7 +131,12 @@ class AutoencoderTask:
         else:
             raw = self.network.to_latents(truth)
             self._follow(raw)
-        made = self.network.to_frames(self._disturb(raw, guided, generator), guide).float()
+        latents = self._disturb(raw, guided, generator)
+        if self._transformer is not None:
+            chance = torch.rand(len(raw), generator=generator, device=raw.device)
+            chosen = guided & (chance < self.settings.imagined)
+            latents = torch.where(chosen[:, None, None, None, None], self._imagine(batch, raw, generator), latents)
+        made = self.network.to_frames(latents, guide).float()
 
         error = (made - truth).abs()
         each = error.mean((1, 2, 3, 4))
@@ -135,10 +153,9 @@ class AutoencoderTask:
     @torch.no_grad()
     def validate(self) -> Validation:
         truth, prior, validity = (x.float() for x in (self._judged.rgb, self._judged.prior, self._judged.validity))
-        device_type = truth.device.type
         alone, guided, shaken = [], [], []
         generator = Generator(truth.device).manual_seed(0)
-        with torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda"):
+        with half(truth.device):
             for row in range(len(truth)):
                 raw = self.network.to_latents(truth[row : row + 1])
                 noise = torch.randn(raw.shape, generator=generator, device=raw.device) * _over_channels(
@@ -205,6 +222,25 @@ class AutoencoderTask:
         much = torch.lerp(raw.detach().float(), noise + _over_channels(centre), share)
         shaken = guided[:, None, None, None, None] & (chance[2] < self.settings.shaken)
         return torch.where(shaken, much, little)
+
+    @torch.no_grad()
+    def _imagine(self, batch: Batch, raw: Tensor, generator: Generator) -> Tensor:
+        """Like `raw`: the clean clip as the transformer sees it from a state that the sampler visits."""
+        assert self._transformer is not None
+        prior, validity = batch.guide[:, :, :3].clone(), batch.guide[:, :, 3].clone()
+        prior[:, 0], validity[:, 0] = batch.truth[:, 0], 1.0
+        drawn = draw_states(
+            self.network.normalise(raw.detach().float()),
+            self.network.encode_clips(prior),
+            torch.stack([token_confidence(v, GRADED) for v in validity]),
+            torch.ones(len(raw), dtype=torch.int64, device=raw.device),
+            generator,
+        )
+        text = no_text(len(raw), self._transformer.config["text_dim"], raw.device)
+        velocity = self._transformer(drawn.latents, TIMESTEPS * drawn.levels, drawn.index, text)
+        frames, rows, cols = raw.shape[2:]
+        sigma = drawn.levels[drawn.index].reshape(len(raw), frames, rows // 2, cols // 2)
+        return self.network.denormalise(drawn.latents - expand_to_latents(sigma)[:, None] * velocity.float())
 
     def _follow(self, raw: Tensor) -> None:
         """Keeps the network's mean and deviation of latents, by which they are normalised, up with a batch's."""

@@ -25,6 +25,7 @@ from .judge import contact_sheet, inpainted, psnr
 from .lpips import Lpips
 from .objective import NoisyClips, ObjectiveSettings, draw_states, velocity_loss
 from .pool import Clips, ExamplePool, Examples, PoolSettings, Source
+from .precision import half
 from .trainer import Validation
 
 CONTEXTS = (0, 1, 5)
@@ -104,7 +105,7 @@ class StDiffTask:
         made, figures = [], {}
         device = self._judged.rgb.device
         generator = Generator(device).manual_seed(0)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with half(device):
             rows = torch.arange(len(self._judged.rgb), device=device).repeat(JUDGED_STATES)
             losses = []
             for part in rows.split(self.settings.clips):
@@ -155,7 +156,7 @@ class StDiffTask:
         rgb, prior, validity = (x.flip(-1) if mirrored else x.clone() for x in (clips.rgb, clips.prior, clips.validity))
         for row, count in enumerate(context.tolist()):
             prior[row, :count], validity[row, :count] = rgb[row, :count], 1.0
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with half(device):
             truth, warped = (
                 torch.cat([self._autoencoder.encode_clips(part) for part in x.float().split(ENCODED_AT_ONCE)])
                 for x in (rgb, prior)

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from ..atomic_write import atomic_write
 from ..errors import WorldWarpError
 from ..preview.weights import load_state, network_files, read_network, save_network
+from .precision import half
 
 console = Console()
 logger = logging.getLogger(__name__)
@@ -224,7 +225,7 @@ class _Session:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         batch = self.task.draw(generator)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with half(self.device):
             loss, parts = self.task.loss(batch, generator)
         loss.backward()
         if world > 1:
@@ -278,11 +279,13 @@ class _Session:
             with safe_open(exact, "pt", device=str(self.device)) as opened:
                 metadata, keys = opened.metadata(), opened.keys()
                 found = {key: opened.get_tensor(key) for key in keys}
-            _load(self.task.network, _under(found, "network."), exact)
-            for name, values in _under(found, "average.").items():
-                self.average[name].copy_(values)
+            average = _under(found, "average.")
+            # What is learned no longer stays at its average: that is what was given away, and others rely on it.
+            settled = {name: values for name, values in average.items() if name not in self.learned}
+            _load(self.task.network, _under(found, "network.") | settled, exact)
             adam = {kind: _under(found, f"adam.{kind}.") for kind in ("step", "exp_avg", "exp_avg_sq")}
             for name, parameter in self.learned.items():
+                self.average[name].copy_(average.get(name, parameter.detach()))
                 if name in adam["exp_avg"]:
                     self.optimiser.state[parameter] = {kind: values[name] for kind, values in adam.items()}
             self.averaged_steps = int(metadata["averaged_steps"])
