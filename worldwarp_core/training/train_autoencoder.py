@@ -273,7 +273,7 @@ def pan_over(photos: Tensor, count: int, frames: int, size: tuple[int, int], gen
     height, width = size
     along = torch.linspace(0, 1, frames, device=device)
     moves = (draw(0, 1) < 2 / 3).float()
-    zoom = draw(0.45, 0.95) * (1 + moves * draw(-0.2, 0.05) * along)  # half of the width seen, of the photograph's
+    zoom = draw(0.65, 1.0) * (1 + moves * draw(-0.2, 0.05) * along)  # half of the width seen, of the photograph's
     zoom_y = zoom * height / width
     x = draw(-1, 1) * (1 - zoom[:, :1]) + moves * draw(-0.25, 0.25) * along
     y = draw(-1, 1) * (1 - zoom_y[:, :1]) + moves * draw(-0.15, 0.15) * along
