@@ -70,6 +70,8 @@ from .session import FINAL, UNANSWERED_LIMIT_S, ClientSession, Follower
 from .version import package_version
 
 CREDIT_BYTES = 64 * 2**20
+CREDIT_SHARE = 4
+"""Credit is given back in this part of the window."""
 CONNECT_TIMEOUT_S = 5.0
 GONE_TIMEOUT_S = 120.0
 TICK_MS = 250
@@ -160,6 +162,8 @@ class Client:
         self._wake.bind("inproc://wake")
         self._waking = threading.Lock()
         self._closed = False
+        self._eaten: dict[str, int] = {}
+        """Bytes of each job's events that were taken and that the thread does not know of yet."""
         self._todo: deque[Callable[[], None]] = deque()
         self._request_ids = itertools.count(1)
         self._credit_bytes = credit_bytes
@@ -355,9 +359,16 @@ class Client:
 
     def _consume(self, entry: _Received) -> ClientEvent:
         if entry.size_bytes:
+            # The thread is woken for a share of the window, not for every event: waking it costs more than a frame's
+            # way through here.
+            with self._waking:
+                eaten = self._eaten.pop(entry.job_id, 0) + entry.size_bytes
+                if eaten * CREDIT_SHARE < self._credit_bytes:
+                    self._eaten[entry.job_id] = eaten
+                    return entry.event
             # Without a connection there is nobody to give credit to.
             with suppress(BridgeError):
-                self._do(lambda: self._wire.consumed(entry))
+                self._do(lambda: self._wire.consumed(entry.job_id, eaten))
         return entry.event
 
     def _do(self, action: Callable[[], None]) -> None:
@@ -570,6 +581,8 @@ class _Wire:
         """Where each followed job's log ended when it was subscribed to."""
         self._fetches: dict[int, _Fetch] = {}
         self._open = False
+        self._polled: tuple[zmq.Socket, ...] = ()
+        self._poller = zmq.Poller()
 
     # ------------------------------------------------------------ the life of the thread
 
@@ -711,10 +724,12 @@ class _Wire:
 
     def _wait(self, wake: zmq.Socket, *links: _Link) -> None:
         """Sleeps until something arrives or is asked for, then does what was asked for."""
-        poller = zmq.Poller()
-        for socket in (wake, *(link.socket for link in links), *(link.monitor for link in links if self._open)):
-            poller.register(socket, zmq.POLLIN)
-        poller.poll(TICK_MS)
+        sockets = (wake, *(link.socket for link in links), *(link.monitor for link in links if self._open))
+        if sockets != self._polled:
+            self._polled, self._poller = sockets, zmq.Poller()
+            for socket in sockets:
+                self._poller.register(socket, zmq.POLLIN)
+        self._poller.poll(TICK_MS)
         while wake.poll(0):
             wake.recv()
         while self._client._todo:
@@ -785,9 +800,9 @@ class _Wire:
         if self._open:
             self._ask_block(request_id, fetch)
 
-    def consumed(self, entry: _Received) -> None:
-        self._unread[entry.job_id] = self._unread.get(entry.job_id, 0) - entry.size_bytes
-        self._consumed(entry.job_id, entry.size_bytes)
+    def consumed(self, job_id: str, size_bytes: int) -> None:
+        self._unread[job_id] = self._unread.get(job_id, 0) - size_bytes
+        self._consumed(job_id, size_bytes)
 
     def _consumed(self, job_id: str, size_bytes: int) -> None:
         follower = self._followers.get(job_id)
