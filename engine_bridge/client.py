@@ -205,7 +205,8 @@ class Client:
         Args:
             engine: the engine that the server must be running; "" takes any.
             job_id: to send the same job again (a uuid4's hex); the server then does not make it twice.
-            after_seq: the last event that was had, of a job that is sent again.
+            after_seq: the last event that was had, of a job that is sent again. Where that may have been the job's
+                end, ask from the one before: after the end nothing comes.
             resume: of a job that is sent again: let it go on where it has failed or was cancelled.
             priority: -10 to 10; the highest of one's own is first, below 0 yields to everybody's.
 

@@ -135,7 +135,8 @@ def follow_to_file(address: str, job_id: str, path: str, shot_args: dict[str, An
     after = 0
     file = Path(path)
     if file.exists():
-        records = list(read_records(file))
+        # The last one once more: the job may have ended with it, and then nothing comes after.
+        records = list(read_records(file))[:-1]
         after = len(records)
         file.write_bytes(b"".join(_framed(record) for record in records))
     with Client(address, connect_timeout_s=60, gone_timeout_s=120) as client, file.open("ab", 0) as out:
