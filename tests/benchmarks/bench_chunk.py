@@ -56,6 +56,19 @@ BUDGET_STEPS = 2
 TOO_LITTLE_GIB = 6.0
 """For the plan of 12 GB: makes a real device run out of memory in the middle of a job."""
 PARTS = ["presets", "budgets", "fallback"]
+FIGURES = {
+    "reference_s": "--only presets --presets reference",
+    "balanced_s": "--only presets --presets balanced",
+    "fast_s": "--only presets --presets fast",
+    "forward_s": "--only presets --presets reference",
+    "cache_500_steps_s": "--only presets --presets reference",
+    "outside_transformer_fraction": "--only presets --presets reference",
+    "peak_gib": "--only budgets",
+    "deviation_db": "--only presets",
+    "speedup_2_gpus": "--only presets --presets reference, then again with --gpus 2",
+    "speedup_4_gpus": "--only presets --presets reference, then again with --gpus 4",
+}
+"""What the results file always has, null until measured, and the part that measures it."""
 TRANSFORMER = {
     "num_attention_heads": 12,
     "attention_head_dim": 128,
@@ -330,7 +343,10 @@ def merge(path: Path, found: dict[str, Any]) -> None:
     """Lays `found` over what the file holds, dictionaries one level deep."""
     before = json.loads(path.read_text()) if path.is_file() else {}
     for key, value in found.items():
-        before[key] = {**before.get(key, {}), **value} if isinstance(value, dict) else value
+        before[key] = {**(before.get(key) or {}), **value} if isinstance(value, dict) else value
+    for key in FIGURES:
+        before.setdefault(key, None)
+    before["not_measured"] = {key: f"no GPU time yet: {run}" for key, run in FIGURES.items() if before[key] is None}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(before, indent=2) + "\n")
 
