@@ -20,6 +20,8 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.axes import transform
 from worldwarp_core.splat_files.cloud import SplatCloud
 
+from .splat_nodes import make_renderable
+
 MAX_LOGIT = 16.0
 """Opacities are stored after the sigmoid; of a float32 that is as far as a logit can be had back."""
 
@@ -86,12 +88,14 @@ def add_splat_objects(
     # A cloud of nothing but sky is still a world: then it is the object itself.
     near = cloud if cloud.sky.all() else select(cloud, ~cloud.sky)
     skies = sky_of(replacing) if replacing is not None else []
-    made = _filled(context, replacing, name, near)
+    made, sky = _filled(context, replacing, name, near), None
     if len(near) < len(cloud):
         sky = _filled(context, skies.pop() if skies else None, made.name + SKY_SUFFIX, select(cloud, cloud.sky))
         sky.parent = made
-    for sky in skies:
-        _remove_data(sky, then=functools.partial(bpy.data.objects.remove, sky))
+    for left in skies:
+        _remove_data(left, then=functools.partial(bpy.data.objects.remove, left))
+    if not is_native(made):
+        make_renderable(context.scene, made, sky, cloud.sh_degree)
     context.view_layer.update()
     for thing in list(context.view_layer.objects):
         thing.select_set(thing == made)
@@ -117,6 +121,11 @@ def is_splat_object(thing: bpy.types.Object | None) -> bool:
         and thing.type in ("MESH", "POINTCLOUD")
         and all(native.name in thing.data.attributes for native in (SCALE, ROTATION, BASE))
     )
+
+
+def is_native(thing: bpy.types.Object) -> bool:
+    """Returns whether Blender itself draws and renders this object's Gaussians (from 5.3)."""
+    return getattr(thing.data, "type", "") == "GAUSSIAN_SPLAT"
 
 
 def sky_of(thing: bpy.types.Object) -> list[bpy.types.Object]:
