@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bpy
 
-from . import operators, panel, preferences, properties, session, shot_operators
+from . import operators, panel, preferences, properties, session, shot_operators, splat_viewport
 
 CLASSES = (
     *properties.CLASSES,
@@ -25,6 +25,7 @@ def register() -> None:
         if not cls.is_registered:
             bpy.utils.register_class(cls)
     properties.add()
+    splat_viewport.add()
     for menu, draw in panel.menus():
         # Removing what is not there is no fault, and nothing may be in a menu twice.
         menu.remove(draw)
@@ -37,6 +38,7 @@ def register() -> None:
 def unregister() -> None:
     """Stops what runs and takes back all that is registered, the last first."""
     session.close()
+    splat_viewport.remove()
     for handlers in leaving():
         if close_session in handlers:
             handlers.remove(close_session)

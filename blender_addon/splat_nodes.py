@@ -11,8 +11,8 @@ splats are composited. EEVEE draws blended surfaces in the order of their faces,
 Renderers blend light, the core's rasteriser the values of the picture; where many half-transparent splats of unlike
 colours overlap, the two differ. Against the core's picture blended in light it is the same to 45 dB and more.
 
-Everything is nodes and drivers that need no Python: a saved file renders without the add-on, as on a render farm. What
-the viewport shows is drawn by `splat_viewport.py`; the modifier rests there.
+Everything is nodes and drivers that need no Python: a saved file renders without the add-on, as on a render farm. In
+the viewport, where `splat_viewport.py` draws the splats, the modifier leaves a box around them, which can be clicked.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import bpy
 
 MODIFIER = "WorldWarp Splats"
 MATERIAL = "WorldWarp Splats"
+HIDDEN = "WorldWarp Sky"
 VERSION = 1
 """Of the node group and the material: those that an older add-on left in a file are made anew."""
 MADE_BY = "worldwarp_splats"
@@ -64,7 +65,6 @@ def make_renderable(scene: bpy.types.Scene, thing: bpy.types.Object, sky: bpy.ty
     """
     modifier = thing.modifiers.get(MODIFIER) or thing.modifiers.new(MODIFIER, "NODES")
     modifier.node_group = splat_group(degree, points=thing.type == "POINTCLOUD")
-    modifier.show_viewport = False
     _set_input(modifier, "Sky", sky)
     for name, expression in DRIVERS.items():
         _drive(thing, _input_path(modifier, name), expression)
@@ -75,6 +75,7 @@ def make_renderable(scene: bpy.types.Scene, thing: bpy.types.Object, sky: bpy.ty
         thing.cycles.use_deform_motion = False
     if sky is not None:
         sky.hide_render = True
+        (sky.modifiers.get(MODIFIER) or sky.modifiers.new(MODIFIER, "NODES")).node_group = hidden_group()
     if hasattr(scene, "cycles"):
         scene.cycles.transparent_max_bounces = max(scene.cycles.transparent_max_bounces, TRANSPARENT_BOUNCES)
         scene.cycles.min_transparent_bounces = max(scene.cycles.min_transparent_bounces, SURE_BOUNCES)
@@ -349,7 +350,39 @@ def _fill(tree: bpy.types.NodeTree, degree: int, points: bool) -> None:
         made = _call(tree, "GeometryNodeRemoveAttribute", made, name)
     made = _call(tree, "GeometryNodeRealizeInstances", made)
     made = _call(tree, "GeometryNodeSetMaterial", made, None, splat_material())
-    _plug(_node(tree, "NodeGroupOutput").inputs[0], made)
+    _plug(_node(tree, "NodeGroupOutput").inputs[0], _in_viewport(tree, _box(tree, inputs), made))
+
+
+def hidden_group() -> bpy.types.NodeTree:
+    """Returns the node group of a sky: nothing in the viewport, where its points and their box would be in the way."""
+    for group in bpy.data.node_groups:
+        if group.get(MADE_BY) == VERSION and group.name.startswith(HIDDEN):
+            return group
+    group = bpy.data.node_groups.new(HIDDEN, "GeometryNodeTree")
+    group[MADE_BY] = VERSION
+    for way in ("INPUT", "OUTPUT"):
+        group.interface.new_socket(name="Geometry", in_out=way, socket_type="NodeSocketGeometry")
+    inputs = _node(group, "NodeGroupInput")
+    _plug(_node(group, "NodeGroupOutput").inputs[0], _in_viewport(group, None, Field(inputs.outputs[0])))
+    _lay_out(group)
+    return group
+
+
+def _in_viewport(tree: bpy.types.NodeTree, there: Field | None, rendered: Field) -> Field:
+    """Returns one geometry for viewports and another for renders; only the one that is asked for is worked out."""
+    chosen = _node(tree, "GeometryNodeSwitch", input_type="GEOMETRY")
+    values = (rendered, _call(tree, "GeometryNodeIsViewport"), there)
+    for place, value in zip(("False", "Switch", "True"), values, strict=True):
+        if value is not None:
+            _plug(next(socket for socket in chosen.inputs if socket.enabled and socket.name == place), value)
+    return Field(next(output for output in chosen.outputs if output.enabled))
+
+
+def _box(tree: bpy.types.NodeTree, inputs: bpy.types.Node) -> Field:
+    """Returns the edges of the box around the object's own points."""
+    around = _node(tree, "GeometryNodeBoundBox")
+    _plug(around.inputs[0], Field(inputs.outputs["Geometry"]))
+    return _call(tree, "GeometryNodeDeleteGeometry", Field(around.outputs[0]), domain="FACE", mode="ONLY_FACE")
 
 
 def _gaussians(tree: bpy.types.NodeTree, inputs: bpy.types.Node, points: bool) -> Field:

@@ -240,18 +240,12 @@ def _read(thing: bpy.types.Object) -> SplatCloud:
             f"{BASE.name}.",
         )
     attributes = thing.data.attributes
-    means, base = _values(attributes["position"]), _values(attributes[BASE.name])
-    harmonics: list[np.ndarray] = []
-    while (name := _harmonic(len(harmonics)).name) in attributes:
-        harmonics.append(_values(attributes[name]))
-    # A degree that is not whole cannot be said in a file.
-    whole = max(count for count in (0, 3, 8, 15) if count <= len(harmonics))
-    shN = np.stack(harmonics[:whole], axis=1) if whole else np.zeros((len(means), 0, 3), np.float32)
+    means, base = values_of(attributes["position"]), values_of(attributes[BASE.name])
     opacity = base[:, 3].clip(0, 1)
     with np.errstate(divide="ignore"):
         opacities = np.log(opacity) - np.log1p(-opacity)
-        scales = np.log(_values(attributes[SCALE.name]))
-    quats = _values(attributes[ROTATION.name])
+        scales = np.log(values_of(attributes[SCALE.name]))
+    quats = values_of(attributes[ROTATION.name])
     lengths = np.linalg.norm(quats, axis=1, keepdims=True)
     return SplatCloud(
         means=means,
@@ -259,17 +253,29 @@ def _read(thing: bpy.types.Object) -> SplatCloud:
         scales=np.maximum(scales, np.log(np.finfo(np.float32).tiny)).astype(np.float32),
         opacities=opacities.clip(-MAX_LOGIT, MAX_LOGIT).astype(np.float32),
         sh0=base[:, None, :3].copy(),
-        shN=shN,
+        shN=harmonics_of(thing.data),
         # What an object lacks of ours is as it is by default.
         **{
-            field: _values(attributes[name])
+            field: values_of(attributes[name])
             for field, name in (("source_frames", "source_frame"), ("sky", "sky"))
             if name in attributes
         },
     )
 
 
-def _values(attribute: bpy.types.Attribute) -> np.ndarray:
+def harmonics_of(data: bpy.types.PointCloud | bpy.types.Mesh) -> np.ndarray:
+    """Returns (N, 0 | 3 | 8 | 15, 3) of the view-dependent colour, in whole degrees: files know no others."""
+    found = 0
+    while _harmonic(found).name in data.attributes:
+        found += 1
+    whole = max(count for count in (0, 3, 8, 15) if count <= found)
+    coefficients = np.empty((len(data.attributes["position"].data), whole, 3), np.float32)
+    for i in range(whole):
+        coefficients[:, i] = values_of(data.attributes[_harmonic(i).name])
+    return coefficients
+
+
+def values_of(attribute: bpy.types.Attribute) -> np.ndarray:
     """Returns (N, components) or (N,) of a point attribute, copied in one go."""
     key, components, dtype = STORAGE[attribute.data_type]
     values = np.empty(len(attribute.data) * components, dtype)

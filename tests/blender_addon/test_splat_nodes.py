@@ -166,10 +166,19 @@ def test_two_worlds_share_one_group_and_one_material(film: bpy.types.Scene) -> N
         (sky,) = sky_of(made)
         # The parent renders both, in one order.
         assert sky.hide_render
-        assert not sky.modifiers
     add_splat_objects(bpy.context, "Flat", replace(colourful_cloud(), shN=np.zeros((1260, 0, 3), np.float32)))
-    assert len([group for group in bpy.data.node_groups if group.get(MADE_BY)]) == 2
+    assert len([group for group in bpy.data.node_groups if group.get(MADE_BY)]) == 3
     assert len([material for material in bpy.data.materials if material.get(MADE_BY)]) == 1
+
+
+def test_the_viewport_gets_a_box_that_can_be_clicked_and_none_for_the_sky(film: bpy.types.Scene) -> None:
+    made = add_splat_objects(bpy.context, "World", colourful_cloud())
+    depsgraph = bpy.context.evaluated_depsgraph_get()
+    box = made.evaluated_get(depsgraph)
+    assert (len(box.data.vertices), len(box.data.edges), len(box.data.polygons)) == (8, 12, 0)
+    np.testing.assert_allclose(np.ptp([corner.co for corner in box.data.vertices], axis=0), np.ptp(colourful_cloud().means[:960], axis=0), atol=1e-4)
+    (sky,) = sky_of(made)
+    assert len(sky.evaluated_get(depsgraph).data.vertices) == 0
 
 
 def test_filling_an_object_anew_keeps_one_modifier(film: bpy.types.Scene) -> None:
