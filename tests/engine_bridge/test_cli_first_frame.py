@@ -91,6 +91,8 @@ def test_ctrl_c_stops_within_a_step_and_leaves_no_file(wan: Path, tmp_path: Path
         env={**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     prompts = tmp_path / "worldwarp" / "prompts"
     deadline = time.monotonic() + 90
