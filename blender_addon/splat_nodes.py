@@ -103,9 +103,9 @@ _VARIABLES = {
 _SENSOR = "(v if f == 2 else u)"
 _ACROSS = "(max(w * a, h * b) if f == 0 else (w * a if f == 1 else h * b))"
 DRIVERS = {
-    # Tangents: of one pixel, and of the half of the picture that the Jacobian stays within.
-    "Pixel": f"{_SENSOR} * a / (l * {_ACROSS} * p / 100)",
-    "Frame": f"{_SENSOR} / l * ({HELD / 2} * max(w * a, h * b) / {_ACROSS} + max(abs(x), abs(y)))",
+    # Tangents: of one pixel, and of the half of the picture that the Jacobian stays within. Without a camera lens is 0.
+    "Pixel": f"{_SENSOR} * a / (max(l, 0.01) * {_ACROSS} * p / 100)",
+    "Frame": f"{_SENSOR} / max(l, 0.01) * ({HELD / 2} * max(w * a, h * b) / {_ACROSS} + max(abs(x), abs(y)))",
     "Clip Start": "n",
     "Clip End": "e",
 }

@@ -56,9 +56,9 @@ ALWAYS = (
 )
 
 
-def _harmonic(index: int) -> Native:
-    """One coefficient of the view-dependent colour, for red, green and blue."""
-    return Native(f"radiance:sh_{index}", ("FLOAT_VECTOR",), lambda cloud: cloud.shN[:, index])
+def _harmonic(index: int) -> str:
+    """Returns the attribute of one coefficient of the view-dependent colour, for red, green and blue."""
+    return f"radiance:sh_{index}"
 
 
 STORAGE = {
@@ -86,11 +86,11 @@ def add_splat_objects(
             active collection.
     """
     # A cloud of nothing but sky is still a world: then it is the object itself.
-    near = cloud if cloud.sky.all() else select(cloud, ~cloud.sky)
+    near = cloud if cloud.sky.all() else select(cloud, _rows(~cloud.sky))
     skies = sky_of(replacing) if replacing is not None else []
     made, sky = _filled(context, replacing, name, near), None
     if len(near) < len(cloud):
-        sky = _filled(context, skies.pop() if skies else None, made.name + SKY_SUFFIX, select(cloud, cloud.sky))
+        sky = _filled(context, skies.pop() if skies else None, made.name + SKY_SUFFIX, select(cloud, _rows(cloud.sky)))
         sky.parent = made
     for left in skies:
         _remove_data(left, then=functools.partial(bpy.data.objects.remove, left))
@@ -154,8 +154,8 @@ def splat_object_to_export(context: bpy.types.Context) -> bpy.types.Object:
     raise WorldWarpError("bad_splats", f"{told}, and the scene has none. Import or generate one first.")
 
 
-def select(cloud: SplatCloud, rows: np.ndarray) -> SplatCloud:
-    """Returns the Gaussians where `rows` (N,) is True."""
+def select(cloud: SplatCloud, rows: np.ndarray | slice) -> SplatCloud:
+    """Returns the Gaussians where `rows` (N,) is True, or those of a slice."""
     return SplatCloud(**{name: getattr(cloud, name)[rows] for name in SplatCloud.__dataclass_fields__})
 
 
@@ -170,6 +170,14 @@ def concatenate(clouds: list[SplatCloud]) -> SplatCloud:
         return np.concatenate(arrays)
 
     return SplatCloud(**{name: joined(name) for name in SplatCloud.__dataclass_fields__})
+
+
+def _rows(where: np.ndarray) -> np.ndarray | slice:
+    """Returns `where` (N,) as a slice if what is True stands together, as it does in our files: that copies nothing."""
+    true = np.flatnonzero(where)
+    if len(true) and true[-1] - true[0] + 1 == len(true):
+        return slice(int(true[0]), int(true[-1]) + 1)
+    return where
 
 
 def _skies(scene: bpy.types.Scene) -> set[bpy.types.Object]:
@@ -187,8 +195,10 @@ def _filled(
 ) -> bpy.types.Object:
     """Returns `thing` with the Gaussians of `cloud` as its data, or a new object `name`."""
     data = _sized_data(name, len(cloud))
-    for native in (*ALWAYS, *(_harmonic(i) for i in range(cloud.shN.shape[1]))):
-        _write(data, native, native.values(cloud))
+    for native in ALWAYS:
+        _write(data, native.name, native.data_types, native.values(cloud))
+    for i, coefficients in enumerate(_by_coefficient(cloud.shN)):
+        _write(data, _harmonic(i), ("FLOAT_VECTOR",), coefficients)
     data.update_tag()
     if hasattr(data, "update"):
         data.update()
@@ -208,6 +218,14 @@ def _remove_data(thing: bpy.types.Object, then: Callable[[], None]) -> None:
         (bpy.data.meshes if isinstance(data, bpy.types.Mesh) else bpy.data.pointclouds).remove(data)
 
 
+def _by_coefficient(shN: np.ndarray) -> np.ndarray:
+    """Returns (K, N, 3) of (N, K, 3), in bites that the processor's cache holds: a tenth of the time."""
+    turned = np.empty((shN.shape[1], len(shN), 3), np.float32)
+    for start in range(0, len(shN), 4096):
+        turned[:, start : start + 4096] = shN[start : start + 4096].transpose(1, 0, 2)
+    return turned
+
+
 def _sized_data(name: str, count: int) -> bpy.types.PointCloud | bpy.types.Mesh:
     """Returns a point cloud of `count` points where this Blender can size one, else a mesh of loose points."""
     if "resize" in bpy.types.PointCloud.bl_rna.functions:
@@ -222,10 +240,12 @@ def _sized_data(name: str, count: int) -> bpy.types.PointCloud | bpy.types.Mesh:
     return mesh
 
 
-def _write(data: bpy.types.PointCloud | bpy.types.Mesh, native: Native, values: np.ndarray) -> None:
+def _write(
+    data: bpy.types.PointCloud | bpy.types.Mesh, name: str, data_types: tuple[str, ...], values: np.ndarray
+) -> None:
     known = bpy.types.Attribute.bl_rna.properties["data_type"].enum_items
-    data_type = next(kind for kind in native.data_types if kind in known)
-    attribute = data.attributes.get(native.name) or data.attributes.new(native.name, data_type, "POINT")
+    data_type = next(kind for kind in data_types if kind in known)
+    attribute = data.attributes.get(name) or data.attributes.new(name, data_type, "POINT")
     key, _, dtype = STORAGE[attribute.data_type]
     # A flat buffer of the very type is copied whole; anything else goes point by point.
     attribute.data.foreach_set(key, np.ascontiguousarray(values, dtype).reshape(-1))
@@ -266,13 +286,12 @@ def _read(thing: bpy.types.Object) -> SplatCloud:
 def harmonics_of(data: bpy.types.PointCloud | bpy.types.Mesh) -> np.ndarray:
     """Returns (N, 0 | 3 | 8 | 15, 3) of the view-dependent colour, in whole degrees: files know no others."""
     found = 0
-    while _harmonic(found).name in data.attributes:
+    while _harmonic(found) in data.attributes:
         found += 1
     whole = max(count for count in (0, 3, 8, 15) if count <= found)
-    coefficients = np.empty((len(data.attributes["position"].data), whole, 3), np.float32)
-    for i in range(whole):
-        coefficients[:, i] = values_of(data.attributes[_harmonic(i).name])
-    return coefficients
+    if not whole:
+        return np.zeros((len(data.attributes["position"].data), 0, 3), np.float32)
+    return np.stack([values_of(data.attributes[_harmonic(i)]) for i in range(whole)], axis=1)
 
 
 def values_of(attribute: bpy.types.Attribute) -> np.ndarray:

@@ -121,6 +121,15 @@ def test_the_picture_follows_the_scenes_camera_and_its_lens(film: bpy.types.Scen
     assert psnr_db(rendered(film, tmp_path), rasterised(cloud)) > 40
 
 
+def test_splats_that_came_before_the_camera_follow_it_too(film: bpy.types.Scene, tmp_path: Path) -> None:
+    camera, film.camera = film.camera, None
+    cloud = colourful_cloud()
+    add_splat_objects(bpy.context, "World", cloud)
+    bpy.context.view_layer.update()
+    film.camera = camera
+    assert psnr_db(rendered(film, tmp_path), rasterised(cloud)) > 40
+
+
 def test_a_surface_before_the_splats_hides_them_and_one_behind_does_not(film: bpy.types.Scene, tmp_path: Path) -> None:
     add_splat_objects(bpy.context, "World", replace(colourful_cloud(), shN=np.zeros((1260, 15, 3), np.float32)))
     bare = rendered(film, tmp_path)
@@ -176,7 +185,11 @@ def test_the_viewport_gets_a_box_that_can_be_clicked_and_none_for_the_sky(film: 
     depsgraph = bpy.context.evaluated_depsgraph_get()
     box = made.evaluated_get(depsgraph)
     assert (len(box.data.vertices), len(box.data.edges), len(box.data.polygons)) == (8, 12, 0)
-    np.testing.assert_allclose(np.ptp([corner.co for corner in box.data.vertices], axis=0), np.ptp(colourful_cloud().means[:960], axis=0), atol=1e-4)
+    np.testing.assert_allclose(
+        np.ptp([corner.co for corner in box.data.vertices], axis=0),
+        np.ptp(colourful_cloud().means[:960], axis=0),
+        atol=1e-4,
+    )
     (sky,) = sky_of(made)
     assert len(sky.evaluated_get(depsgraph).data.vertices) == 0
 
