@@ -103,9 +103,9 @@ _VARIABLES = {
 _SENSOR = "(v if f == 2 else u)"
 _ACROSS = "(max(w * a, h * b) if f == 0 else (w * a if f == 1 else h * b))"
 DRIVERS = {
-    # Tangents: of one pixel, and of the half of the picture that the Jacobian stays within. Without a camera lens is 0.
-    "Pixel": f"{_SENSOR} * a / (max(l, 0.01) * {_ACROSS} * p / 100)",
-    "Frame": f"{_SENSOR} / max(l, 0.01) * ({HELD / 2} * max(w * a, h * b) / {_ACROSS} + max(abs(x), abs(y)))",
+    # Tangents: of one pixel, and of the half of the picture that the Jacobian stays within.
+    "Pixel": f"{_SENSOR} * a / (l * {_ACROSS} * p / 100)",
+    "Frame": f"{_SENSOR} / l * ({HELD / 2} * max(w * a, h * b) / {_ACROSS} + max(abs(x), abs(y)))",
     "Clip Start": "n",
     "Clip End": "e",
 }
@@ -122,6 +122,8 @@ def _drive(thing: bpy.types.Object, path: str, expression: str) -> None:
             variable.name, variable.type = name, "CONTEXT_PROP"
             variable.targets[0].context_property = "ACTIVE_SCENE"
             variable.targets[0].data_path = source
+            # A scene that has no camera yet would make the driver invalid for good.
+            variable.targets[0].use_fallback_value, variable.targets[0].fallback_value = True, 1.0
     driver.expression = expression
 
 
