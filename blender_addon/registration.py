@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bpy
 
-from . import operators, panel, preferences, properties, session, shot_operators, splat_viewport
+from . import operators, panel, preferences, properties, session, shot_operators, splat_edit, splat_viewport
 
 CLASSES = (
     *properties.CLASSES,
@@ -16,6 +16,7 @@ CLASSES = (
     *operators.CLASSES,
     *shot_operators.CLASSES,
     *panel.CLASSES,
+    *splat_edit.CLASSES,
 )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import bpy
 import numpy as np
@@ -112,6 +112,20 @@ def splat_cloud_of(thing: bpy.types.Object) -> SplatCloud:
         WorldWarpError: `bad_splats` for an object without splat attributes, or with an uneven scale or shear.
     """
     return concatenate([_in_world(part) for part in (thing, *sky_of(thing))])
+
+
+def local_cloud_of(thing: bpy.types.Object) -> SplatCloud:
+    """Returns the Gaussians of a splat object and of its sky, each in its object's own space, the sky marked as such.
+
+    `add_splat_objects(..., replacing=thing)` puts them back where they were.
+
+    Raises:
+        WorldWarpError: `bad_splats` for an object without splat attributes.
+    """
+    near, skies = _read(thing), [_read(sky) for sky in sky_of(thing)]
+    if skies:
+        near = replace(near, sky=np.zeros(len(near), bool))
+    return concatenate([near, *(replace(sky, sky=np.ones(len(sky), bool)) for sky in skies)])
 
 
 def is_splat_object(thing: bpy.types.Object | None) -> bool:

@@ -171,6 +171,22 @@ def test_a_bad_file_is_a_sentence_and_adds_nothing(tmp_path: Path, name: str, co
 
 
 @pytest.mark.usefixtures("addon")
+@pytest.mark.parametrize(("fault", "told"), [("cut", "cut off"), ("nan", "1 of 50 Gaussians have NaN")])
+def test_a_damaged_file_is_a_sentence_and_adds_nothing(tmp_path: Path, fault: str, told: str) -> None:
+    cloud = random_cloud(count=50)
+    if fault == "nan":
+        cloud.means[7, 1] = np.nan
+    file = tmp_path / "damaged.ply"
+    write_splats(file, cloud)
+    if fault == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RuntimeError, match=told) as caught:
+        bpy.ops.worldwarp.import_splats(filepath=str(file))
+    assert "Traceback" not in str(caught.value)
+    assert len(bpy.data.objects) + len(bpy.data.meshes) + len(bpy.data.node_groups) == 0
+
+
+@pytest.mark.usefixtures("addon")
 def test_export_without_splats_says_what_to_do(tmp_path: Path) -> None:
     bpy.ops.mesh.primitive_cube_add()
     with pytest.raises(RuntimeError, match="no splat object"):
