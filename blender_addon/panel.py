@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The WorldWarp tab of the 3D viewport's sidebar, top to bottom in the order of the work.
+"""The WorldWarp tab of the 3D viewport's sidebar, top to bottom in the order of the work: shot, start frame, look,
+generate, results.
 
 Drawing only reads: no file is touched, no camera evaluated, nothing sent.
 """
@@ -13,8 +14,11 @@ import bpy
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import session
+from . import server_facts, session
 from .camera_export import render_size, scene_frames
+from .look import prompt_markers, prompt_of
+from .preferences import server_address
+from .shot_operators import why_not, why_not_here
 
 
 class WorldWarpPanel:
@@ -26,34 +30,131 @@ class WorldWarpPanel:
 
 
 class WORLDWARP_PT_shot(WorldWarpPanel, bpy.types.Panel):
-    """The shot, the Generate button, and how it is going"""
+    """The camera and the frames that the shot is made of"""
 
     bl_idname = "WORLDWARP_PT_shot"
-    bl_label = "WorldWarp"
+    bl_label = "Shot"
 
     def draw(self, context: bpy.types.Context) -> None:
-        scene, layout = context.scene, self.layout
-        layout.use_property_split = True
-        layout.use_property_decorate = False
+        scene, layout = context.scene, split(self.layout)
         column = layout.column(align=True)
         column.prop(scene, "camera", text="Camera")
         column.prop(scene, "frame_start", text="Frames")
         column.prop(scene, "frame_end", text="To")
         column.label(text=shot_in_words(scene))
-        layout.prop(scene.worldwarp, "prompt")
-        layout.prop(scene.worldwarp, "directory")
-        draw_status(layout, session.status())
 
 
-def draw_status(layout: bpy.types.UILayout, status: session.Status) -> None:
-    """Draws the Generate or the Cancel button, the progress, and what went wrong until it is dismissed."""
+class WORLDWARP_PT_start(WorldWarpPanel, bpy.types.Panel):
+    """The picture that everything else is made to match"""
+
+    bl_idname = "WORLDWARP_PT_start"
+    bl_label = "Start Frame"
+
+    def draw(self, context: bpy.types.Context) -> None:
+        group, layout = context.scene.worldwarp, split(self.layout)
+        layout.row().prop(group, "start_source", expand=True)
+        if group.start_source == "RENDER":
+            layout.prop(group, "samples")
+            return
+        layout.template_ID(group, "start_image", open="image.open", text="Image")
+        layout.prop(group, "scene_scale")
+
+
+class WORLDWARP_PT_look(WorldWarpPanel, bpy.types.Panel):
+    """What the world should look like"""
+
+    bl_idname = "WORLDWARP_PT_look"
+    bl_label = "Look"
+
+    def draw(self, context: bpy.types.Context) -> None:
+        group, layout = context.scene.worldwarp, split(self.layout)
+        column = layout.column()
+        column.use_property_split = False
+        column.prop(group, "prompt", text="", icon="GREASEPENCIL", placeholder="What the world looks like")
+        column.prop(group, "negative_prompt", text="", icon="CANCEL", placeholder="What should not appear")
+        draw_timeline_prompts(layout, context.scene)
+        layout.prop(group, "strength")
+        layout.template_ID(group, "strength_mask", new="image.new", open="image.open", text="Strength Mask")
+        if group.strength_mask is not None:
+            layout.prop(group, "strength_mask_amount")
+        layout.template_ID(group, "style_image", open="image.open", text="Style")
+        draw_preset(layout, context)
+        layout.prop(group, "seed")
+
+
+def draw_timeline_prompts(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
+    """Draws the prompts of later frames, each with a way to its frame, and the button that makes one."""
+    column = layout.column(align=True)
+    for marker in prompt_markers(scene):
+        row = column.row(align=True)
+        row.operator("worldwarp.go_to_frame", text=str(marker.frame), icon="MARKER_HLT").frame = marker.frame
+        row.label(text=shortened(prompt_of(marker)) or "(says nothing)")
+    column.operator("worldwarp.add_prompt", icon="MARKER")
+
+
+def draw_preset(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """Draws the choice among the server's presets; before it was asked, the button that asks."""
+    group = context.scene.worldwarp
+    row = layout.row(align=True)
+    row.prop(group, "preset")
+    if server_facts.presets_at(server_address(context)):
+        row.menu("WORLDWARP_MT_preset", text="", icon="DOWNARROW_HLT")
+    else:
+        row.operator("worldwarp.test_connection", text="", icon="FILE_REFRESH")
+
+
+class WORLDWARP_MT_preset(bpy.types.Menu):
+    """The presets of the connected server"""
+
+    bl_idname = "WORLDWARP_MT_preset"
+    bl_label = "Preset"
+
+    def draw(self, context: bpy.types.Context) -> None:
+        self.layout.operator("worldwarp.set_preset", text="The Server's Choice").name = ""
+        for name in server_facts.presets_at(server_address(context)):
+            self.layout.operator("worldwarp.set_preset", text=name).name = name
+
+
+class WORLDWARP_PT_advanced(WorldWarpPanel, bpy.types.Panel):
+    """What the server chooses well by itself"""
+
+    bl_idname = "WORLDWARP_PT_advanced"
+    bl_parent_id = "WORLDWARP_PT_look"
+    bl_label = "Advanced"
+    bl_options: ClassVar = {"DEFAULT_CLOSED"}
+
+    def draw(self, context: bpy.types.Context) -> None:
+        names = ("guidance", "steps", "cache_steps", "chunk", "overlap", "auto_prompt", "graded_validity")
+        draw_properties(self.layout, context, *names)
+
+
+class WORLDWARP_PT_generate(WorldWarpPanel, bpy.types.Panel):
+    """The Generate button, and how it is going"""
+
+    bl_idname = "WORLDWARP_PT_generate"
+    bl_label = "Generate"
+
+    def draw(self, context: bpy.types.Context) -> None:
+        draw_properties(self.layout, context, "directory")
+        draw_status(self.layout, session.status(), why_not(context) or why_not_here(context.scene))
+
+
+def draw_status(layout: bpy.types.UILayout, status: session.Status, reason: str = "") -> None:
+    """Draws the Generate or the Cancel button, the progress, and what went wrong until it is dismissed.
+
+    Args:
+        reason: why nothing can be generated; "" where it can.
+    """
     if status.running:
         layout.progress(factor=status.fraction, text=progress_in_words(status))
         layout.operator("worldwarp.cancel", text="Cancelling..." if status.cancelling else "Cancel", icon="X")
     else:
         row = layout.row()
         row.scale_y = 1.6
+        row.enabled = not reason
         row.operator("worldwarp.generate", icon="RENDER_ANIMATION")
+        if reason:
+            draw_text(layout.column(align=True), reason, "INFO")
         if status.outcome:
             draw_text(layout.column(align=True), status.outcome, "INFO")
     for notice in status.notices[-3:]:
@@ -66,35 +167,10 @@ def draw_status(layout: bpy.types.UILayout, status: session.Status) -> None:
         row.operator("worldwarp.dismiss_error", icon="X")
 
 
-class WORLDWARP_PT_look(WorldWarpPanel, bpy.types.Panel):
-    """What the world should look like"""
-
-    bl_idname = "WORLDWARP_PT_look"
-    bl_parent_id = "WORLDWARP_PT_shot"
-    bl_label = "Look"
-    bl_options: ClassVar = {"DEFAULT_CLOSED"}
-
-    def draw(self, context: bpy.types.Context) -> None:
-        draw_properties(self.layout, context, "negative_prompt", "strength", "seed")
-
-
-class WORLDWARP_PT_quality(WorldWarpPanel, bpy.types.Panel):
-    """How much work goes into it"""
-
-    bl_idname = "WORLDWARP_PT_quality"
-    bl_parent_id = "WORLDWARP_PT_shot"
-    bl_label = "Quality"
-    bl_options: ClassVar = {"DEFAULT_CLOSED"}
-
-    def draw(self, context: bpy.types.Context) -> None:
-        draw_properties(self.layout, context, "samples", "steps", "cache_steps", "chunk", "overlap")
-
-
 class WORLDWARP_PT_results(WorldWarpPanel, bpy.types.Panel):
     """Shots and splats that exist already"""
 
     bl_idname = "WORLDWARP_PT_results"
-    bl_parent_id = "WORLDWARP_PT_shot"
     bl_label = "Results"
 
     def draw(self, context: bpy.types.Context) -> None:
@@ -110,7 +186,6 @@ class WORLDWARP_PT_files(WorldWarpPanel, bpy.types.Panel):
     """Cameras and splats, in and out, without a server"""
 
     bl_idname = "WORLDWARP_PT_files"
-    bl_parent_id = "WORLDWARP_PT_shot"
     bl_label = "Files"
     bl_options: ClassVar = {"DEFAULT_CLOSED"}
 
@@ -123,7 +198,16 @@ class WORLDWARP_PT_files(WorldWarpPanel, bpy.types.Panel):
         column.operator("worldwarp.import_splats", icon="IMPORT")
 
 
-CLASSES = (WORLDWARP_PT_shot, WORLDWARP_PT_look, WORLDWARP_PT_quality, WORLDWARP_PT_results, WORLDWARP_PT_files)
+CLASSES = (
+    WORLDWARP_PT_shot,
+    WORLDWARP_PT_start,
+    WORLDWARP_MT_preset,
+    WORLDWARP_PT_look,
+    WORLDWARP_PT_advanced,
+    WORLDWARP_PT_generate,
+    WORLDWARP_PT_results,
+    WORLDWARP_PT_files,
+)
 
 
 def draw_import_menu(menu: bpy.types.Menu, context: bpy.types.Context) -> None:
@@ -145,10 +229,21 @@ def menus() -> list[tuple[type[bpy.types.Menu], Callable[[bpy.types.Menu, bpy.ty
 
 def draw_properties(layout: bpy.types.UILayout, context: bpy.types.Context, *names: str) -> None:
     """Draws settings of the shot, one below the other."""
-    layout.use_property_split = True
-    layout.use_property_decorate = False
+    split(layout)
     for name in names:
         layout.prop(context.scene.worldwarp, name)
+
+
+def split(layout: bpy.types.UILayout) -> bpy.types.UILayout:
+    """Returns `layout`, set to draw names on the left and values on the right."""
+    layout.use_property_split = True
+    layout.use_property_decorate = False
+    return layout
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """Returns `text` with its end left out where it is longer than a line of the sidebar."""
+    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
 
 
 def shot_in_words(scene: bpy.types.Scene) -> str:

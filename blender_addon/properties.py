@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import bpy
-from bpy.props import BoolProperty, FloatProperty, IntProperty, PointerProperty, StringProperty
+from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, PointerProperty, StringProperty
 
 from .start_frame import DEFAULT_SAMPLES
+
+START_SOURCES = (
+    ("RENDER", "Render", "Render the first frame with Cycles: its depth is exact, so the world fits your scene"),
+    ("IMAGE", "Image", "A photograph or a painting: the server estimates its depth, and you say how far things are"),
+)
 
 
 def _whole_chunk(self: bpy.types.PropertyGroup, context: bpy.types.Context) -> None:
@@ -19,23 +24,27 @@ def _whole_chunk(self: bpy.types.PropertyGroup, context: bpy.types.Context) -> N
         self.overlap = self.chunk - 4
 
 
+def _is_still(self: bpy.types.PropertyGroup, image: bpy.types.Image) -> bool:
+    """Offers the pictures that can be read: no render results, no movies."""
+    return image.type in ("IMAGE", "UV_TEST") and image.source in ("FILE", "GENERATED", "SEQUENCE")
+
+
 class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
     """Settings of the shot that WorldWarp makes of this scene"""
 
-    prompt: StringProperty(
-        name="Prompt", description="What the world looks like where the camera has not looked yet", default=""
+    # ------------------------------------------------------------ start frame
+
+    start_source: EnumProperty(
+        name="Start Frame",
+        description="Where the first picture of the shot comes from; everything after it is made to match",
+        items=START_SOURCES,
+        default="RENDER",
     )
-    negative_prompt: StringProperty(name="Avoid", description="What should not appear in the shot", default="")
-    strength: FloatProperty(
-        name="Strength",
-        description="How freely known surfaces are repainted: low keeps them as they were seen, high invents more",
-        default=0.8,
-        min=0.05,
-        max=1.0,
-        subtype="FACTOR",
-    )
-    seed: IntProperty(
-        name="Seed", description="Another number gives another world from the same words", default=0, min=0
+    start_image: PointerProperty(
+        name="Image",
+        description="What the camera sees on the first frame. It is cropped around its middle to the shot's aspect",
+        type=bpy.types.Image,
+        poll=_is_still,
     )
     samples: IntProperty(
         name="Samples",
@@ -44,27 +53,84 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         min=1,
         max=4096,
     )
-    chunk: IntProperty(
-        name="Chunk",
-        description="Frames that are made at once",
-        default=49,
-        min=5,
-        max=201,
-        step=4,
-        update=_whole_chunk,
+    scene_scale: FloatProperty(
+        name="Distance",
+        description="How far from the camera the middle of the picture's depth lies: it sets how large the generated "
+        "world is beside your scene. 0 takes the camera's focus distance, or the nearest object in view",
+        default=0.0,
+        min=0.0,
+        soft_max=1000.0,
+        subtype="DISTANCE",
     )
-    overlap: IntProperty(
-        name="Overlap",
-        description="Frames that each chunk takes over from the one before it",
-        default=5,
-        min=1,
-        max=197,
-        step=4,
-        update=_whole_chunk,
+
+    # ------------------------------------------------------------ look
+
+    prompt: StringProperty(
+        name="Prompt",
+        description="What the world looks like where the camera has not looked yet. Prompts for later frames go on the "
+        'timeline, as markers named "ww: ..."',
+        default="",
+    )
+    negative_prompt: StringProperty(name="Avoid", description="What should not appear in the shot", default="")
+    auto_prompt: BoolProperty(
+        name="Describe Automatically",
+        description="Let the server look at what each part of the shot begins with, and add a description of it to "
+        "your prompt",
+        default=False,
+    )
+    strength: FloatProperty(
+        name="Strength",
+        description="How freely known surfaces are repainted: low keeps them as they were seen, high invents more",
+        default=0.8,
+        min=0.05,
+        max=1.0,
+        subtype="FACTOR",
+    )
+    strength_mask: PointerProperty(
+        name="Strength Mask",
+        description="A painted picture over the frame: where it is white the strength changes by the amount below, "
+        "where it is black it stays",
+        type=bpy.types.Image,
+        poll=_is_still,
+    )
+    strength_mask_amount: FloatProperty(
+        name="Mask Amount",
+        description="Added to the strength where the mask is white: negative keeps more of what was seen there, "
+        "positive invents more",
+        default=-0.3,
+        min=-1.0,
+        max=1.0,
+        subtype="FACTOR",
+    )
+    style_image: PointerProperty(
+        name="Style",
+        description="A picture whose look (light, materials, mood) is described into every prompt; what it shows is "
+        "not copied",
+        type=bpy.types.Image,
+        poll=_is_still,
+    )
+    preset: StringProperty(
+        name="Preset",
+        description="How fast against how exact. The names come from the server; empty leaves the choice to it",
+        default="",
+    )
+    seed: IntProperty(
+        name="Seed", description="Another number gives another world from the same words", default=0, min=0
+    )
+
+    # ------------------------------------------------------------ advanced
+
+    guidance: FloatProperty(
+        name="Guidance",
+        description="How strictly the prompt is followed; too high burns the colours. 0 takes the preset's",
+        default=0.0,
+        min=0.0,
+        max=30.0,
+        precision=1,
     )
     steps: IntProperty(
         name="Steps",
-        description="Denoising steps; 0 leaves the choice to the server's engine",
+        description="Denoising steps: more take longer and give finer detail. 0 takes the preset's",
         default=0,
         min=0,
         max=1000,
@@ -76,6 +142,32 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         min=0,
         max=100_000,
     )
+    chunk: IntProperty(
+        name="Chunk",
+        description="Frames that are made at once: more hold together better and take more memory",
+        default=49,
+        min=5,
+        max=201,
+        step=4,
+        update=_whole_chunk,
+    )
+    overlap: IntProperty(
+        name="Overlap",
+        description="Frames that each chunk takes over from the one before it: more make its beginning smoother",
+        default=5,
+        min=1,
+        max=197,
+        step=4,
+        update=_whole_chunk,
+    )
+    graded_validity: BoolProperty(
+        name="Soft Edges",
+        description="Repaint gradually where the world is only partly sure, instead of fully or not at all",
+        default=False,
+    )
+
+    # ------------------------------------------------------------ results
+
     directory: StringProperty(
         name="Output",
         description="Every generated shot gets a folder of its own in here",

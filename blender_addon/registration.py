@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import bpy
 
-from . import operators, panel, preferences, properties, session, shot_operators, splat_edit, splat_viewport
+from . import (
+    operators,
+    panel,
+    preferences,
+    properties,
+    server_facts,
+    session,
+    shot_operators,
+    splat_edit,
+    splat_viewport,
+)
 
 CLASSES = (
     *properties.CLASSES,
@@ -39,6 +49,7 @@ def register() -> None:
 def unregister() -> None:
     """Stops what runs and takes back all that is registered, the last first."""
     session.close()
+    server_facts.close()
     splat_viewport.remove()
     for handlers in leaving():
         if close_session in handlers:
@@ -61,3 +72,4 @@ def leaving() -> list[list]:
 def close_session(*_: object) -> None:
     """Lets no thread outlive the file that it works for."""
     session.close()
+    server_facts.close()

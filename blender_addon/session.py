@@ -17,10 +17,12 @@ from pathlib import Path
 
 import bpy
 
-from engine_bridge.client import ConnectionLost
+from engine_bridge.client import Connected, ConnectionLost
+from engine_bridge.keys import ClientKey
 from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
 from worldwarp_core.errors import WorldWarpError
 
+from . import server_facts
 from .results import bring_in, find_sequence, show_behind_camera
 from .shot import PreparedShot, SplatsOnDisk, run_shot
 
@@ -59,19 +61,20 @@ class Ended:
 class Session:
     """One running shot: its thread, its queue and its wish to stop."""
 
-    def __init__(self, shot: PreparedShot, address: str, out: Path, show: bool) -> None:
+    def __init__(self, shot: PreparedShot, address: str, out: Path, show: bool, key: ClientKey | None) -> None:
+        self.address = address
         self.out = out
         self.show = show
         self.scene_name = bpy.context.scene.name
         self.shown_s = 0.0
         self.events: queue.SimpleQueue = queue.SimpleQueue()
         self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._work, args=(shot, address), name="worldwarp", daemon=True)
+        self.thread = threading.Thread(target=self._work, args=(shot, key), name="worldwarp", daemon=True)
 
-    def _work(self, shot: PreparedShot, address: str) -> None:
+    def _work(self, shot: PreparedShot, key: ClientKey | None) -> None:
         # Nothing in here may touch bpy.
         try:
-            run_shot(shot, self.out, address, lambda event: self.events.put(lightened(event)), self.stop)
+            run_shot(shot, self.out, self.address, lambda event: self.events.put(lightened(event)), self.stop, key)
         except WorldWarpError as error:
             self.events.put(Ended(error))
         except Exception as error:
@@ -90,11 +93,12 @@ def status() -> Status:
     return _status
 
 
-def start(shot: PreparedShot, address: str, out: Path, show: bool) -> None:
+def start(shot: PreparedShot, address: str, out: Path, show: bool, key: ClientKey | None = None) -> None:
     """Begins to make `shot` in its own thread, writing into the folder `out`.
 
     Args:
         show: bring frames in while they arrive, and everything at the end.
+        key: for a server that asks for one.
 
     Raises:
         WorldWarpError: `busy` while another shot is being made.
@@ -103,7 +107,7 @@ def start(shot: PreparedShot, address: str, out: Path, show: bool) -> None:
     if _status.running:
         raise WorldWarpError("busy", "A shot is being made already. Cancel it first, or wait until it is done.")
     _status = Status(running=True, stage="connecting", frames=len(shot.spec.cameras))
-    _session = Session(shot, address, out, show)
+    _session = Session(shot, address, out, show, key)
     _session.thread.start()
     bpy.app.timers.register(_tick, first_interval=TICK_S, persistent=True)
 
@@ -156,6 +160,8 @@ def drain(until_s: float) -> None:
         if isinstance(event, Ended):
             _end(_session, event)
             return
+        if isinstance(event, Connected):
+            server_facts.note(server_facts.facts_of(_session.address, event.welcome))
         note(_status, event)
     if _session is not None and _session.show and time.perf_counter() - _session.shown_s > SHOW_EVERY_S:
         _session.shown_s = time.perf_counter()

@@ -19,24 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import bpy
+import numpy as np
 
-from engine_bridge.client import Client, ConnectionLost
+from engine_bridge.client import Client, Connected, ConnectionLost
 from engine_bridge.deliver import deliver
 from engine_bridge.errors import BridgeError, disk_errors
 from engine_bridge.job_folder import JobFolder
+from engine_bridge.keys import ClientKey
 from engine_bridge.messages import CacheEvent, FrameEvent, NoticeEvent, Progress
 from engine_bridge.png_writer import encode_png
 from worldwarp_core import __version__
 from worldwarp_core.camera_files import write_cameras
+from worldwarp_core.cameras import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.exr import write_depth_exr
-from worldwarp_core.spec import GenerateSpec
+from worldwarp_core.spec import GenerateSpec, PromptKey
 
 from .camera_export import export_camera_path
+from .look import prompt_keys, strength_mask, style_picture
+from .pictures import cropped_to_aspect, picture_of
 from .results import bring_in
-from .start_frame import DEFAULT_SAMPLES, render_start_frame
-
-PROGRAM = "worldwarp-blender"
+from .scale import start_distance
+from .server_facts import PROGRAM, ask
+from .start_frame import DEFAULT_SAMPLES, StartFrame, render_start_frame
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,34 @@ class ShotSettings:
     samples: int = DEFAULT_SAMPLES
     """Of the start frame's render."""
     show_results: bool = True
+    preset: str = ""
+    guidance: float | None = None
+    auto_prompt: bool = False
+    graded_validity: bool = False
+    prompt_keys: tuple[PromptKey, ...] = ()
+    style_image: np.ndarray | None = field(default=None, compare=False)
+    strength_mask: np.ndarray | None = field(default=None, compare=False)
+    start_picture: np.ndarray | None = field(default=None, compare=False)
+    """(h, w, 3) uint8 sRGB to begin with, of any aspect; None renders the first frame."""
+    scene_scale: float | None = None
+    """Median depth of `start_picture`, in scene units."""
 
     @classmethod
-    def of(cls, scene: bpy.types.Scene) -> ShotSettings:
-        """Returns what the artist set on `scene`."""
+    def of(cls, context: bpy.types.Context) -> ShotSettings:
+        """Returns what the artist set on the scene in front.
+
+        Raises:
+            WorldWarpError: `bad_image` or `bad_settings`, for a picture or a prompt that cannot be taken.
+        """
+        scene = context.scene
         group = scene.worldwarp
+        picture = None
+        if group.start_source == "IMAGE":
+            if group.start_image is None:
+                raise WorldWarpError(
+                    "bad_image", "The shot should begin with an image, and none is picked. Pick one under Start Frame."
+                )
+            picture = picture_of(group.start_image)
         return cls(
             prompt=group.prompt,
             negative_prompt=group.negative_prompt,
@@ -73,6 +101,15 @@ class ShotSettings:
             seed=group.seed,
             samples=group.samples,
             show_results=group.show_results,
+            preset=group.preset,
+            guidance=max(round(group.guidance, 6), 1.0) if group.guidance else None,
+            auto_prompt=group.auto_prompt,
+            graded_validity=group.graded_validity,
+            prompt_keys=prompt_keys(scene),
+            style_image=style_picture(group.style_image),
+            strength_mask=strength_mask(group.strength_mask, round(group.strength_mask_amount, 6)),
+            start_picture=picture,
+            scene_scale=None if picture is None else start_distance(context),
         )
 
 
@@ -121,17 +158,20 @@ def generate_shot(
     settings: ShotSettings,
     on_event: OnEvent,
     stop: threading.Event | None = None,
+    key: ClientKey | None = None,
 ) -> Outcome:
     """Makes the shot of the scene, start to end, and brings it in; returns when all of it is done.
 
     Args:
         out: a new folder, or an empty one.
         stop: set from another thread or from `on_event` to cancel.
+        key: for a server that asks for one.
 
     Raises:
         WorldWarpError: what was wrong, with what was delivered kept in `out` and brought in; `cancelled` after `stop`.
     """
-    check_server(address)
+    # A server that is not there is told before anything is rendered.
+    ask(address, key)
     shot = prepare_shot(context, settings, on_event)
     frames = 0
 
@@ -141,7 +181,7 @@ def generate_shot(
         on_event(event)
 
     try:
-        run_shot(shot, out, address, counted, stop or threading.Event())
+        run_shot(shot, out, address, counted, stop or threading.Event(), key)
     finally:
         brought_in = bring_in(context, out) if settings.show_results and frames else []
     return Outcome(out, frames, brought_in)
@@ -156,8 +196,28 @@ def prepare_shot(context: bpy.types.Context, settings: ShotSettings, on_event: O
     # The cameras first: what is refused there is refused before anything is rendered.
     on_event(Step("exporting the camera"))
     cameras = export_camera_path(context)
-    on_event(Step("rendering the start frame"))
-    start = render_start_frame(context, int(cameras.frames[0]), settings.samples)
+    frame = int(cameras.frames[0])
+    if settings.start_picture is None:
+        on_event(Step("rendering the start frame"))
+        start = render_start_frame(context, frame, settings.samples)
+    else:
+        start = begin_with(settings.start_picture, frame, cameras.width, cameras.height)
+    return shot_of(context, cameras, start, settings)
+
+
+def begin_with(picture: np.ndarray, frame: int, width: int, height: int) -> StartFrame:
+    """Returns the start frame that an image gives: cropped to the shot's aspect, without depth."""
+    cropped = cropped_to_aspect(picture, width, height)
+    look = {"image_size": [picture.shape[1], picture.shape[0]], "cropped_to": [cropped.shape[1], cropped.shape[0]]}
+    return StartFrame(frame, cropped, None, look)
+
+
+def shot_of(context: bpy.types.Context, cameras: CameraPath, start: StartFrame, settings: ShotSettings) -> PreparedShot:
+    """Returns the shot that flies `cameras` from `start` on, with the records of where it comes from.
+
+    Raises:
+        WorldWarpError: `bad_settings`, `bad_start_frame` or `bad_depth`.
+    """
     spec = GenerateSpec(
         cameras=cameras,
         start_frame=start.rgb,
@@ -170,6 +230,14 @@ def prepare_shot(context: bpy.types.Context, settings: ShotSettings, on_event: O
         steps=settings.steps,
         cache_steps=settings.cache_steps,
         seed=settings.seed,
+        scene_scale=settings.scene_scale,
+        prompt_keys=settings.prompt_keys,
+        auto_prompt=settings.auto_prompt,
+        style_image=settings.style_image,
+        preset=settings.preset,
+        guidance=settings.guidance,
+        strength_mask=settings.strength_mask,
+        graded_validity=settings.graded_validity,
     )
     records = {
         "blender": bpy.app.version_string,
@@ -181,7 +249,14 @@ def prepare_shot(context: bpy.types.Context, settings: ShotSettings, on_event: O
     return PreparedShot(spec, settings.engine, records)
 
 
-def run_shot(shot: PreparedShot, out: Path, address: str, on_event: OnEvent, stop: threading.Event) -> None:
+def run_shot(
+    shot: PreparedShot,
+    out: Path,
+    address: str,
+    on_event: OnEvent,
+    stop: threading.Event,
+    key: ClientKey | None = None,
+) -> None:
     """Has the server at `address` make `shot`, writing all that arrives into `out`; never touches Blender.
 
     Raises:
@@ -189,8 +264,8 @@ def run_shot(shot: PreparedShot, out: Path, address: str, on_event: OnEvent, sto
     """
     job_id = uuid.uuid4().hex
     numbers = shot.spec.cameras.frames.tolist()
-    with Client(address, program=PROGRAM, version=__version__) as client:
-        client.connect()
+    with Client(address, program=PROGRAM, version=__version__, key=key) as client:
+        on_event(Connected(client.connect()))
         folder = JobFolder(out, job_id=job_id, frames=numbers, settings=settings_of(shot), records=shot.records)
         with told_in(folder):
             write_inputs(folder.out, shot.spec)
@@ -220,17 +295,15 @@ def told_in(folder: JobFolder) -> Iterator[None]:
         raise
 
 
-def check_server(address: str) -> None:
-    """Raises `server_not_running` and the like unless a server answers at `address`; before anything is rendered."""
-    with Client(address, program=PROGRAM, version=__version__) as client:
-        client.connect()
-
-
 def settings_of(shot: PreparedShot) -> dict[str, Any]:
     """Returns what was asked for, for job.json."""
     spec = shot.spec
-    names = ("prompt", "negative_prompt", "strength", "chunk", "overlap", "steps", "cache_steps", "seed", "scene_scale")
-    return {name: getattr(spec, name) for name in names} | {"engine": shot.engine or None}
+    sampling = ("strength", "chunk", "overlap", "steps", "cache_steps", "seed", "guidance", "preset", "graded_validity")
+    names = ("prompt", "negative_prompt", "auto_prompt", "scene_scale", *sampling)
+    asked = {name: getattr(spec, name) for name in names} | {"engine": shot.engine or None}
+    asked["prompt_keys"] = [{"frame": key.frame, "prompt": key.prompt} for key in spec.prompt_keys]
+    # The pictures themselves lie beside job.json.
+    return asked | {"style_image": spec.style_image is not None, "strength_mask": spec.strength_mask is not None}
 
 
 def write_inputs(out: Path, spec: GenerateSpec) -> None:
@@ -244,6 +317,10 @@ def write_inputs(out: Path, spec: GenerateSpec) -> None:
         (out / "start_frame.png").write_bytes(encode_png(spec.start_frame))
         if spec.depth is not None:
             write_depth_exr(out / "start_depth.exr", spec.depth)
+        if spec.style_image is not None:
+            (out / "style_image.png").write_bytes(encode_png(spec.style_image))
+        if spec.strength_mask is not None:
+            write_depth_exr(out / "strength_mask.exr", spec.strength_mask[0])
 
 
 def printed(event: object) -> None:

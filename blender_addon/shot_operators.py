@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands around a shot: generate, cancel, and what is said of them.
+"""The commands around a shot: what it looks like, generate, cancel, and what is said of them.
 
 With a window, Generate renders the start frame and returns; the rest runs beside the artist. In background it does
 everything and returns when the shot is whole.
@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import ClassVar
 
 import bpy
-from bpy.props import StringProperty
+from bpy.props import IntProperty, StringProperty
 
 from worldwarp_core.errors import WorldWarpError
 
 from . import session
+from .look import add_prompt, prompt_markers, prompt_of
 from .operators import absolute, reported
-from .preferences import check_online, server_address
-from .shot import ShotSettings, check_server, generate_shot, prepare_shot, printed
+from .preferences import connection
+from .server_facts import ask
+from .shot import ShotSettings, generate_shot, prepare_shot, printed
 
 
 class WORLDWARP_OT_generate(bpy.types.Operator):
@@ -58,16 +60,16 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
 
     def begin(self, context: bpy.types.Context) -> None:
         """Makes the shot in background, or starts to make it beside a window."""
-        address = self.address or server_address(context)
-        check_online(address)
+        address, key = connection(context, self.address)
         out = absolute(self.directory) if self.directory else new_folder(context.scene)
-        settings = ShotSettings.of(context.scene)
+        settings = ShotSettings.of(context)
         if bpy.app.background:
-            outcome = generate_shot(context, out, address, settings, on_event=printed)
+            outcome = generate_shot(context, out, address, settings, on_event=printed, key=key)
             self.report({"INFO"}, f"{outcome.frames} frames in {out}")
         else:
-            check_server(address)
-            session.start(prepare_shot(context, settings, on_event=lambda _: None), address, out, settings.show_results)
+            ask(address, key)
+            shot = prepare_shot(context, settings, on_event=lambda _: None)
+            session.start(shot, address, out, settings.show_results, key)
 
 
 class WORLDWARP_OT_cancel(bpy.types.Operator):
@@ -125,7 +127,63 @@ class WORLDWARP_OT_match_view(bpy.types.Operator):
         return {"FINISHED"}
 
 
+class WORLDWARP_OT_add_prompt(bpy.types.Operator):
+    """Say what is seen from the current frame on: a marker on the timeline, which can be moved and renamed"""
+
+    bl_idname = "worldwarp.add_prompt"
+    bl_label = "Add Prompt at This Frame"
+    bl_options: ClassVar = {"REGISTER", "UNDO"}
+
+    prompt: StringProperty(
+        name="Prompt", description="What is seen from this frame on, until the next prompt", options={"SKIP_SAVE"}
+    )
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        scene = context.scene
+        before = [marker for marker in prompt_markers(scene) if marker.frame <= scene.frame_current]
+        self.prompt: str = prompt_of(before[-1]) if before else scene.worldwarp.prompt
+        return context.window_manager.invoke_props_dialog(self, width=500)
+
+    @reported
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        if not self.prompt.strip():
+            raise WorldWarpError("bad_settings", "The prompt is empty: say what is seen from this frame on.")
+        add_prompt(context.scene, context.scene.frame_current, self.prompt.strip())
+        return {"FINISHED"}
+
+
+class WORLDWARP_OT_go_to_frame(bpy.types.Operator):
+    """Go to this frame"""
+
+    bl_idname = "worldwarp.go_to_frame"
+    bl_label = "Go to Frame"
+    bl_options: ClassVar = {"INTERNAL"}
+
+    frame: IntProperty(name="Frame")
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        context.scene.frame_set(self.frame)
+        return {"FINISHED"}
+
+
+class WORLDWARP_OT_set_preset(bpy.types.Operator):
+    """Make the next shot with this preset"""
+
+    bl_idname = "worldwarp.set_preset"
+    bl_label = "Preset"
+    bl_options: ClassVar = {"INTERNAL", "UNDO"}
+
+    name: StringProperty(name="Name")
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        context.scene.worldwarp.preset = self.name
+        return {"FINISHED"}
+
+
 CLASSES = (
+    WORLDWARP_OT_add_prompt,
+    WORLDWARP_OT_go_to_frame,
+    WORLDWARP_OT_set_preset,
     WORLDWARP_OT_generate,
     WORLDWARP_OT_cancel,
     WORLDWARP_OT_copy_error,
@@ -145,6 +203,15 @@ def why_not(context: bpy.types.Context) -> str:
         return f'"{scene.camera.name}" is no perspective camera: change its type in the camera properties'
     if scene.frame_end < scene.frame_start:
         return "The frame range is empty: set an end frame after the start frame"
+    if scene.worldwarp.start_source == "IMAGE" and scene.worldwarp.start_image is None:
+        return "The shot should begin with an image: pick one under Start Frame"
+    return ""
+
+
+def why_not_here(scene: bpy.types.Scene) -> str:
+    """Returns why shots cannot go where the scene says, or nothing; a script may name another folder."""
+    if scene.worldwarp.directory.startswith("//") and not bpy.data.filepath:
+        return "Save the file first: shots go into a folder beside it. Or set another Output"
     return ""
 
 

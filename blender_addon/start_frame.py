@@ -33,13 +33,14 @@ class StartFrame:
     Attributes:
         frame: the scene frame it was rendered at.
         rgb: (H, W, 3) uint8 sRGB, top row first.
-        depth: (H, W) float32 planar z in scene units, 1e10 where the camera sees nothing.
+        depth: (H, W) float32 planar z in scene units, 1e10 where the camera sees nothing; None where the picture is no
+            render and the server estimates it.
         look: what was baked into `rgb` (view transform, look, exposure, ...), and what was left out of the render.
     """
 
     frame: int
     rgb: np.ndarray
-    depth: np.ndarray
+    depth: np.ndarray | None
     look: dict[str, Any] = field(default_factory=dict)
 
 

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import bpy
 import pytest
 
-from blender_addon import panel
+from blender_addon import panel, server_facts
+from blender_addon.look import add_prompt
 from blender_addon.panel import duration_in_words, progress_in_words, shot_in_words
 from blender_addon.preferences import check_online, server_address
+from blender_addon.server_facts import ServerFacts
 from blender_addon.session import Status
+from tests.support.ui_recorder import Recorder
 from worldwarp_core.errors import WorldWarpError
 
 pytestmark = pytest.mark.usefixtures("addon")
@@ -74,37 +77,51 @@ def test_chunk_lengths_settle_on_what_models_take() -> None:
     assert group.overlap % 4 == 1
 
 
-class Recorder:
-    """Stands in for a UI layout, which exists only in a window: notes what is drawn and refuses what does not exist."""
-
-    def __init__(self) -> None:
-        self.operators: list[str] = []
-        self.labels: list[str] = []
-
-    def _same(self, **_: object) -> Recorder:
-        return self
-
-    row = column = box = _same
-
-    def prop(self, owner: bpy.types.bpy_struct, name: str, **_: object) -> None:
-        assert name in owner.bl_rna.properties, name
-
-    def operator(self, name: str, **_: object) -> None:
-        module, _, function = name.partition(".")
-        getattr(getattr(bpy.ops, module), function).get_rna_type()
-        self.operators.append(name)
-
-    def label(self, text: str, **_: object) -> None:
-        self.labels.append(text)
-
-    def progress(self, factor: float, text: str) -> None:
-        assert 0 <= factor <= 1
-        self.labels.append(text)
-
-
+@pytest.mark.parametrize("source", ["RENDER", "IMAGE"])
 @pytest.mark.parametrize("cls", panel.CLASSES)
-def test_every_panel_draws_only_what_exists(camera: bpy.types.Object, cls: type) -> None:
+def test_every_panel_draws_only_what_exists(camera: bpy.types.Object, cls: type, source: str) -> None:
+    group = bpy.context.scene.worldwarp
+    group.start_source, group.strength_mask = source, bpy.data.images.new("Mask", 4, 4)
+    add_prompt(bpy.context.scene, 7, "fog")
     cls.draw(SimpleNamespace(layout=Recorder()), bpy.context)
+
+
+def test_every_setting_is_explained() -> None:
+    group = bpy.types.Scene.bl_rna.properties["worldwarp"].fixed_type
+    silent = [prop.identifier for prop in group.properties if not prop.is_readonly and len(prop.description) < 20]
+    assert silent == []
+
+
+def test_an_unsaved_file_greys_generate_and_says_why(camera: bpy.types.Object) -> None:
+    drawn = Recorder()
+    panel.WORLDWARP_PT_generate.draw(SimpleNamespace(layout=drawn), bpy.context)
+    assert any("Save the file first" in label for label in drawn.labels)
+
+
+def test_the_timeline_s_prompts_are_listed_with_a_way_to_their_frames(camera: bpy.types.Object) -> None:
+    scene = bpy.context.scene
+    scene.frame_set(24)
+    bpy.ops.worldwarp.add_prompt(prompt="fog rolls in")
+    drawn = Recorder()
+    panel.draw_timeline_prompts(drawn, scene)
+    assert drawn.labels == ["fog rolls in"]
+    assert drawn.operators == ["worldwarp.go_to_frame", "worldwarp.add_prompt"]
+    scene.frame_set(1)
+    bpy.ops.worldwarp.go_to_frame(frame=24)
+    assert scene.frame_current == 24
+
+
+def test_presets_are_those_of_the_server_that_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = server_address(bpy.context)
+    facts = ServerFacts(address, "render-1", "0.1", 2, "wan", presets=("reference", "fast"))
+    monkeypatch.setattr(server_facts._known, "facts", facts)
+    drawn = Recorder()
+    panel.WORLDWARP_MT_preset.draw(SimpleNamespace(layout=drawn), bpy.context)
+    assert len(drawn.operators) == 3
+    bpy.ops.worldwarp.set_preset(name="fast")
+    assert bpy.context.scene.worldwarp.preset == "fast"
+    # Another address may be another server.
+    assert server_facts.presets_at("tcp://127.0.0.1:1") == ()
 
 
 def test_the_menus_draw_only_what_exists() -> None:

@@ -20,7 +20,7 @@ from worldwarp_core.spec import GenerateSpec
 
 pytestmark = pytest.mark.usefixtures("addon")
 JOB = "0" * 32
-Work = Callable[[PreparedShot, Path, str, Callable[[object], None], threading.Event], None]
+Work = Callable[..., None]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def frame(number: int) -> FrameEvent:
 def test_progress_frames_and_notices_reach_the_panel(
     monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path
 ) -> None:
-    def work(_shot: object, _out: Path, _address: str, on_event: Callable, _stop: threading.Event) -> None:
+    def work(_shot: object, _out: Path, _address: str, on_event: Callable, *_: object) -> None:
         on_event(Progress(job_id=JOB, stage="cache", step=3, steps=9, chunk=0, chunks=1, fraction=0.25, eta_s=40.0))
         on_event(frame(0))
         on_event(NoticeEvent(job_id=JOB, seq=2, code="jump", message="The camera jumps at frame 7."))
@@ -104,7 +104,9 @@ def test_a_fault_of_ours_is_told_in_words(monkeypatch: pytest.MonkeyPatch, shot:
     assert "KeyError" in session.status().error
 
 
-def wait_for_stop(_shot: object, _out: Path, _address: str, on_event: Callable, stop: threading.Event) -> None:
+def wait_for_stop(
+    _shot: object, _out: Path, _address: str, on_event: Callable, stop: threading.Event, *_: object
+) -> None:
     on_event(frame(0))
     assert stop.wait(10)
     raise WorldWarpError("cancelled", "The job was cancelled.")

@@ -1,0 +1,71 @@
+"""What a server says of itself, in words, and without ever waiting for one on the main thread."""
+
+from __future__ import annotations
+
+import time
+
+import bpy
+import pytest
+
+from blender_addon import server_facts
+from blender_addon.server_facts import facts_of
+from engine_bridge.messages import PROTOCOL_VERSION, Welcome
+from worldwarp_core.errors import WorldWarpError
+
+pytestmark = pytest.mark.usefixtures("addon")
+ADDRESS = "tcp://127.0.0.1:9"
+
+
+def welcome(**info: object) -> Welcome:
+    return Welcome(
+        request_id=0,
+        protocol_version=PROTOCOL_VERSION,
+        server="render-1",
+        version="0.1.0",
+        engine="wan",
+        engine_info=info,
+        max_message_bytes=1,
+        max_credit_bytes=1,
+        view_port=0,
+        silence_limit_s=60.0,
+    )
+
+
+def test_device_model_and_presets_are_told() -> None:
+    fill = {"models": "Wan2.1-T2V-1.3B", "presets": ["reference", "fast"]}
+    facts = facts_of(ADDRESS, welcome(device="NVIDIA H100", fill=fill))
+    assert facts.presets == ("reference", "fast")
+    words = "\n".join(facts.in_words())
+    for word in ("render-1", "NVIDIA H100", "Wan2.1-T2V-1.3B", f"Protocol version {PROTOCOL_VERSION}", "fast"):
+        assert word in words
+
+
+@pytest.mark.parametrize("info", [{}, {"fill": None, "device": 3}, {"fill": {"presets": "all", "models": []}}])
+def test_an_engine_that_says_less_or_other_things_is_no_fault(info: dict[str, object]) -> None:
+    facts = facts_of(ADDRESS, welcome(**info))
+    assert (facts.presets, facts.device, facts.models) == ((), "", "")
+
+
+def test_nobody_there_is_a_sentence_that_stays() -> None:
+    with pytest.raises(RuntimeError, match="worldwarp serve"):
+        bpy.ops.worldwarp.test_connection()
+    assert "worldwarp serve" in server_facts.known().error
+
+
+def test_asking_beside_a_window_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object) -> None:
+        time.sleep(0.3)
+        raise WorldWarpError("server_not_running", "Nobody there.")
+
+    monkeypatch.setattr(server_facts, "ask", slow)
+    done: list[bool] = []
+    began = time.perf_counter()
+    server_facts.begin(ADDRESS, None, lambda: done.append(True))
+    assert time.perf_counter() - began < 0.1
+    assert not bpy.ops.worldwarp.test_connection.poll()
+    # What Blender's timer does with a window.
+    while server_facts.look() is not None:
+        time.sleep(0.01)
+    assert done == [True]
+    assert server_facts.known().error == "Nobody there."
+    server_facts.close()
