@@ -32,7 +32,7 @@ OURS = ("engine_bridge", "worldwarp_core")
 LEFT_OUT = ("build.py", "demo_scene.py", "demo_shot.py")
 """Modules of this package that are no part of the extension."""
 
-IN_BLENDER = {"_cycles", "bpy", "bpy_extras", "mathutils", "numpy", "gpu", "blf", "addon_utils"}
+IN_BLENDER = {"_cycles", "bpy", "bpy_extras", "mathutils", "numpy", "gpu", "gpu_extras", "blf", "addon_utils"}
 BUNDLED = {
     # import name: distributions, in the versions of the project's constraints
     "attr": ("attrs",),

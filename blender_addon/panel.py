@@ -14,11 +14,13 @@ import bpy
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import server_facts, session
+from . import path_overlay, server_facts, session
 from .camera_export import render_size, scene_frames
 from .look import prompt_markers, prompt_of
 from .preferences import server_address
+from .preflight import Report
 from .shot_operators import why_not, why_not_here
+from .words import duration_in_words, shortened
 
 
 class WorldWarpPanel:
@@ -42,6 +44,24 @@ class WORLDWARP_PT_shot(WorldWarpPanel, bpy.types.Panel):
         column.prop(scene, "frame_start", text="Frames")
         column.prop(scene, "frame_end", text="To")
         column.label(text=shot_in_words(scene))
+        layout.operator("worldwarp.preflight", icon="VIEWZOOM")
+        draw_report(layout, scene, path_overlay.report())
+
+
+def draw_report(layout: bpy.types.UILayout, scene: bpy.types.Scene, report: Report | None) -> None:
+    """Draws what the check of the path has found, each with a way to its frame."""
+    if report is None or report.scene != scene.name:
+        return
+    for finding in report.findings:
+        box = layout.box()
+        icon = "INFO" if finding.severity == "INFO" else "ERROR"
+        draw_text(box.column(align=True), finding.message, icon)
+        if finding.frame is not None:
+            box.operator("worldwarp.go_to_frame", text=f"Frame {finding.frame}", icon="TIME").frame = finding.frame
+    if not report.errors and not report.marked:
+        layout.label(text="The path holds together.", icon="CHECKMARK")
+    if report.path is not None:
+        layout.prop(scene.worldwarp, "show_path")
 
 
 class WORLDWARP_PT_start(WorldWarpPanel, bpy.types.Panel):
@@ -241,11 +261,6 @@ def split(layout: bpy.types.UILayout) -> bpy.types.UILayout:
     return layout
 
 
-def shortened(text: str, most: int = 40) -> str:
-    """Returns `text` with its end left out where it is longer than a line of the sidebar."""
-    return text if len(text) <= most else f"{text[: most - 3].rstrip()}..."
-
-
 def shot_in_words(scene: bpy.types.Scene) -> str:
     """Returns how long and how large the shot will be."""
     frames = len(scene_frames(scene))
@@ -265,16 +280,6 @@ def progress_in_words(status: session.Status) -> str:
     if status.eta_s is not None:
         parts.append(f"{duration_in_words(status.eta_s)} left")
     return ", ".join(part for part in parts if part)
-
-
-def duration_in_words(seconds: float) -> str:
-    """Returns 40 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def draw_text(layout: bpy.types.UILayout, text: str, icon: str, width: int = 32) -> None:

@@ -32,6 +32,15 @@ def _is_still(self: bpy.types.PropertyGroup, image: bpy.types.Image) -> bool:
 class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
     """Settings of the shot that WorldWarp makes of this scene"""
 
+    # ------------------------------------------------------------ shot
+
+    show_path: BoolProperty(
+        name="Show Path",
+        description="Draw the checked path in the viewport: green where the start frame has seen what comes into view, "
+        "red where all of it is new, with marks where something is wrong",
+        default=True,
+    )
+
     # ------------------------------------------------------------ start frame
 
     start_source: EnumProperty(

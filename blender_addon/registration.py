@@ -11,6 +11,7 @@ import bpy
 from . import (
     operators,
     panel,
+    path_overlay,
     preferences,
     properties,
     server_facts,
@@ -37,6 +38,7 @@ def register() -> None:
             bpy.utils.register_class(cls)
     properties.add()
     splat_viewport.add()
+    path_overlay.add()
     for menu, draw in panel.menus():
         # Removing what is not there is no fault, and nothing may be in a menu twice.
         menu.remove(draw)
@@ -51,6 +53,7 @@ def unregister() -> None:
     session.close()
     server_facts.close()
     splat_viewport.remove()
+    path_overlay.remove()
     for handlers in leaving():
         if close_session in handlers:
             handlers.remove(close_session)
@@ -70,6 +73,7 @@ def leaving() -> list[list]:
 
 @bpy.app.handlers.persistent
 def close_session(*_: object) -> None:
-    """Lets no thread outlive the file that it works for."""
+    """Lets no thread outlive the file that it works for, and nothing that was found in it."""
     session.close()
+    path_overlay.show(None)
     server_facts.close()

@@ -235,3 +235,11 @@ def redraw() -> None:
                 for region in area.regions:
                     if region.type == "UI":
                         region.tag_redraw()
+
+
+def redraw_viewports() -> None:
+    """Asks for all of every 3D viewport to be drawn again; for what changes rarely."""
+    for window in bpy.context.window_manager.windows:
+        for area in window.screen.areas:
+            if area.type == "VIEW_3D":
+                area.tag_redraw()

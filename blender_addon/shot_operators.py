@@ -15,12 +15,42 @@ from bpy.props import IntProperty, StringProperty
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import session
+from . import path_overlay, session
 from .look import add_prompt, prompt_markers, prompt_of
 from .operators import absolute, reported
 from .preferences import connection
+from .preflight import check_shot
 from .server_facts import ask
 from .shot import ShotSettings, generate_shot, prepare_shot, printed
+
+
+class WORLDWARP_OT_preflight(bpy.types.Operator):
+    """Look for what will go wrong before anything is sent: cuts, jumps, moves too fast, views that share nothing"""
+
+    bl_idname = "worldwarp.preflight"
+    bl_label = "Check Path"
+    bl_options: ClassVar = {"INTERNAL"}
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        if context.scene.camera is None:
+            cls.poll_message_set("The scene has no camera: add one, or pick one above")
+            return False
+        return True
+
+    @reported
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        found = check_shot(context, output_folder(context.scene))
+        path_overlay.show(found)
+        session.redraw_viewports()
+        for finding in found.findings:
+            print(f"WorldWarp: {finding.severity.lower()}: {finding.message}", flush=True)
+        worst = found.errors or [finding for finding in found.findings if finding.severity == "WARNING"]
+        if worst:
+            self.report({"WARNING"}, worst[0].message)
+        else:
+            self.report({"INFO"}, "The path holds together.")
+        return {"FINISHED"}
 
 
 class WORLDWARP_OT_generate(bpy.types.Operator):
@@ -63,6 +93,10 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
         address, key = connection(context, self.address)
         out = absolute(self.directory) if self.directory else new_folder(context.scene)
         settings = ShotSettings.of(context)
+        found = check_shot(context, out.parent)
+        path_overlay.show(found)
+        if found.errors:
+            raise WorldWarpError("preflight", found.errors[0].message)
         if bpy.app.background:
             outcome = generate_shot(context, out, address, settings, on_event=printed, key=key)
             self.report({"INFO"}, f"{outcome.frames} frames in {out}")
@@ -181,6 +215,7 @@ class WORLDWARP_OT_set_preset(bpy.types.Operator):
 
 
 CLASSES = (
+    WORLDWARP_OT_preflight,
     WORLDWARP_OT_add_prompt,
     WORLDWARP_OT_go_to_frame,
     WORLDWARP_OT_set_preset,
@@ -213,6 +248,11 @@ def why_not_here(scene: bpy.types.Scene) -> str:
     if scene.worldwarp.directory.startswith("//") and not bpy.data.filepath:
         return "Save the file first: shots go into a folder beside it. Or set another Output"
     return ""
+
+
+def output_folder(scene: bpy.types.Scene) -> Path | None:
+    """Returns the folder that the scene's shots go into, or None where it is not known yet."""
+    return None if why_not_here(scene) or not scene.worldwarp.directory else absolute(scene.worldwarp.directory)
 
 
 def new_folder(scene: bpy.types.Scene) -> Path:

@@ -10,10 +10,11 @@ import pytest
 
 from blender_addon import panel, server_facts
 from blender_addon.look import add_prompt
-from blender_addon.panel import duration_in_words, progress_in_words, shot_in_words
+from blender_addon.panel import progress_in_words, shot_in_words
 from blender_addon.preferences import check_online, server_address
 from blender_addon.server_facts import ServerFacts
 from blender_addon.session import Status
+from blender_addon.words import duration_in_words
 from tests.support.ui_recorder import Recorder
 from worldwarp_core.errors import WorldWarpError
 
