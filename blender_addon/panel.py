@@ -20,6 +20,7 @@ from .look import prompt_markers, prompt_of
 from .preferences import server_address
 from .preflight import Report
 from .shot_operators import why_not, why_not_here
+from .takes import UNFINISHED, WORLDWARP_PG_take, active_take
 from .words import duration_in_words, shortened
 
 
@@ -156,7 +157,22 @@ class WORLDWARP_PT_generate(WorldWarpPanel, bpy.types.Panel):
 
     def draw(self, context: bpy.types.Context) -> None:
         draw_properties(self.layout, context, "directory")
-        draw_status(self.layout, session.status(), why_not(context) or why_not_here(context.scene))
+        status = session.status()
+        draw_status(self.layout, status, why_not(context) or why_not_here(context.scene))
+        if not status.running:
+            draw_going_on(self.layout, context.scene)
+
+
+def draw_going_on(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
+    """Draws the ways to go on with the selected take."""
+    take = active_take(scene)
+    if take is None:
+        return
+    if take.state in UNFINISHED:
+        draw_text(layout.column(align=True), f"{take.name} was left to the server: resume to fetch it.", "INFO")
+    row = layout.row(align=True)
+    row.operator("worldwarp.resume", icon="PLAY")
+    row.operator("worldwarp.regenerate", text=f"From Frame {scene.frame_current}", icon="FILE_REFRESH")
 
 
 def draw_status(layout: bpy.types.UILayout, status: session.Status, reason: str = "") -> None:
@@ -195,11 +211,60 @@ class WORLDWARP_PT_results(WorldWarpPanel, bpy.types.Panel):
 
     def draw(self, context: bpy.types.Context) -> None:
         draw_properties(self.layout, context, "show_results")
+        draw_takes(self.layout, context.scene)
         self.layout.operator("worldwarp.import_results", icon="FILE_FOLDER")
         view = context.scene.view_settings.view_transform
         if view != "Standard":
             draw_text(self.layout.column(align=True), f"{view} changes the colours of generated frames.", "INFO")
             self.layout.operator("worldwarp.match_view", icon="COLOR")
+
+
+class WORLDWARP_UL_takes(bpy.types.UIList):
+    """The scene's takes: what each is called, how far it is, and which is shown"""
+
+    bl_idname = "WORLDWARP_UL_takes"
+
+    def draw_item(
+        self,
+        context: bpy.types.Context,
+        layout: bpy.types.UILayout,
+        data: bpy.types.bpy_struct,
+        item: WORLDWARP_PG_take,
+        icon: int,
+        active_data: bpy.types.bpy_struct,
+        active_property: str,
+        index: int,
+    ) -> None:
+        row = layout.row(align=True)
+        row.prop(item, "name", text="", emboss=False, icon=STATE_ICONS.get(item.state, "QUESTION"))
+        row.label(text=take_in_words(item))
+        shown = item.directory == context.scene.worldwarp.shown_take
+        eye = "HIDE_OFF" if shown else "HIDE_ON"
+        row.operator("worldwarp.show_take", text="", icon=eye, emboss=False).index = index
+
+
+STATE_ICONS = {"done": "CHECKMARK", "running": "PLAY", "queued": "TIME", "failed": "ERROR", "cancelled": "X"}
+
+
+def take_in_words(take: WORLDWARP_PG_take) -> str:
+    """Returns which frames the take has of its own."""
+    from_there = f"from {take.first_frame}, " if take.based_on else ""
+    if take.state == "done":
+        return f"{from_there}{take.frames} frames"
+    return f"{from_there}{take.frames_done} of {take.frames}"
+
+
+def draw_takes(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
+    """Draws the list of takes and what can be done with them."""
+    group = scene.worldwarp
+    row = layout.row()
+    row.template_list("WORLDWARP_UL_takes", "", group, "takes", group, "active_take", rows=3)
+    column = row.column(align=True)
+    column.operator("worldwarp.find_takes", text="", icon="FILE_REFRESH")
+    column.operator("worldwarp.remove_take", text="", icon="REMOVE")
+    take = active_take(scene)
+    if take is not None and take.message and take.state == "failed":
+        draw_text(layout.column(align=True), take.message, "ERROR")
 
 
 class WORLDWARP_PT_files(WorldWarpPanel, bpy.types.Panel):
@@ -225,6 +290,7 @@ CLASSES = (
     WORLDWARP_PT_look,
     WORLDWARP_PT_advanced,
     WORLDWARP_PT_generate,
+    WORLDWARP_UL_takes,
     WORLDWARP_PT_results,
     WORLDWARP_PT_files,
 )

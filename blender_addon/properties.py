@@ -4,14 +4,28 @@
 from __future__ import annotations
 
 import bpy
-from bpy.props import BoolProperty, EnumProperty, FloatProperty, IntProperty, PointerProperty, StringProperty
+from bpy.props import (
+    BoolProperty,
+    CollectionProperty,
+    EnumProperty,
+    FloatProperty,
+    IntProperty,
+    PointerProperty,
+    StringProperty,
+)
 
+from . import takes
 from .start_frame import DEFAULT_SAMPLES
+from .takes import WORLDWARP_PG_take
 
 START_SOURCES = (
     ("RENDER", "Render", "Render the first frame with Cycles: its depth is exact, so the world fits your scene"),
     ("IMAGE", "Image", "A photograph or a painting: the server estimates its depth, and you say how far things are"),
 )
+
+# Blender 4.5 and later want to be told that // is understood; before there was no such option.
+KNOWS_RELATIVE = "is_path_supports_blend_relative" in bpy.types.Property.bl_rna.properties
+RELATIVE_PATH = {"ANIMATABLE", "PATH_SUPPORTS_BLEND_RELATIVE"} if KNOWS_RELATIVE else {"ANIMATABLE"}
 
 
 def _whole_chunk(self: bpy.types.PropertyGroup, context: bpy.types.Context) -> None:
@@ -182,15 +196,21 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         description="Every generated shot gets a folder of its own in here",
         default="//worldwarp/",
         subtype="DIR_PATH",
+        options=RELATIVE_PATH,
     )
     show_results: BoolProperty(
         name="Show as They Come",
         description="Put the frames behind the camera while they arrive, and the splats into the scene at the end",
         default=True,
     )
+    takes: CollectionProperty(
+        name="Takes", description="Every shot that was generated of this scene", type=WORLDWARP_PG_take
+    )
+    active_take: IntProperty(name="Active Take", description="The take that is selected in the list", default=-1)
+    shown_take: StringProperty(name="Shown Take", description="The folder of the take that the scene shows")
 
 
-CLASSES = (WORLDWARP_PG_shot,)
+CLASSES = (*takes.CLASSES, WORLDWARP_PG_shot)
 
 
 def add() -> None:

@@ -19,6 +19,7 @@ from . import (
     shot_operators,
     splat_edit,
     splat_viewport,
+    take_operators,
 )
 
 CLASSES = (
@@ -26,6 +27,7 @@ CLASSES = (
     *preferences.CLASSES,
     *operators.CLASSES,
     *shot_operators.CLASSES,
+    *take_operators.CLASSES,
     *panel.CLASSES,
     *splat_edit.CLASSES,
 )
@@ -46,6 +48,8 @@ def register() -> None:
     for handlers in leaving():
         if close_session not in handlers:
             handlers.append(close_session)
+    if take_operators.look_at_takes not in bpy.app.handlers.load_post:
+        bpy.app.handlers.load_post.append(take_operators.look_at_takes)
 
 
 def unregister() -> None:
@@ -57,6 +61,8 @@ def unregister() -> None:
     for handlers in leaving():
         if close_session in handlers:
             handlers.remove(close_session)
+    if take_operators.look_at_takes in bpy.app.handlers.load_post:
+        bpy.app.handlers.load_post.remove(take_operators.look_at_takes)
     for menu, draw in panel.menus():
         menu.remove(draw)
     properties.remove()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The shot that is being made while the artist goes on working.
 
+The server keeps making it when Blender closes, or opens another file: the take in the file's list is taken up again.
+
 One worker thread owns the connection and the files, and never touches `bpy`; it leaves small events in a queue. A timer
 on Blender's main thread takes them out within a budget of milliseconds, so the window never waits. There is at most one
 shot at a time. In background mode, where timers do not fire, `shot.generate_shot` does the same work in one call.
@@ -12,6 +14,7 @@ import dataclasses
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,8 +26,9 @@ from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
 from worldwarp_core.errors import WorldWarpError
 
 from . import server_facts
-from .results import bring_in, find_sequence, show_behind_camera
-from .shot import PreparedShot, SplatsOnDisk, run_shot
+from .results import find_sequence, show_behind_camera
+from .shot import Left, OnEvent, PreparedShot, SplatsOnDisk, Stop, resume_shot, run_shot
+from .takes import add_take, refresh, show_take
 
 TICK_S = 0.1
 BUDGET_S = 0.005
@@ -58,23 +62,30 @@ class Ended:
     error: WorldWarpError | None
 
 
+Work = Callable[[OnEvent, Stop], None]
+
+
 class Session:
     """One running shot: its thread, its queue and its wish to stop."""
 
-    def __init__(self, shot: PreparedShot, address: str, out: Path, show: bool, key: ClientKey | None) -> None:
+    def __init__(self, work: Work, address: str, out: Path, show: bool) -> None:
         self.address = address
         self.out = out
         self.show = show
         self.scene_name = bpy.context.scene.name
         self.shown_s = 0.0
+        self.numbers: set[int] = set()
+        """Of the frames that are on disk; one may come again, better."""
         self.events: queue.SimpleQueue = queue.SimpleQueue()
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._work, args=(shot, key), name="worldwarp", daemon=True)
+        self.stop = Stop()
+        self.thread = threading.Thread(target=self._run, args=(work,), name="worldwarp", daemon=True)
 
-    def _work(self, shot: PreparedShot, key: ClientKey | None) -> None:
+    def _run(self, work: Work) -> None:
         # Nothing in here may touch bpy.
         try:
-            run_shot(shot, self.out, self.address, lambda event: self.events.put(lightened(event)), self.stop, key)
+            work(lambda event: self.events.put(lightened(event)), self.stop)
+        except Left:
+            self.events.put(Ended(None))
         except WorldWarpError as error:
             self.events.put(Ended(error))
         except Exception as error:
@@ -103,11 +114,35 @@ def start(shot: PreparedShot, address: str, out: Path, show: bool, key: ClientKe
     Raises:
         WorldWarpError: `busy` while another shot is being made.
     """
+    frames = shot.spec.cameras.frames.tolist()
+    begin(lambda on_event, stop: run_shot(shot, out, address, on_event, stop, key), address, out, show, frames)
+    based_on = shot.goes_on_from.name if shot.goes_on_from is not None else ""
+    add_take(bpy.context.scene, out, frames[0], based_on)
+
+
+def resume(out: Path, address: str, show: bool, frames: list[int], key: ClientKey | None = None) -> None:
+    """Takes up the shot in the folder `out` again, in its own thread; like `start`.
+
+    Args:
+        frames: the shot's frame numbers.
+    """
+    begin(lambda on_event, stop: resume_shot(out, address, on_event, stop, key), address, out, show, frames)
+    assert _session is not None
+    _session.numbers = {number for number in frames if (out / "frames" / f"frame_{number:04d}.png").is_file()}
+    _status.frames_done = len(_session.numbers)
+
+
+def begin(work: Work, address: str, out: Path, show: bool, frames: list[int]) -> None:
+    """Has a thread do `work`, which tells events and asks now and then whether to stop.
+
+    Raises:
+        WorldWarpError: `busy` while another shot is being made.
+    """
     global _session, _status
     if _status.running:
         raise WorldWarpError("busy", "A shot is being made already. Cancel it first, or wait until it is done.")
-    _status = Status(running=True, stage="connecting", frames=len(shot.spec.cameras))
-    _session = Session(shot, address, out, show, key)
+    _status = Status(running=True, stage="connecting", frames=len(frames))
+    _session = Session(work, address, out, show)
     _session.thread.start()
     bpy.app.timers.register(_tick, first_interval=TICK_S, persistent=True)
 
@@ -116,7 +151,7 @@ def cancel() -> None:
     """Asks the running shot to stop; what was delivered stays on disk."""
     if _session is not None:
         _status.cancelling = True
-        _session.stop.set()
+        _session.stop.cancelled.set()
 
 
 def tell_error(message: str) -> None:
@@ -130,12 +165,12 @@ def dismiss_error() -> None:
 
 
 def close() -> None:
-    """Stops the running shot and waits for its thread; for unregistering, another file and Blender's exit."""
+    """Leaves the running shot to the server and joins the thread; before unregistering, another file and exit."""
     global _session
     if bpy.app.timers.is_registered(_tick):
         bpy.app.timers.unregister(_tick)
     if _session is not None:
-        _session.stop.set()
+        _session.stop.left.set()
         _session.thread.join(JOIN_S)
         _session = None
     _status.running = _status.cancelling = False
@@ -160,7 +195,10 @@ def drain(until_s: float) -> None:
         if isinstance(event, Ended):
             _end(_session, event)
             return
-        if isinstance(event, Connected):
+        if isinstance(event, FrameDone):
+            _session.numbers.add(event.number)
+            _status.frames_done = len(_session.numbers)
+        elif isinstance(event, Connected):
             server_facts.note(server_facts.facts_of(_session.address, event.welcome))
         note(_status, event)
     if _session is not None and _session.show and time.perf_counter() - _session.shown_s > SHOW_EVERY_S:
@@ -172,8 +210,6 @@ def note(status: Status, event: object) -> None:
     """Brings `status` up to date with one event."""
     if isinstance(event, Progress):
         status.stage, status.fraction, status.eta_s = event.stage, event.fraction, event.eta_s
-    elif isinstance(event, FrameDone):
-        status.frames_done += 1
     elif isinstance(event, NoticeEvent):
         status.notices.append(event.message)
     elif isinstance(event, SplatsOnDisk):
@@ -217,14 +253,24 @@ def _end(session: Session, ended: Ended) -> None:
     done = f"{_status.frames_done} of {_status.frames} frames in {session.out}"
     _status.outcome = f"Cancelled: {done}" if _status.cancelling else done
     _status.cancelling = False
-    if session.show and _status.frames_done and _scene(session) is not None:
+    scene = _scene(session)
+    if scene is None:
+        return
+    take = add_take(scene, session.out, min(session.numbers, default=scene.frame_start))
+    refresh(take)
+    if session.show and _status.frames_done:
         try:
-            bring_in(bpy.context, session.out)
+            show_take(bpy.context, take)
             # No operator is running, so nobody else makes this a step that can be undone.
             if not bpy.app.background:
                 bpy.ops.ed.undo_push(message="WorldWarp Results")
         except WorldWarpError as error:
             _status.error = _status.error or error.message
+
+
+def running_folder() -> Path | None:
+    """Returns the folder of the shot that is being made now, or None."""
+    return _session.out if _session is not None else None
 
 
 def redraw() -> None:

@@ -3,7 +3,8 @@
 
     prepare_shot    Blender's main thread: the camera of every frame, the start frame and its depth
     run_shot        any thread, never bpy: submit, write what arrives, fetch the splats
-    generate_shot   both, and the results brought in, in one call: for background mode and for scripts
+    resume_shot     likewise, of a shot that was begun before: fetch what is missing, have the rest made
+    generate_shot   the first two, and the results brought in, in one call: for background mode and for scripts
 
 Whatever was delivered is on disk when a shot is cancelled, fails or loses its server.
 """
@@ -24,18 +25,19 @@ import numpy as np
 from engine_bridge.client import Client, Connected, ConnectionLost
 from engine_bridge.deliver import deliver
 from engine_bridge.errors import BridgeError, disk_errors
-from engine_bridge.job_folder import JobFolder
+from engine_bridge.job_folder import JobFolder, read_job
 from engine_bridge.keys import ClientKey
 from engine_bridge.messages import CacheEvent, FrameEvent, NoticeEvent, Progress
 from engine_bridge.png_writer import encode_png
 from worldwarp_core import __version__
-from worldwarp_core.camera_files import write_cameras
+from worldwarp_core.camera_files import read_cameras, write_cameras
 from worldwarp_core.cameras import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.exr import write_depth_exr
 from worldwarp_core.spec import GenerateSpec, PromptKey
 
 from .camera_export import export_camera_path
+from .earlier_frames import copy_frames_before
 from .look import prompt_keys, strength_mask, style_picture
 from .pictures import cropped_to_aspect, picture_of
 from .results import bring_in
@@ -74,8 +76,11 @@ class ShotSettings:
     """Median depth of `start_picture`, in scene units."""
 
     @classmethod
-    def of(cls, context: bpy.types.Context) -> ShotSettings:
+    def of(cls, context: bpy.types.Context, first_frame: bool = True) -> ShotSettings:
         """Returns what the artist set on the scene in front.
+
+        Args:
+            first_frame: whether the shot begins as Start Frame says, not with an earlier take's frame.
 
         Raises:
             WorldWarpError: `bad_image` or `bad_settings`, for a picture or a prompt that cannot be taken.
@@ -83,7 +88,7 @@ class ShotSettings:
         scene = context.scene
         group = scene.worldwarp
         picture = None
-        if group.start_source == "IMAGE":
+        if first_frame and group.start_source == "IMAGE":
             if group.start_image is None:
                 raise WorldWarpError(
                     "bad_image", "The shot should begin with an image, and none is picked. Pick one under Start Frame."
@@ -121,6 +126,8 @@ class PreparedShot:
     engine: str
     records: dict[str, Any] = field(default_factory=dict)
     """For job.json: the Blender that made it, the scene, the camera, and how colours were baked."""
+    goes_on_from: Path | None = None
+    """The shot whose frames before this one's first belong to it too."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,28 @@ class Outcome:
     brought_in: list[str]
 
 
+class Left(Exception):
+    """The shot was left to go on at the server; what arrived is on disk."""
+
+
+class Stop:
+    """How a running shot is asked to end: `cancelled` there, or `left` to go on while nobody takes its frames."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.left = threading.Event()
+
+    def asked(self) -> bool:
+        """Returns whether the shot should be cancelled; asked a few times a second by who takes its frames.
+
+        Raises:
+            Left: when nobody is to take them any more.
+        """
+        if self.left.is_set():
+            raise Left
+        return self.cancelled.is_set()
+
+
 OnEvent = Callable[[object], None]
 """Takes a `Step`, a `SplatsOnDisk` or an event of engine_bridge.messages as it happens; called on the worker's "
 "thread."""
@@ -157,14 +186,14 @@ def generate_shot(
     address: str,
     settings: ShotSettings,
     on_event: OnEvent,
-    stop: threading.Event | None = None,
+    stop: Stop | None = None,
     key: ClientKey | None = None,
 ) -> Outcome:
     """Makes the shot of the scene, start to end, and brings it in; returns when all of it is done.
 
     Args:
         out: a new folder, or an empty one.
-        stop: set from another thread or from `on_event` to cancel.
+        stop: to cancel from another thread or from `on_event`.
         key: for a server that asks for one.
 
     Raises:
@@ -181,7 +210,7 @@ def generate_shot(
         on_event(event)
 
     try:
-        run_shot(shot, out, address, counted, stop or threading.Event(), key)
+        run_shot(shot, out, address, counted, stop or Stop(), key)
     finally:
         brought_in = bring_in(context, out) if settings.show_results and frames else []
     return Outcome(out, frames, brought_in)
@@ -254,23 +283,65 @@ def run_shot(
     out: Path,
     address: str,
     on_event: OnEvent,
-    stop: threading.Event,
+    stop: Stop,
     key: ClientKey | None = None,
 ) -> None:
     """Has the server at `address` make `shot`, writing all that arrives into `out`; never touches Blender.
 
     Raises:
-        WorldWarpError: what went wrong there or here; `cancelled` after `stop`. What arrived before is on disk.
+        WorldWarpError: what went wrong there or here; `cancelled` when that was asked. What arrived before is on disk.
+        Left: when that was asked.
     """
     job_id = uuid.uuid4().hex
     numbers = shot.spec.cameras.frames.tolist()
     with Client(address, program=PROGRAM, version=__version__, key=key) as client:
         on_event(Connected(client.connect()))
-        folder = JobFolder(out, job_id=job_id, frames=numbers, settings=settings_of(shot), records=shot.records)
+        records = {**shot.records, "address": address}
+        folder = JobFolder(out, job_id=job_id, frames=numbers, settings=settings_of(shot), records=records)
         with told_in(folder):
             write_inputs(folder.out, shot.spec)
             client.submit(shot.spec, engine=shot.engine, job_id=job_id)
-        end = deliver(client, job_id, folder, on_event=on_event, stop=stop.is_set)
+            if shot.goes_on_from is not None:
+                copy_frames_before(shot.goes_on_from, folder.out, numbers[0])
+        take_delivery(client, folder, on_event, stop)
+
+
+def resume_shot(out: Path, address: str, on_event: OnEvent, stop: Stop, key: ClientKey | None = None) -> None:
+    """Takes up the shot in `out` again: fetches what was made meanwhile, has the rest made; never touches Blender.
+
+    Raises:
+        WorldWarpError: `no_job` without a shot in `out`, `unknown_job` when the server no longer has it, or what went
+            wrong; `cancelled` when that was asked.
+        Left: when that was asked.
+    """
+    job = read_job(out)
+    numbers = read_cameras(out / "cameras.json").frames.tolist()
+    with Client(address, program=PROGRAM, version=__version__, key=key) as client:
+        on_event(Connected(client.connect()))
+        job_id = str(job["job_id"])
+        known = next((info for info in client.list_jobs() if info.job_id == job_id), None)
+        if known is None:
+            raise BridgeError(
+                "unknown_job",
+                f"The server at {address} does not have this take. It was made at {job.get('address', 'another one')}; "
+                "servers delete their oldest takes when disk space runs out. Regenerate from its last frame instead.",
+            )
+        folder = JobFolder(out, job_id=job_id, frames=numbers, settings={})
+        if known.state in ("failed", "cancelled"):
+            client.resume(job_id, folder.last_seq)
+        else:
+            # After a job's end nothing comes: where that was had, it is asked for again.
+            client.subscribe(job_id, folder.last_seq - (job["state"] == known.state == "done"))
+        take_delivery(client, folder, on_event, stop)
+
+
+def take_delivery(client: Client, folder: JobFolder, on_event: OnEvent, stop: Stop) -> None:
+    """Writes what a followed job brings into its folder, to its end."""
+    try:
+        end = deliver(client, folder.job_id, folder, on_event=on_event, stop=stop.asked)
+    except Left:
+        folder.save()
+        raise
     if folder.splats_path.is_file():
         on_event(SplatsOnDisk(folder.splats_path))
     if end.state == "cancelled":

@@ -7,8 +7,10 @@ everything and returns when the shot is whole.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import bpy
 from bpy.props import IntProperty, StringProperty
@@ -22,6 +24,24 @@ from .preferences import connection
 from .preflight import check_shot
 from .server_facts import ask
 from .shot import ShotSettings, generate_shot, prepare_shot, printed
+from .takes import add_take, refresh
+
+
+def told_in_panel(
+    execute: Callable[[Any, bpy.types.Context], set[str]],
+) -> Callable[[Any, bpy.types.Context], set[str]]:
+    """Keeps a fault in the panel: a report is gone with the next one, there it can be read again, and copied."""
+
+    @functools.wraps(execute)
+    def wrapped(self: Any, context: bpy.types.Context) -> set[str]:
+        session.dismiss_error()
+        try:
+            return execute(self, context)
+        except WorldWarpError as error:
+            session.tell_error(error.message)
+            raise
+
+    return wrapped
 
 
 class WORLDWARP_OT_preflight(bpy.types.Operator):
@@ -58,7 +78,7 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
 
     bl_idname = "worldwarp.generate"
     bl_label = "Generate"
-    bl_options: ClassVar = {"REGISTER"}
+    bl_options: ClassVar = {"REGISTER", "UNDO"}
 
     directory: StringProperty(
         name="Folder",
@@ -78,18 +98,8 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
         return not reason
 
     @reported
+    @told_in_panel
     def execute(self, context: bpy.types.Context) -> set[str]:
-        session.dismiss_error()
-        try:
-            self.begin(context)
-        except WorldWarpError as error:
-            # A report is gone with the next one; in the panel it can be read again, and copied.
-            session.tell_error(error.message)
-            raise
-        return {"FINISHED"}
-
-    def begin(self, context: bpy.types.Context) -> None:
-        """Makes the shot in background, or starts to make it beside a window."""
         address, key = connection(context, self.address)
         out = absolute(self.directory) if self.directory else new_folder(context.scene)
         settings = ShotSettings.of(context)
@@ -98,12 +108,17 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
         if found.errors:
             raise WorldWarpError("preflight", found.errors[0].message)
         if bpy.app.background:
-            outcome = generate_shot(context, out, address, settings, on_event=printed, key=key)
+            try:
+                outcome = generate_shot(context, out, address, settings, on_event=printed, key=key)
+            finally:
+                if (out / "job.json").is_file():
+                    refresh(add_take(context.scene, out, context.scene.frame_start))
             self.report({"INFO"}, f"{outcome.frames} frames in {out}")
         else:
             ask(address, key)
             shot = prepare_shot(context, settings, on_event=lambda _: None)
             session.start(shot, address, out, settings.show_results, key)
+        return {"FINISHED"}
 
 
 class WORLDWARP_OT_cancel(bpy.types.Operator):
@@ -227,8 +242,12 @@ CLASSES = (
 )
 
 
-def why_not(context: bpy.types.Context) -> str:
-    """Returns why no shot can be generated now, or nothing; only what can be told without evaluating the scene."""
+def why_not(context: bpy.types.Context, first_frame: bool = True) -> str:
+    """Returns why no shot can be generated now, or nothing; only what can be told without evaluating the scene.
+
+    Args:
+        first_frame: whether the shot begins as Start Frame says, not with an earlier take's frame.
+    """
     scene = context.scene
     if session.status().running:
         return "A shot is being made already: cancel it, or wait until it is done"
@@ -238,7 +257,7 @@ def why_not(context: bpy.types.Context) -> str:
         return f'"{scene.camera.name}" is no perspective camera: change its type in the camera properties'
     if scene.frame_end < scene.frame_start:
         return "The frame range is empty: set an end frame after the start frame"
-    if scene.worldwarp.start_source == "IMAGE" and scene.worldwarp.start_image is None:
+    if first_frame and scene.worldwarp.start_source == "IMAGE" and scene.worldwarp.start_image is None:
         return "The shot should begin with an image: pick one under Start Frame"
     return ""
 

@@ -14,6 +14,7 @@ from blender_addon.panel import progress_in_words, shot_in_words
 from blender_addon.preferences import check_online, server_address
 from blender_addon.server_facts import ServerFacts
 from blender_addon.session import Status
+from blender_addon.takes import add_take
 from blender_addon.words import duration_in_words
 from tests.support.ui_recorder import Recorder
 from worldwarp_core.errors import WorldWarpError
@@ -79,12 +80,26 @@ def test_chunk_lengths_settle_on_what_models_take() -> None:
 
 
 @pytest.mark.parametrize("source", ["RENDER", "IMAGE"])
-@pytest.mark.parametrize("cls", panel.CLASSES)
+@pytest.mark.parametrize("cls", [cls for cls in panel.CLASSES if not issubclass(cls, bpy.types.UIList)])
 def test_every_panel_draws_only_what_exists(camera: bpy.types.Object, cls: type, source: str) -> None:
     group = bpy.context.scene.worldwarp
     group.start_source, group.strength_mask = source, bpy.data.images.new("Mask", 4, 4)
     add_prompt(bpy.context.scene, 7, "fog")
     cls.draw(SimpleNamespace(layout=Recorder()), bpy.context)
+
+
+def test_a_take_is_drawn_with_its_name_and_how_far_it_is(camera: bpy.types.Object, tmp_path: Path) -> None:
+    scene = bpy.context.scene
+    take = add_take(scene, tmp_path / "shot_001", 15, based_on="shot_000")
+    take.frames, take.frames_done, take.state = 8, 3, "running"
+    drawn = Recorder()
+    panel.WORLDWARP_UL_takes.draw_item(None, bpy.context, drawn, None, take, 0, None, "", 0)
+    assert drawn.labels == ["from 15, 3 of 8"]
+    assert drawn.operators == ["worldwarp.show_take"]
+    going_on = Recorder()
+    panel.draw_going_on(going_on, scene)
+    assert "left to the server" in " ".join(going_on.labels)
+    assert going_on.operators == ["worldwarp.resume", "worldwarp.regenerate"]
 
 
 def test_every_setting_is_explained() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from blender_addon import session
-from blender_addon.shot import PreparedShot
+from blender_addon.shot import PreparedShot, Stop
 from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
 from worldwarp_core.cameras import CameraPath
 from worldwarp_core.errors import WorldWarpError
@@ -104,12 +104,12 @@ def test_a_fault_of_ours_is_told_in_words(monkeypatch: pytest.MonkeyPatch, shot:
     assert "KeyError" in session.status().error
 
 
-def wait_for_stop(
-    _shot: object, _out: Path, _address: str, on_event: Callable, stop: threading.Event, *_: object
-) -> None:
+def wait_for_stop(_shot: object, _out: Path, _address: str, on_event: Callable, stop: Stop, *_: object) -> None:
     on_event(frame(0))
-    assert stop.wait(10)
-    raise WorldWarpError("cancelled", "The job was cancelled.")
+    for _ in range(1000):
+        if stop.asked():
+            raise WorldWarpError("cancelled", "The job was cancelled.")
+        time.sleep(0.01)
 
 
 def test_cancel_stops_the_work_and_is_no_error(

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import bpy
@@ -17,57 +13,13 @@ import pytest
 
 from blender_addon import session
 from blender_addon.camera_export import export_camera_path
-from blender_addon.shot import ShotSettings, generate_shot, prepare_shot
+from blender_addon.shot import ShotSettings, Stop, generate_shot, prepare_shot
 from engine_bridge.messages import FrameEvent, Progress
 from worldwarp_core.camera_files import read_cameras
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.exr import read_depth_exr
 
 pytestmark = pytest.mark.usefixtures("addon")
-ROOT = Path(__file__).resolve().parents[2]
-
-SERVE = """
-import sys
-from pathlib import Path
-from engine_bridge.server import Server, ServerConfig
-if __name__ == "__main__":
-    factory = "tests.engine_bridge.fake_engine:load"
-    server = Server(ServerConfig(address="tcp://127.0.0.1:*", data_dir=Path(sys.argv[1]), factory=factory))
-    print(server.address, flush=True)
-    server.serve(handle_signals=True)
-"""
-"""A real server with its worker process; only the engine in it is a fake that does what the prompt says."""
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    script = folder / "serve.py"
-    script.write_text(SERVE)
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(folder / "jobs")],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    yield process.stdout.readline().strip()
-    process.terminate()
-    process.wait(20)
-
-
-@pytest.fixture
-def scene(camera: bpy.types.Object) -> bpy.types.Scene:
-    """Returns a scene of eight small frames that look down on a plane."""
-    scene = bpy.context.scene
-    scene.render.resolution_x, scene.render.resolution_y = 48, 32
-    scene.frame_start, scene.frame_end = 11, 18
-    camera.location.z = 6.0
-    bpy.ops.mesh.primitive_plane_add(size=100)
-    scene.worldwarp.samples = 1
-    return scene
 
 
 def generate(out: Path, server: str, prompt: str = "", **hooks: object) -> object:
@@ -113,12 +65,12 @@ def test_what_was_sent_is_kept_beside_what_came_back(scene: bpy.types.Scene, ser
 
 
 def test_a_cancelled_shot_keeps_and_shows_its_frames(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
-    stop = threading.Event()
+    stop = Stop()
     stopped_s: list[float] = []
 
     def stop_at_third_frame(event: object) -> None:
         if isinstance(event, FrameEvent) and event.number == 13:
-            stop.set()
+            stop.cancelled.set()
             stopped_s.append(time.monotonic())
 
     with pytest.raises(WorldWarpError) as caught:

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Takes: every generated shot of a scene, kept beside the others, named, switched between and removed.
+
+A take is a job and its folder; the list is saved with the file, and job.json in the folder has the last word on how far
+it is. Showing a take hides what other takes brought into the scene; nothing of theirs is deleted.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import bpy
+from bpy.props import IntProperty, StringProperty
+
+from engine_bridge.job_folder import read_job
+from worldwarp_core.errors import WorldWarpError
+
+from .results import SOURCE, bring_in, stored_path
+
+UNFINISHED = ("queued", "running")
+RESUMABLE = (*UNFINISHED, "failed", "cancelled")
+
+
+class WORLDWARP_PG_take(bpy.types.PropertyGroup):
+    """One generated shot"""
+
+    # Names come with every property group; this one is the artist's to change.
+    directory: StringProperty(name="Folder", description="Where this take's frames and its world lie")
+    job_id: StringProperty(name="Job", description="What the server calls this take")
+    state: StringProperty(name="State", description="How far the take is, as its folder says")
+    message: StringProperty(name="Message", description="Why the take ended early")
+    first_frame: IntProperty(name="From", description="The first frame that was made for this take")
+    frames: IntProperty(name="Frames", description="How many frames were asked for")
+    frames_done: IntProperty(name="Frames Done", description="How many frames are on disk")
+    based_on: StringProperty(name="Based On", description="The take that the frames before are from")
+
+
+CLASSES = (WORLDWARP_PG_take,)
+
+
+def add_take(scene: bpy.types.Scene, out: Path, first_frame: int, based_on: str = "") -> WORLDWARP_PG_take:
+    """Returns the scene's take of the folder `out`, made the active one; the existing one where it is listed."""
+    group = scene.worldwarp
+    take = find_take(scene, out)
+    if take is None:
+        take = group.takes.add()
+        take.name = out.name.replace("_", " ").capitalize()
+        take.directory = stored_path(out)
+        take.state, take.first_frame, take.based_on = "queued", first_frame, based_on
+    group.active_take = list(group.takes).index(take)
+    return take
+
+
+def find_take(scene: bpy.types.Scene, out: Path) -> WORLDWARP_PG_take | None:
+    """Returns the scene's take of the folder `out`, or None."""
+    return next((take for take in scene.worldwarp.takes if folder_of(take) == out), None)
+
+
+def active_take(scene: bpy.types.Scene) -> WORLDWARP_PG_take | None:
+    """Returns the take that is selected in the list, or None."""
+    group = scene.worldwarp
+    return group.takes[group.active_take] if 0 <= group.active_take < len(group.takes) else None
+
+
+def folder_of(take: WORLDWARP_PG_take) -> Path:
+    """Returns the take's folder."""
+    return Path(bpy.path.abspath(take.directory))
+
+
+def refresh(take: WORLDWARP_PG_take) -> None:
+    """Brings the take up to date with its folder; a folder without a job leaves it as it is."""
+    try:
+        job = read_job(folder_of(take))
+        state, message = str(job["state"]), str(job["message"])
+        job_id, asked, written = str(job["job_id"]), int(job["frames"]["asked"]), int(job["frames"]["written"])
+    except (WorldWarpError, KeyError, TypeError, ValueError):
+        return
+    take.job_id, take.state, take.message, take.frames, take.frames_done = job_id, state, message, asked, written
+
+
+def find_more(scene: bpy.types.Scene, below: Path) -> int:
+    """Lists the scene's shots in the folder `below` that are not listed yet, and refreshes all; returns how many."""
+    found = 0
+    for file in sorted(below.glob("*/job.json")):
+        if find_take(scene, file.parent) is not None:
+            continue
+        try:
+            job = read_job(file.parent)
+            first, made_in = int(job["frames"]["first"]), job.get("scene", scene.name)
+        except (WorldWarpError, KeyError, TypeError, ValueError):
+            continue
+        if made_in == scene.name:
+            add_take(scene, file.parent, first)
+            found += 1
+    for take in scene.worldwarp.takes:
+        refresh(take)
+    return found
+
+
+def show_take(context: bpy.types.Context, take: WORLDWARP_PG_take) -> list[str]:
+    """Brings the take into the scene, in place of the others; returns what was brought in, in words.
+
+    Raises:
+        WorldWarpError: `missing_file` when its folder holds no results.
+    """
+    folder = folder_of(take)
+    made = bring_in(context, folder)
+    for other in context.scene.worldwarp.takes:
+        set_visible(context.scene, folder_of(other), folder_of(other) == folder)
+    context.scene.worldwarp.shown_take = take.directory
+    return made
+
+
+def set_visible(scene: bpy.types.Scene, folder: Path, visible: bool) -> None:
+    """Shows or hides what the shot in `folder` brought into the scene."""
+    for thing in things_of(scene, folder):
+        if isinstance(thing, bpy.types.CameraBackgroundImage):
+            thing.show_background_image = visible
+        elif isinstance(thing, bpy.types.Object):
+            thing.hide_viewport = thing.hide_render = not visible
+        else:
+            thing.mute = not visible
+
+
+def things_of(scene: bpy.types.Scene, folder: Path) -> list[Any]:
+    """Returns the camera backgrounds, sequencer strips and objects that show the shot in `folder`."""
+
+    def is_of(owner: Any) -> bool:
+        source = owner.get(SOURCE) if owner is not None else None
+        return isinstance(source, str) and (Path(source) == folder or folder in Path(source).parents)
+
+    cameras = {thing.data for thing in scene.objects if thing.type == "CAMERA"}
+    found: list[Any] = [shown for camera in cameras for shown in camera.background_images if is_of(shown.image)]
+    if scene.sequence_editor is not None:
+        # Blender 5.0 dropped the old name.
+        editor = scene.sequence_editor
+        found += [strip for strip in (editor.strips if hasattr(editor, "strips") else editor.sequences) if is_of(strip)]
+    return found + [thing for thing in scene.objects if is_of(thing)]
+
+
+def remove_take(scene: bpy.types.Scene, take: WORLDWARP_PG_take, delete_files: bool) -> None:
+    """Takes the take off the list and hides what it brought in.
+
+    Args:
+        delete_files: its folder too, but only one that holds this very job.
+
+    Raises:
+        WorldWarpError: `no_job` when files should go and the folder holds another job, or none.
+    """
+    folder = folder_of(take)
+    if delete_files:
+        if read_job(folder)["job_id"] != take.job_id:
+            raise WorldWarpError("no_job", f"{folder} holds another shot than this take: nothing was deleted.")
+        shutil.rmtree(folder)
+    set_visible(scene, folder, False)
+    group = scene.worldwarp
+    index = list(group.takes).index(take)
+    group.takes.remove(index)
+    group.active_take = min(group.active_take, len(group.takes) - 1)
