@@ -14,7 +14,7 @@ from engine_bridge.client import DEFAULT_ADDRESS
 from engine_bridge.keys import ClientKey, read_client_key
 from worldwarp_core.errors import WorldWarpError
 
-from . import server_facts
+from . import local_server, server_facts
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -38,12 +38,83 @@ class WORLDWARP_preferences(bpy.types.AddonPreferences):
         default="",
     )
 
+    environment: StringProperty(
+        name="Environment",
+        description="The folder of the Python environment that you installed WorldWarp into, to start a server on this "
+        "machine from here. Nothing is ever installed by the add-on",
+        subtype="DIR_PATH",
+        default="",
+    )
+    server_options: StringProperty(
+        name="Options",
+        description="More options for `worldwarp serve`, such as --engine wan; `worldwarp serve --help` lists them",
+        default="",
+    )
+
     def draw(self, context: bpy.types.Context) -> None:
         layout = self.layout
         layout.use_property_split = True
-        layout.prop(self, "address")
-        layout.prop(self, "key_file")
+        box = layout.box()
+        box.label(text="A Server on This Machine")
+        box.prop(self, "environment")
+        box.prop(self, "server_options")
+        draw_local_server(box)
+        box = layout.box()
+        box.label(text="A Server That Runs Already")
+        box.active = not local_server.address()
+        box.prop(self, "address")
+        box.prop(self, "key_file")
         draw_connection(layout)
+
+
+class WORLDWARP_OT_start_server(bpy.types.Operator):
+    """Start a server on this machine, from the environment that you installed WorldWarp into; it ends with Blender"""
+
+    bl_idname = "worldwarp.start_server"
+    bl_label = "Start Local Server"
+    bl_options: ClassVar = {"INTERNAL"}
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        preferences = preferences_of(context)
+        if preferences is None or not preferences.environment:
+            cls.poll_message_set("Set the folder of the environment that you installed WorldWarp into")
+            return False
+        return True
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        preferences = preferences_of(context)
+        assert preferences is not None
+        try:
+            program = local_server.program_in(Path(bpy.path.abspath(preferences.environment)))
+            folder = local_server.server_folder(__package__)
+            local_server.start(program, folder, preferences.server_options, local_server_changed)
+        except WorldWarpError as error:
+            server_facts.take(error)
+            self.report({"ERROR"}, error.message)
+            return {"CANCELLED"}
+        return {"FINISHED"}
+
+
+class WORLDWARP_OT_stop_server(bpy.types.Operator):
+    """Stop the local server; a shot that it makes goes on with its next start"""
+
+    bl_idname = "worldwarp.stop_server"
+    bl_label = "Stop Local Server"
+    bl_options: ClassVar = {"INTERNAL"}
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        if local_server.running() is None:
+            cls.poll_message_set("No local server was started from here")
+        return local_server.running() is not None
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        if bpy.app.background:
+            local_server.close()
+        else:
+            local_server.stop()
+        return {"FINISHED"}
 
 
 class WORLDWARP_OT_test_connection(bpy.types.Operator):
@@ -74,7 +145,32 @@ class WORLDWARP_OT_test_connection(bpy.types.Operator):
         return {"FINISHED"}
 
 
-CLASSES = (WORLDWARP_preferences, WORLDWARP_OT_test_connection)
+CLASSES = (
+    WORLDWARP_preferences,
+    WORLDWARP_OT_start_server,
+    WORLDWARP_OT_stop_server,
+    WORLDWARP_OT_test_connection,
+)
+
+
+def draw_local_server(layout: bpy.types.UILayout) -> None:
+    """Draws the button that starts or stops the local server, and how it is."""
+    server = local_server.running()
+    if server is None or server.process.poll() is not None:
+        layout.operator("worldwarp.start_server", icon="PLAY")
+    else:
+        layout.operator("worldwarp.stop_server", icon="SNAP_FACE")
+        words = "Stopping..." if server.stopping else f"Runs at {server.address}" if server.address else "Starting..."
+        layout.label(text=words, icon="CHECKMARK" if server.address else "TIME")
+    if server is not None and server.words:
+        layout.label(text=server.words, icon="ERROR")
+
+
+def local_server_changed() -> None:
+    """Asks a server that has just started who it is, and shows how it is."""
+    if local_server.address() and not server_facts.known().asking:
+        server_facts.begin(local_server.address(), None, redraw_all)
+    redraw_all()
 
 
 def draw_connection(layout: bpy.types.UILayout) -> None:
@@ -103,7 +199,9 @@ def preferences_of(context: bpy.types.Context) -> WORLDWARP_preferences | None:
 
 
 def server_address(context: bpy.types.Context) -> str:
-    """Returns the address that the user set, or the default where the add-on runs without preferences."""
+    """Returns the local server's address where one runs, else what the user set, else the default."""
+    if local_server.address():
+        return local_server.address()
     preferences = preferences_of(context)
     return preferences.address if preferences is not None else DEFAULT_ADDRESS
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bpy
 
 from . import (
+    local_server,
     operators,
     panel,
     path_overlay,
@@ -56,6 +57,7 @@ def unregister() -> None:
     """Stops what runs and takes back all that is registered, the last first."""
     session.close()
     server_facts.close()
+    local_server.close()
     splat_viewport.remove()
     path_overlay.remove()
     for handlers in leaving():
@@ -83,3 +85,4 @@ def close_session(*_: object) -> None:
     session.close()
     path_overlay.show(None)
     server_facts.close()
+    local_server.close()
