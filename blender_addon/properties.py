@@ -9,6 +9,7 @@ from bpy.props import (
     CollectionProperty,
     EnumProperty,
     FloatProperty,
+    FloatVectorProperty,
     IntProperty,
     PointerProperty,
     StringProperty,
@@ -21,6 +22,11 @@ from .takes import WORLDWARP_PG_take
 START_SOURCES = (
     ("RENDER", "Render", "Render the first frame with Cycles: its depth is exact, so the world fits your scene"),
     ("IMAGE", "Image", "A photograph or a painting: the server estimates its depth, and you say how far things are"),
+)
+
+DEPTH_KINDS = (
+    ("NEARNESS", "Nearness", "Bright is near: what most depth estimators give (disparity, Depth Anything, MiDaS)"),
+    ("DISTANCE", "Distance", "Bright is far: numbers that grow with the distance, as in a render's depth pass"),
 )
 
 # Blender 4.5 and later want to be told that // is understood; before there was no such option.
@@ -76,14 +82,43 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         min=1,
         max=4096,
     )
+    start_depth: PointerProperty(
+        name="Depth Map",
+        description="How far everything in the picture is, as a grey picture of the same view from any depth "
+        "estimator. Without one the server estimates it",
+        type=bpy.types.Image,
+        poll=_is_still,
+    )
+    depth_kind: EnumProperty(
+        name="Depth Map Is",
+        description="What bright means in the depth map",
+        items=DEPTH_KINDS,
+        default="NEARNESS",
+    )
+    scale_point: FloatVectorProperty(
+        name="Point",
+        description="The place in the picture whose distance is told, from the top left corner (0, 0) to the bottom "
+        "right one (1, 1)",
+        size=2,
+        default=(0.5, 0.5),
+        min=0.0,
+        max=1.0,
+    )
     scene_scale: FloatProperty(
         name="Distance",
-        description="How far from the camera the middle of the picture's depth lies: it sets how large the generated "
-        "world is beside your scene. 0 takes the camera's focus distance, or the nearest object in view",
+        description="How far from the camera the picked point lies, or without a depth map the middle of all that the "
+        "picture shows: it sets how large the generated world is beside your scene. 0 takes the camera's focus object, "
+        "or the nearest thing in view",
         default=0.0,
         min=0.0,
         soft_max=1000.0,
         subtype="DISTANCE",
+    )
+
+    show_cloud: BoolProperty(
+        name="Show in Viewport",
+        description="Draw the start picture in the scene as points, where its depth puts them, before anything is made",
+        default=True,
     )
 
     # ------------------------------------------------------------ look

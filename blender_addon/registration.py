@@ -9,12 +9,14 @@ from __future__ import annotations
 import bpy
 
 from . import (
+    cloud_overlay,
     local_server,
     operators,
     panel,
     path_overlay,
     preferences,
     properties,
+    scale_operators,
     server_facts,
     session,
     shot_operators,
@@ -29,6 +31,7 @@ CLASSES = (
     *operators.CLASSES,
     *shot_operators.CLASSES,
     *take_operators.CLASSES,
+    *scale_operators.CLASSES,
     *panel.CLASSES,
     *splat_edit.CLASSES,
 )
@@ -42,6 +45,7 @@ def register() -> None:
     properties.add()
     splat_viewport.add()
     path_overlay.add()
+    cloud_overlay.add()
     for menu, draw in panel.menus():
         # Removing what is not there is no fault, and nothing may be in a menu twice.
         menu.remove(draw)
@@ -60,6 +64,7 @@ def unregister() -> None:
     local_server.close()
     splat_viewport.remove()
     path_overlay.remove()
+    cloud_overlay.remove()
     for handlers in leaving():
         if close_session in handlers:
             handlers.remove(close_session)
@@ -84,5 +89,6 @@ def close_session(*_: object) -> None:
     """Lets no thread outlive the file that it works for, and nothing that was found in it."""
     session.close()
     path_overlay.show(None)
+    cloud_overlay.show(None)
     server_facts.close()
     local_server.close()

@@ -41,7 +41,7 @@ from .earlier_frames import copy_frames_before
 from .look import prompt_keys, strength_mask, style_picture
 from .pictures import cropped_to_aspect, picture_of
 from .results import bring_in
-from .scale import start_distance
+from .scale import scaled_depth, start_distance
 from .server_facts import PROGRAM, ask
 from .start_frame import DEFAULT_SAMPLES, StartFrame, render_start_frame
 
@@ -72,6 +72,8 @@ class ShotSettings:
     strength_mask: np.ndarray | None = field(default=None, compare=False)
     start_picture: np.ndarray | None = field(default=None, compare=False)
     """(h, w, 3) uint8 sRGB to begin with, of any aspect; None renders the first frame."""
+    start_depth: np.ndarray | None = field(default=None, compare=False)
+    """(h2, w2) float32 planar z in scene units of `start_picture` as it is cropped; None has the server estimate it."""
     scene_scale: float | None = None
     """Median depth of `start_picture`, in scene units."""
 
@@ -87,13 +89,14 @@ class ShotSettings:
         """
         scene = context.scene
         group = scene.worldwarp
-        picture = None
+        picture = depth = None
         if first_frame and group.start_source == "IMAGE":
             if group.start_image is None:
                 raise WorldWarpError(
                     "bad_image", "The shot should begin with an image, and none is picked. Pick one under Start Frame."
                 )
             picture = picture_of(group.start_image)
+            depth = scaled_depth(context, export_camera_path(context, [scene.frame_start]))
         return cls(
             prompt=group.prompt,
             negative_prompt=group.negative_prompt,
@@ -114,7 +117,8 @@ class ShotSettings:
             style_image=style_picture(group.style_image),
             strength_mask=strength_mask(group.strength_mask, round(group.strength_mask_amount, 6)),
             start_picture=picture,
-            scene_scale=None if picture is None else start_distance(context),
+            start_depth=depth,
+            scene_scale=start_distance(context) if picture is not None and depth is None else None,
         )
 
 
@@ -230,15 +234,15 @@ def prepare_shot(context: bpy.types.Context, settings: ShotSettings, on_event: O
         on_event(Step("rendering the start frame"))
         start = render_start_frame(context, frame, settings.samples)
     else:
-        start = begin_with(settings.start_picture, frame, cameras.width, cameras.height)
+        start = begin_with(settings.start_picture, settings.start_depth, frame, cameras)
     return shot_of(context, cameras, start, settings)
 
 
-def begin_with(picture: np.ndarray, frame: int, width: int, height: int) -> StartFrame:
-    """Returns the start frame that an image gives: cropped to the shot's aspect, without depth."""
-    cropped = cropped_to_aspect(picture, width, height)
+def begin_with(picture: np.ndarray, depth: np.ndarray | None, frame: int, cameras: CameraPath) -> StartFrame:
+    """Returns the start frame that an image gives: cropped to the shot's aspect, with the depth that it came with."""
+    cropped = cropped_to_aspect(picture, cameras.width, cameras.height)
     look = {"image_size": [picture.shape[1], picture.shape[0]], "cropped_to": [cropped.shape[1], cropped.shape[0]]}
-    return StartFrame(frame, cropped, None, look)
+    return StartFrame(frame, cropped, depth, look)
 
 
 def shot_of(context: bpy.types.Context, cameras: CameraPath, start: StartFrame, settings: ShotSettings) -> PreparedShot:
