@@ -1,8 +1,25 @@
 """For every test: OpenMP threads sleep while they wait, as the server has it; on CI a missing package is a failure."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One torch thread: for models this small, threads that wait for each other take ten times the work's own time.
+
+    Of a module, so that what its fixtures make is summed up in the same order as what its tests make.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_sessionfinish(session, exitstatus):

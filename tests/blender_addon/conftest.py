@@ -43,12 +43,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SERVE = """
 import sys
+import threading
 from pathlib import Path
 from engine_bridge.server import Server, ServerConfig
+def stop_with_the_tests(server):
+    sys.stdin.read()
+    server.stop()
 if __name__ == "__main__":
     factory = "tests.engine_bridge.fake_engine:load"
     server = Server(ServerConfig(address="tcp://127.0.0.1:*", data_dir=Path(sys.argv[1]), factory=factory))
     print(server.address, flush=True)
+    threading.Thread(target=stop_with_the_tests, args=(server,), daemon=True).start()
     server.serve(handle_signals=True)
 """
 """A real server with its worker process; only the engine in it is a fake that does what the prompt says."""
@@ -63,6 +68,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         [sys.executable, str(script), str(folder / "jobs")],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

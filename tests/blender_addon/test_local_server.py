@@ -131,7 +131,7 @@ def test_two_blenders_do_not_share_one_folder(
     # As another Blender, which knows nothing of the first's server.
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(local_server, "_server", None)
-        with pytest.raises(WorldWarpError, match=f"set the server's address to {started.address}"):
+        with pytest.raises(WorldWarpError, match=f"setting the server's address to {started.address}"):
             local_server.start(Path("worldwarp"), started.folder, "", lambda: None)
     local_server.close()
     local_server.check_alone(started.folder)

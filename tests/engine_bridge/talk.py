@@ -39,8 +39,8 @@ def until(client: Client, kind: type, count: int = 1, timeout_s: float = 30.0) -
 
 
 def worker_process() -> psutil.Process:
-    """The one process that a server in this process has started."""
-    children = [c for c in psutil.Process().children() if "resource_tracker" not in " ".join(c.cmdline())]
+    """The one worker of the one server that runs in this process; other tests' programs are no workers."""
+    children = [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]
     assert len(children) == 1, children
     return children[0]
 

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
 from engine_bridge.cli import app
 from tests.support.toy_clips import ToySource
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.preview.weights import read_network
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -23,10 +24,6 @@ def toy_worlds(monkeypatch):
     monkeypatch.setattr(run, "build_bank", lambda *args, **more: Bank())
     monkeypatch.setattr("worldwarp_core.preview.depth.WORKED_AT", 64)
     monkeypatch.setitem(run.DEFAULTS, "depth", replace(run.DEFAULTS["depth"], judged=1))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def train(*words):

@@ -15,14 +15,7 @@ from worldwarp_core.transformer import prepare_transformer
 T, H, W = 9, 64, 80  # 3 latent frames of 4x5 tokens
 SHAPE = (1, 16, 3, H // 8, W // 8)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For a model this small, threads that wait for each other take ten times the work's own time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

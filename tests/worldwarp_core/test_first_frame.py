@@ -14,13 +14,7 @@ from worldwarp_core.weights import resolve_models
 
 SETTINGS = FirstFrameSettings("A quiet courtyard", "blurry", width=64, height=48, seed=3, steps=3)
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

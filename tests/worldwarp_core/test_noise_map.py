@@ -20,14 +20,7 @@ START = start_sigma(0.8)
 T, H, W = 9, 96, 128  # 3 latent frames of 6x8 tokens
 VARIANTS = ("both", "spatial", "temporal", "uniform", "full_noise")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For images this small, threads that wait for each other take longer than the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def blobs(seed, frames=T, height=H, width=W):

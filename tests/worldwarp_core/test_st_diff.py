@@ -107,12 +107,7 @@ class Watched:
         return self.transformer(hidden_states, levels, index, encoder_hidden_states)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(frames, source=None, **settings):

@@ -24,13 +24,7 @@ from worldwarp_core.weights import load_text_encoder, resolve_models
 
 PROMPTS = ["A quiet courtyard of warm stone", "", "  Rock &amp; snow\n\n everywhere\u2026 ", "stone " * 700]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

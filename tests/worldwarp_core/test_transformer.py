@@ -13,13 +13,7 @@ from worldwarp_core.transformer import TransformerOptions, prepare_transformer
 SHAPE = (1, 16, 3, 8, 10)  # 3 x 4 x 5 tokens
 TOKENS = 60
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

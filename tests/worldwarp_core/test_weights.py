@@ -23,13 +23,7 @@ from worldwarp_core.weights import load_text_encoder, load_transformer, load_vae
 WAN, FINE_TUNED = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "imsuperkong/worldwarp"
 SINGLE = "diffusion_pytorch_model.safetensors"
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

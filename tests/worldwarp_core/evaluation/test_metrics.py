@@ -19,13 +19,7 @@ from worldwarp_core.evaluation.metrics import (
 )
 from worldwarp_core.training.lpips import Lpips
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pictures(count=4, height=64, width=96, seed=0):

@@ -23,15 +23,13 @@ POOL = PoolSettings(capacity=4, first=4, batch=2, share=0.5)
 TINY = CONFIG | {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 48, "num_layers": 2}
 SOURCE = ToySource(size=(32, 48), frames=9)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True)
 def _in_half(monkeypatch):
     monkeypatch.setattr(precision, "HALF_ON", frozenset({"cpu"}))
     monkeypatch.setattr("worldwarp_core.preview.depth.WORKED_AT", 64)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def autoencoder():

@@ -16,13 +16,7 @@ from worldwarp_core.training.trainer import TrainSettings, _Session, train
 TINY = AutoencoderConfig(latents=8, encoder=(8, 16, 16), decoder=(8, 16, 16), guide=(8, 8))
 CPU = torch.device("cpu")
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def task(seed=0, transformer=None, **settings):

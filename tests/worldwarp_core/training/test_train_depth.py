@@ -12,14 +12,12 @@ from worldwarp_core.training.trainer import TrainSettings, train
 
 CPU = torch.device("cpu")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setattr("worldwarp_core.preview.depth.WORKED_AT", 64)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_loss_falls_and_the_network_loads(tmp_path):

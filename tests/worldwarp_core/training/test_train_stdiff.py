@@ -17,13 +17,7 @@ TINY = CONFIG | {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 
 TINY_AUTOENCODER = AutoencoderConfig(encoder=(8, 8, 8), decoder=(8, 8, 8), guide=(8, 8))
 CPU = torch.device("cpu")
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def task(seed=0):
