@@ -199,7 +199,7 @@ class WORLDWARP_PT_splats(WorldWarpPanel, bpy.types.Panel):
     """What can be done with the active splats"""
 
     bl_idname = "WORLDWARP_PT_splats"
-    bl_parent_id = "WORLDWARP_PT_shot"
+    bl_parent_id = "WORLDWARP_PT_results"
     bl_label = "Splats"
     bl_options: ClassVar = {"DEFAULT_CLOSED"}
     bl_order = 50
