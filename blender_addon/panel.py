@@ -14,7 +14,7 @@ import bpy
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import path_overlay, server_facts, session
+from . import first_frame, path_overlay, server_facts, session
 from .camera_export import render_size, scene_frames
 from .look import prompt_markers, prompt_of
 from .preferences import server_address
@@ -77,6 +77,8 @@ class WORLDWARP_PT_start(WorldWarpPanel, bpy.types.Panel):
         if group.start_source == "RENDER":
             layout.prop(group, "samples")
             return
+        if group.start_source == "TEXT":
+            draw_from_words(layout, context.scene)
         layout.template_ID(group, "start_image", open="image.open", text="Image")
         layout.template_ID(group, "start_depth", open="image.open", text="Depth Map")
         if group.start_depth is not None:
@@ -88,6 +90,26 @@ class WORLDWARP_PT_start(WorldWarpPanel, bpy.types.Panel):
         row = layout.row(align=True)
         row.operator("worldwarp.show_cloud", icon="POINTCLOUD_DATA")
         row.prop(group, "show_cloud", text="", icon="HIDE_OFF" if group.show_cloud else "HIDE_ON")
+
+
+def draw_from_words(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
+    """Draws the words and the seed of a first frame, the button that has it drawn, and how that is going."""
+    group, drawing = scene.worldwarp, first_frame.drawing()
+    column = layout.column()
+    column.use_property_split = False
+    column.prop(group, "first_prompt", text="", icon="GREASEPENCIL", placeholder="As the shot's prompt")
+    layout.prop(group, "first_seed")
+    if drawing.running:
+        left = f", {duration_in_words(drawing.eta_s)} left" if drawing.eta_s is not None else ""
+        layout.progress(factor=drawing.fraction, text=f"{drawing.stage}{left}")
+        text = "Cancelling..." if drawing.cancelling else "Cancel"
+        layout.operator("worldwarp.cancel_first_frame", text=text, icon="X")
+        return
+    row = layout.row(align=True)
+    row.operator("worldwarp.draw_first_frame", icon="BRUSH_DATA")
+    if group.start_image is not None and first_frame.SEED in group.start_image:
+        row.operator("worldwarp.draw_first_frame", text="Another", icon="FILE_REFRESH").another = True
+        layout.label(text=f"Drawn with seed {group.start_image[first_frame.SEED]}", icon="CHECKMARK")
 
 
 class WORLDWARP_PT_look(WorldWarpPanel, bpy.types.Panel):

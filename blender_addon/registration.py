@@ -10,6 +10,8 @@ import bpy
 
 from . import (
     cloud_overlay,
+    first_frame,
+    first_frame_operators,
     local_server,
     operators,
     panel,
@@ -30,6 +32,7 @@ CLASSES = (
     *preferences.CLASSES,
     *operators.CLASSES,
     *shot_operators.CLASSES,
+    *first_frame_operators.CLASSES,
     *take_operators.CLASSES,
     *scale_operators.CLASSES,
     *panel.CLASSES,
@@ -60,6 +63,7 @@ def register() -> None:
 def unregister() -> None:
     """Stops what runs and takes back all that is registered, the last first."""
     session.close()
+    first_frame.close()
     server_facts.close()
     local_server.close()
     splat_viewport.remove()
@@ -88,6 +92,7 @@ def leaving() -> list[list]:
 def close_session(*_: object) -> None:
     """Lets no thread outlive the file that it works for, and nothing that was found in it."""
     session.close()
+    first_frame.close()
     path_overlay.show(None)
     cloud_overlay.show(None)
     server_facts.close()
