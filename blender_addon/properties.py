@@ -247,6 +247,14 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         description="Put the frames behind the camera while they arrive, and the splats into the scene at the end",
         default=True,
     )
+    live_opacity: FloatProperty(
+        name="Opacity",
+        description="How much the live view covers the scene in its viewport",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        subtype="FACTOR",
+    )
     takes: CollectionProperty(
         name="Takes", description="Every shot that was generated of this scene", type=WORLDWARP_PG_take
     )

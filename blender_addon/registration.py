@@ -12,6 +12,8 @@ from . import (
     cloud_overlay,
     first_frame,
     first_frame_operators,
+    live_view,
+    live_view_operators,
     local_server,
     operators,
     panel,
@@ -34,6 +36,7 @@ CLASSES = (
     *shot_operators.CLASSES,
     *first_frame_operators.CLASSES,
     *take_operators.CLASSES,
+    *live_view_operators.CLASSES,
     *scale_operators.CLASSES,
     *panel.CLASSES,
     *splat_edit.CLASSES,
@@ -49,6 +52,7 @@ def register() -> None:
     splat_viewport.add()
     path_overlay.add()
     cloud_overlay.add()
+    live_view.add()
     for menu, draw in panel.menus():
         # Removing what is not there is no fault, and nothing may be in a menu twice.
         menu.remove(draw)
@@ -69,6 +73,7 @@ def unregister() -> None:
     splat_viewport.remove()
     path_overlay.remove()
     cloud_overlay.remove()
+    live_view.remove()
     for handlers in leaving():
         if close_session in handlers:
             handlers.remove(close_session)
@@ -93,6 +98,7 @@ def close_session(*_: object) -> None:
     """Lets no thread outlive the file that it works for, and nothing that was found in it."""
     session.close()
     first_frame.close()
+    live_view.close()
     path_overlay.show(None)
     cloud_overlay.show(None)
     server_facts.close()
