@@ -54,7 +54,7 @@ def draw() -> None:
     group = context.scene.worldwarp
     if _cloud is None or _cloud.scene != context.scene.name or not context.space_data.overlay.show_overlays:
         return
-    if group.start_source != "IMAGE" or not group.show_cloud:
+    if group.start_source == "RENDER" or not group.show_cloud:
         return
     shader = gpu.shader.from_builtin("FLAT_COLOR")
     if _batch is None:

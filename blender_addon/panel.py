@@ -8,13 +8,13 @@ Drawing only reads: no file is touched, no camera evaluated, nothing sent.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import bpy
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import path_overlay, server_facts, session
+from . import first_frame, live_view, path_overlay, server_facts, session
 from .camera_export import render_size, scene_frames
 from .look import prompt_markers, prompt_of
 from .preferences import server_address
@@ -77,6 +77,8 @@ class WORLDWARP_PT_start(WorldWarpPanel, bpy.types.Panel):
         if group.start_source == "RENDER":
             layout.prop(group, "samples")
             return
+        if group.start_source == "TEXT":
+            draw_from_words(layout, context.scene)
         layout.template_ID(group, "start_image", open="image.open", text="Image")
         layout.template_ID(group, "start_depth", open="image.open", text="Depth Map")
         if group.start_depth is not None:
@@ -88,6 +90,26 @@ class WORLDWARP_PT_start(WorldWarpPanel, bpy.types.Panel):
         row = layout.row(align=True)
         row.operator("worldwarp.show_cloud", icon="POINTCLOUD_DATA")
         row.prop(group, "show_cloud", text="", icon="HIDE_OFF" if group.show_cloud else "HIDE_ON")
+
+
+def draw_from_words(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
+    """Draws the words and the seed of a first frame, the button that has it drawn, and how that is going."""
+    group, drawing = scene.worldwarp, first_frame.drawing()
+    column = layout.column()
+    column.use_property_split = False
+    column.prop(group, "first_prompt", text="", icon="GREASEPENCIL", placeholder="As the shot's prompt")
+    layout.prop(group, "first_seed")
+    if drawing.running:
+        left = f", {duration_in_words(drawing.eta_s)} left" if drawing.eta_s is not None else ""
+        layout.progress(factor=drawing.fraction, text=f"{drawing.stage}{left}")
+        text = "Cancelling..." if drawing.cancelling else "Cancel"
+        layout.operator("worldwarp.cancel_first_frame", text=text, icon="X")
+        return
+    row = layout.row(align=True)
+    row.operator("worldwarp.draw_first_frame", icon="BRUSH_DATA")
+    if group.start_image is not None and first_frame.SEED in group.start_image:
+        row.operator("worldwarp.draw_first_frame", text="Another", icon="FILE_REFRESH").another = True
+        layout.label(text=f"Drawn with seed {group.start_image[first_frame.SEED]}", icon="CHECKMARK")
 
 
 class WORLDWARP_PT_look(WorldWarpPanel, bpy.types.Panel):
@@ -170,6 +192,7 @@ class WORLDWARP_PT_generate(WorldWarpPanel, bpy.types.Panel):
         draw_status(self.layout, status, why_not(context) or why_not_here(context.scene))
         if not status.running:
             draw_going_on(self.layout, context.scene)
+        draw_live_view(self.layout, context)
 
 
 def draw_going_on(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
@@ -182,6 +205,21 @@ def draw_going_on(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
     row = layout.row(align=True)
     row.operator("worldwarp.resume", icon="PLAY")
     row.operator("worldwarp.regenerate", text=f"From Frame {scene.frame_current}", icon="FILE_REFRESH")
+
+
+def draw_live_view(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """Draws the switch of the live view in this viewport, and what there is to set while it is on."""
+    on = live_view.is_on(context.space_data)
+    layout.operator("worldwarp.live_view", icon="HIDE_OFF" if on else "HIDE_ON", depress=on)
+    if on:
+        layout.prop(context.scene.worldwarp, "live_opacity")
+
+
+def draw_live_view_button(header: bpy.types.Header, context: bpy.types.Context) -> None:
+    """Adds the switch of the live view to a viewport's header, once the scene has a take."""
+    if len(context.scene.worldwarp.takes):
+        on = live_view.is_on(context.space_data)
+        header.layout.operator("worldwarp.live_view", text="", icon="WORLD", depress=on)
 
 
 def draw_status(layout: bpy.types.UILayout, status: session.Status, reason: str = "") -> None:
@@ -317,9 +355,13 @@ def draw_export_menu(menu: bpy.types.Menu, context: bpy.types.Context) -> None:
     menu.layout.operator("worldwarp.export_camera", text="Camera Path (.json)")
 
 
-def menus() -> list[tuple[type[bpy.types.Menu], Callable[[bpy.types.Menu, bpy.types.Context], None]]]:
-    """Returns Blender's menus and what is added to each."""
-    return [(bpy.types.TOPBAR_MT_file_import, draw_import_menu), (bpy.types.TOPBAR_MT_file_export, draw_export_menu)]
+def menus() -> list[tuple[Any, Callable[[Any, bpy.types.Context], None]]]:
+    """Returns Blender's menus and headers, and what is added to each."""
+    return [
+        (bpy.types.TOPBAR_MT_file_import, draw_import_menu),
+        (bpy.types.TOPBAR_MT_file_export, draw_export_menu),
+        (bpy.types.VIEW3D_HT_header, draw_live_view_button),
+    ]
 
 
 def draw_properties(layout: bpy.types.UILayout, context: bpy.types.Context, *names: str) -> None:

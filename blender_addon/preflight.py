@@ -155,7 +155,7 @@ def check_size(scene: bpy.types.Scene) -> list[Finding]:
                 f"{width} x {height}.",
             )
         )
-    image = scene.worldwarp.start_image if scene.worldwarp.start_source == "IMAGE" else None
+    image = scene.worldwarp.start_image if scene.worldwarp.start_source != "RENDER" else None
     if image is not None and min(image.size) > 0:
         wanted, given = width / height, image.size[0] / image.size[1]
         lost = 1 - min(wanted, given) / max(wanted, given)
@@ -207,7 +207,7 @@ def shares(context: bpy.types.Context, path: CameraPath) -> tuple[np.ndarray, np
     scene = context.scene
     pixels = grid_pixels(path.width, path.height)
     # A picture is no geometry of the scene: its things are about as far as the artist says.
-    nothing = start_distance(context) if scene.worldwarp.start_source == "IMAGE" else FAR
+    nothing = start_distance(context) if scene.worldwarp.start_source != "RENDER" else FAR
     cast = np.unique(np.linspace(0, len(path) - 1, CAST_FRAMES).round().astype(int))
     depths = {}
     with frame_kept(scene):

@@ -22,6 +22,7 @@ from .takes import WORLDWARP_PG_take
 START_SOURCES = (
     ("RENDER", "Render", "Render the first frame with Cycles: its depth is exact, so the world fits your scene"),
     ("IMAGE", "Image", "A photograph or a painting: the server estimates its depth, and you say how far things are"),
+    ("TEXT", "Text", "A picture that the server draws from your words; from there on it is like an image"),
 )
 
 DEPTH_KINDS = (
@@ -74,6 +75,14 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         description="What the camera sees on the first frame. It is cropped around its middle to the shot's aspect",
         type=bpy.types.Image,
         poll=_is_still,
+    )
+    first_prompt: StringProperty(
+        name="First Frame",
+        description="What the first frame shows. Empty takes the shot's prompt, under Look",
+        default="",
+    )
+    first_seed: IntProperty(
+        name="Seed", description="Another number gives another picture from the same words", default=0, min=0
     )
     samples: IntProperty(
         name="Samples",
@@ -237,6 +246,14 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         name="Show as They Come",
         description="Put the frames behind the camera while they arrive, and the splats into the scene at the end",
         default=True,
+    )
+    live_opacity: FloatProperty(
+        name="Opacity",
+        description="How much the live view covers the scene in its viewport",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        subtype="FACTOR",
     )
     takes: CollectionProperty(
         name="Takes", description="Every shot that was generated of this scene", type=WORLDWARP_PG_take

@@ -10,6 +10,10 @@ import bpy
 
 from . import (
     cloud_overlay,
+    first_frame,
+    first_frame_operators,
+    live_view,
+    live_view_operators,
     local_server,
     operators,
     panel,
@@ -30,7 +34,9 @@ CLASSES = (
     *preferences.CLASSES,
     *operators.CLASSES,
     *shot_operators.CLASSES,
+    *first_frame_operators.CLASSES,
     *take_operators.CLASSES,
+    *live_view_operators.CLASSES,
     *scale_operators.CLASSES,
     *panel.CLASSES,
     *splat_edit.CLASSES,
@@ -46,6 +52,7 @@ def register() -> None:
     splat_viewport.add()
     path_overlay.add()
     cloud_overlay.add()
+    live_view.add()
     for menu, draw in panel.menus():
         # Removing what is not there is no fault, and nothing may be in a menu twice.
         menu.remove(draw)
@@ -60,11 +67,13 @@ def register() -> None:
 def unregister() -> None:
     """Stops what runs and takes back all that is registered, the last first."""
     session.close()
+    first_frame.close()
     server_facts.close()
     local_server.close()
     splat_viewport.remove()
     path_overlay.remove()
     cloud_overlay.remove()
+    live_view.remove()
     for handlers in leaving():
         if close_session in handlers:
             handlers.remove(close_session)
@@ -88,6 +97,8 @@ def leaving() -> list[list]:
 def close_session(*_: object) -> None:
     """Lets no thread outlive the file that it works for, and nothing that was found in it."""
     session.close()
+    first_frame.close()
+    live_view.close()
     path_overlay.show(None)
     cloud_overlay.show(None)
     server_facts.close()

@@ -20,7 +20,7 @@ from .scale import picture_cloud, place_of
 def begins_with_image(cls: type[bpy.types.Operator], context: bpy.types.Context) -> bool:
     """Polls operators of a start picture: says what is missing."""
     group = context.scene.worldwarp
-    if group.start_source != "IMAGE" or group.start_image is None:
+    if group.start_source == "RENDER" or group.start_image is None:
         cls.poll_message_set("The shot does not begin with an image: pick one above")
     elif context.scene.camera is None:
         cls.poll_message_set("The scene has no camera: add one, or pick one under Shot")

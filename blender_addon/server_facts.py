@@ -32,6 +32,7 @@ class ServerFacts:
         device: the GPU's or the processor's name; "" while the engine is being loaded.
         models: what fills in what was not seen, in words.
         presets: the names that a shot's preset may have; none where the engine has only one way.
+        draws: whether the engine draws start frames from words; None where it does not say.
     """
 
     address: str
@@ -42,6 +43,7 @@ class ServerFacts:
     device: str = ""
     models: str = ""
     presets: tuple[str, ...] = ()
+    draws: bool | None = None
 
     def in_words(self) -> list[str]:
         """Returns lines for the preferences."""
@@ -68,6 +70,7 @@ def facts_of(address: str, welcome: Welcome) -> ServerFacts:
         device=text_in(info, "device"),
         models=", ".join(filter(None, (text_in(fill, "models"), text_in(fill, "description")))),
         presets=tuple(name for name in presets if isinstance(name, str)) if isinstance(presets, list) else (),
+        draws=info["draws"] if isinstance(info.get("draws"), bool) else None,
     )
 
 

@@ -90,10 +90,11 @@ class ShotSettings:
         scene = context.scene
         group = scene.worldwarp
         picture = depth = None
-        if first_frame and group.start_source == "IMAGE":
+        if first_frame and group.start_source != "RENDER":
             if group.start_image is None:
                 raise WorldWarpError(
-                    "bad_image", "The shot should begin with an image, and none is picked. Pick one under Start Frame."
+                    "bad_image",
+                    "The shot should begin with a picture, and there is none. Pick or draw one under Start Frame.",
                 )
             picture = picture_of(group.start_image)
             depth = scaled_depth(context, export_camera_path(context, [scene.frame_start]))

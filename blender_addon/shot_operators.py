@@ -257,8 +257,11 @@ def why_not(context: bpy.types.Context, first_frame: bool = True) -> str:
         return f'"{scene.camera.name}" is no perspective camera: change its type in the camera properties'
     if scene.frame_end < scene.frame_start:
         return "The frame range is empty: set an end frame after the start frame"
-    if first_frame and scene.worldwarp.start_source == "IMAGE" and scene.worldwarp.start_image is None:
-        return "The shot should begin with an image: pick one under Start Frame"
+    if first_frame and scene.worldwarp.start_image is None:
+        if scene.worldwarp.start_source == "IMAGE":
+            return "The shot should begin with an image: pick one under Start Frame"
+        if scene.worldwarp.start_source == "TEXT":
+            return "The shot should begin with a picture from words: draw one under Start Frame"
     return ""
 
 

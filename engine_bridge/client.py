@@ -36,7 +36,7 @@ import zmq
 import zmq.utils.monitor
 
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.spec import GenerateSpec
+from worldwarp_core.spec import FirstFrameSettings, GenerateSpec
 
 from . import codec
 from .errors import BridgeError, ProtocolError, disk_errors
@@ -48,6 +48,7 @@ from .messages import (
     Cancel,
     Cancelling,
     ChunkCommitted,
+    Draw,
     Error,
     FetchSplats,
     FrameEvent,
@@ -125,6 +126,10 @@ ClientEvent = (
     Connected | ConnectionLost | Disconnected | RequestFailed | SplatsFetched
     | Accepted | Cancelling | Jobs | Progress | FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent
 )  # fmt: skip
+
+
+JobRequest = Submit | Draw | Resume
+"""What is answered with `accepted`; the job is followed from then on."""
 
 
 # ---------------------------------------------------------------- the client
@@ -253,6 +258,32 @@ class Client:
         except ValueError as error:
             raise BridgeError("bad_message", f"These settings cannot be sent: {error}.") from error
         self._do(lambda: self._wire.submit(message, after_seq, resume))
+        return job_id
+
+    def draw(self, wish: FirstFrameSettings) -> str:
+        """Asks for a picture from words and follows its job; returns its id. It comes as the job's one FrameEvent.
+
+        A server that is older than this request refuses it with `unknown_message`.
+
+        Raises:
+            BridgeError: `bad_message`, for settings that the protocol cannot carry.
+        """
+        job_id = uuid.uuid4().hex
+        try:
+            message = Draw(
+                request_id=next(self._request_ids),
+                job_id=job_id,
+                prompt=wish.prompt,
+                negative_prompt=wish.negative_prompt,
+                width=int(wish.width),
+                height=int(wish.height),
+                seed=int(wish.seed),
+                steps=int(wish.steps),
+                guidance=float(wish.guidance),
+            )
+        except ValueError as error:
+            raise BridgeError("bad_message", f"This picture cannot be asked for: {error}.") from error
+        self._do(lambda: self._wire.submit(message, after_seq=0, resume=False))
         return job_id
 
     def subscribe(self, job_id: str, after_seq: int = 0) -> None:
@@ -698,7 +729,7 @@ class _Wire:
         self._client._inbox.put(Connected(self._control.session.welcome))
         for pending in self._pending.values():
             self._control.send(pending.message)
-        accepted_later = {p.message.job_id for p in self._pending.values() if isinstance(p.message, Submit | Resume)}
+        accepted_later = {p.message.job_id for p in self._pending.values() if isinstance(p.message, JobRequest)}
         for follower in self._followers.values():
             if not follower.ended and follower.job_id not in accepted_later:
                 self._subscribe(follower)
@@ -774,7 +805,7 @@ class _Wire:
         if self._open and self._control is not None:
             self._control.send(self._control.session.hello())
 
-    def submit(self, message: Submit, after_seq: int, resume: bool) -> None:
+    def submit(self, message: Submit | Draw, after_seq: int, resume: bool) -> None:
         self._followers[message.job_id] = Follower(message.job_id, self._client._credit_bytes, last_seq=after_seq)
         if resume:
             self._to_resume.add(message.job_id)
@@ -880,7 +911,7 @@ class _Wire:
             return
         pending = self._pending.pop(error.request_id, None)
         job_id = getattr(pending.message, "job_id", "") if pending else error.job_id
-        if error.code == "unknown_job" or (pending is not None and isinstance(pending.message, Submit | Resume)):
+        if error.code == "unknown_job" or (pending is not None and isinstance(pending.message, JobRequest)):
             self._followers.pop(job_id, None)
         if pending is not None and pending.answer is not None:
             pending.answer.set_exception(BridgeError(error.code, error.message))

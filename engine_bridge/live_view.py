@@ -48,7 +48,9 @@ class LiveView:
             raise BridgeError("no_view", f"The server at {client.address} shows no live view.")
         host, _ = parse_address(client.address)
         self._address = f"tcp://{f'[{host}]' if ':' in host else host}:{port}"
-        self._job_id, self._format, self._quality = job_id, format, quality
+        self.format: PictureFormat = format
+        """Of the looks that come; may be changed at any time."""
+        self._job_id, self._quality = job_id, quality
         self._key = client.key
         self._session = ClientSession("worldwarp-view", "1", client.client_id, time.monotonic())
         self._context = zmq.Context()
@@ -86,7 +88,7 @@ class LiveView:
             try:
                 wanted = Look(
                     job_id=self._job_id, look_id=self._looks + 1, seen_id=self._seen, width=int(width),
-                    height=int(height), format=self._format, quality=self._quality, K=np.asarray(K, np.float64),
+                    height=int(height), format=self.format, quality=self._quality, K=np.asarray(K, np.float64),
                     c2w=np.asarray(c2w, np.float64),
                 )  # fmt: skip
             except ValueError as error:

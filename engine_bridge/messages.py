@@ -190,6 +190,21 @@ class Submit:
 
 
 @frozen(kw_only=True)
+class Draw:
+    """A picture to make from words, for a shot to begin with: a job of one frame, without depth."""
+
+    request_id: int = field(validator=_REQUEST)
+    job_id: str = field(validator=_JOB_ID)
+    prompt: str = field(validator=_TEXT)
+    negative_prompt: str = field(validator=_TEXT)
+    width: int = field(validator=_SIDE)
+    height: int = field(validator=_SIDE)
+    seed: int = field(validator=_between(0, MAX_INT))
+    steps: int = field(validator=_between(1, 1000))
+    guidance: float = field(validator=_between(0, 1e6))
+
+
+@frozen(kw_only=True)
 class Subscribe:
     """Send me the job's events after `after_seq` (0: from the start), at most `credit_bytes` ahead of my Credit."""
 
@@ -272,7 +287,7 @@ class Look:
             raise ValueError("a camera's numbers must be finite and its focal lengths positive")
 
 
-ClientMessage = Hello | Submit | Subscribe | Credit | Cancel | Resume | ListJobs | FetchSplats | Ping | Look
+ClientMessage = Hello | Submit | Draw | Subscribe | Credit | Cancel | Resume | ListJobs | FetchSplats | Ping | Look
 
 
 # ---------------------------------------------------------------- server to client

@@ -39,6 +39,7 @@ from .messages import (
     Cancelling,
     ClientMessage,
     Drain,
+    Draw,
     Ended,
     Error,
     FetchSplats,
@@ -68,7 +69,7 @@ from .session import FINAL, JobTable, ServerFacts, ServerSession
 from .store import JobStore, StoredState, default_data_dir
 from .version import package_version
 from .viewer import ViewConfig, ViewProcess
-from .worker import WorkerConfig, read_spec
+from .worker import WorkerConfig, read_spec, read_wish
 from .workers import Gone, Worker, Workers
 
 _log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ STOP_GRACE_S = 60.0
 """How long a stopping server waits for the running chunks to be committed before it ends the workers."""
 QUIT_GRACE_S = 5.0
 """How long a worker that is told to leave at once may take."""
+DRAW_PRIORITY = 10
+"""Of pictures from words, among one client's own jobs: they take seconds, and somebody waits for them."""
 MAX_CONNECTIONS = 1024
 MAX_DEATHS = 3
 """Workers that may die of a job without a commit in between."""
@@ -346,7 +349,7 @@ class Server:
     def _serve_request(self, session: ServerSession, request: ClientMessage) -> ServerMessage:
         job_id = getattr(request, "job_id", "")
         try:
-            if isinstance(request, Submit):
+            if isinstance(request, Submit | Draw):
                 return self._submit(session, request)
             if isinstance(request, Subscribe):
                 return self._subscribe(session, request)
@@ -369,7 +372,7 @@ class Server:
             message = f"The server met an unexpected error. Its log has the details under {log_id}."
             return _refusal(request, "engine_failed", message, job_id)
 
-    def _submit(self, session: ServerSession, request: Submit) -> Accepted:
+    def _submit(self, session: ServerSession, request: Submit | Draw) -> Accepted:
         # Stored without its request id, so that a repeat has the same bytes.
         submitted = codec.encode(attrs.evolve(request, request_id=0))
         digest = hashlib.sha256(codec.join(submitted)).hexdigest()
@@ -377,16 +380,19 @@ class Server:
             if self._store.open(request.job_id).read_state().digest != digest:
                 raise BridgeError("job_exists", f"Job {request.job_id} was submitted before with other settings.")
         else:
-            self._check_engine(request.engine)
-            read_spec(request)
+            if isinstance(request, Submit):
+                self._check_engine(request.engine)
+                read_spec(request)
+            else:
+                read_wish(request)
             self._jobs.check_room(session.owner)
             job = JobInfo(
                 job_id=request.job_id,
                 state="queued",
                 created_s=time.time(),
                 client=session.owner,
-                priority=request.priority,
-                frames=len(request.frames),
+                priority=request.priority if isinstance(request, Submit) else DRAW_PRIORITY,
+                frames=len(request.frames) if isinstance(request, Submit) else 1,
                 frames_done=0,
                 last_seq=0,
                 code="",

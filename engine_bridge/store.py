@@ -1,6 +1,6 @@
 """Jobs on the server's disk: what was asked for, an append-only log of what came of it, and the newest splat files.
 
-    ROOT/<job id>/submit.msg          the Submit as it arrived
+    ROOT/<job id>/submit.msg          the Submit or Draw as it arrived
                   state.json          how the job stands, rewritten whole at each change
                   events.log          the logged events, one after the other, as they go over the wire
                   events.index        16 bytes an event: where it starts (u64), its length (u32) and CRC-32 (u32)
@@ -34,7 +34,7 @@ from . import codec
 from .codec import Part
 from .commits import Commits
 from .errors import BridgeError, ProtocolError, disk_errors
-from .messages import MAX_BLOCK_BYTES, ClientMessage, JobState, LoggedEvent, Submit
+from .messages import MAX_BLOCK_BYTES, ClientMessage, Draw, JobState, LoggedEvent, Submit
 
 _INDEX = struct.Struct("<QII")
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -133,7 +133,7 @@ class StoredJob:
         self.log = EventLog(folder)
         self.commits = Commits(folder)
 
-    def submit(self) -> Submit:
+    def request(self) -> Submit | Draw:
         """What was asked for.
 
         Raises:
@@ -144,7 +144,7 @@ class StoredJob:
             message = codec.decode(codec.split(path.read_bytes()), ClientMessage)
         except (OSError, ProtocolError) as error:
             raise BridgeError("store_damaged", f"The job's settings in {path} cannot be read: {error}") from error
-        assert isinstance(message, Submit)
+        assert isinstance(message, Submit | Draw)
         return message
 
     def read_state(self) -> StoredState:

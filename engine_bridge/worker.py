@@ -22,7 +22,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from .messages import (
     CacheEvent,
     ChunkCommitted,
     Drain,
+    Draw,
     Ended,
     FrameEvent,
     LoadFailed,
@@ -62,6 +63,19 @@ from .store import Appender, JobStore, StoredJob
 _log = logging.getLogger(__name__)
 
 APPEND_TIMEOUT_S = 5.0
+DRAW_STAGES: dict[core.DrawPart, core.Stage] = {
+    "text": "encode",
+    "load": "load",
+    "steps": "denoise",
+    "decode": "decode",
+}
+DRAW_SHARES: dict[core.DrawPart, tuple[float, float]] = {
+    "text": (0.0, 0.1),
+    "load": (0.1, 0.1),
+    "steps": (0.2, 0.75),
+    "decode": (0.95, 0.05),
+}
+"""Where each part of drawing a picture begins, and how much of the whole it takes, about."""
 PROGRESS_EVERY_S = 0.1
 """Progress within a stage is passed on at most this often."""
 
@@ -137,6 +151,23 @@ def read_spec(submit: Submit) -> core.GenerateSpec:
         guidance=submit.guidance,
         strength_mask=submit.strength_mask,
         graded_validity=submit.graded_validity,
+    )
+
+
+def read_wish(draw: Draw) -> core.FirstFrameSettings:
+    """The picture that a client asked for as the core takes it.
+
+    Raises:
+        WorldWarpError: `bad_settings`.
+    """
+    return core.FirstFrameSettings(
+        prompt=draw.prompt,
+        negative_prompt=draw.negative_prompt,
+        width=draw.width,
+        height=draw.height,
+        seed=draw.seed,
+        steps=draw.steps,
+        guidance=draw.guidance,
     )
 
 
@@ -268,7 +299,10 @@ class _Run:
     def _follow(self, append: Appender) -> dict[str, Any] | None:
         """Logs the engine's events as they come; returns its summary, or None when the job was stopped."""
         saved = self._take_up(append)
-        spec = read_spec(self._job.submit())
+        request = self._job.request()
+        if isinstance(request, Draw):
+            return self._draw(read_wish(request), append)
+        spec = read_spec(request)
         if saved is not None:
             _log.info("Job %s goes on after chunk %d", self._job_id, saved.chunk, extra={"job_id": self._job_id})
             try:
@@ -278,6 +312,31 @@ class _Run:
                     raise
                 self._start_over(error, append)
         return self._make(self._engine.generate(spec), append)
+
+    def _draw(self, wish: core.FirstFrameSettings, append: Appender) -> dict[str, Any]:
+        """Logs the one picture; returns what it was made with.
+
+        Raises:
+            _Stopped: the job was cancelled.
+        """
+        started_s = time.monotonic()
+
+        def on_step(part: core.DrawPart, step: int, steps: int) -> None:
+            if self._server.wants_stop(self._job_id):
+                raise _Stopped
+            if self._server.draining:
+                raise _Drained
+            begins, share = DRAW_SHARES[part]
+            taken_s = time.monotonic() - started_s
+            done = begins + share * step / steps
+            left_s = taken_s * (1 - done) / done if part == "steps" and step else None
+            self._show(core.Progress(DRAW_STAGES[part], step, steps, 0, 1, done, left_s))
+
+        rgb = self._engine.draw(wish, on_step)
+        unknown = np.full(rgb.shape[:2], core.BACKGROUND_DEPTH, np.float32)
+        self._log(core.Frame(0, 0, 0, rgb, unknown, np.zeros(rgb.shape[:2], np.uint8)), append)
+        seconds = {"draw": round(time.monotonic() - started_s, 3)}
+        return {"settings": asdict(wish), "seconds": seconds, "engine": self._engine.describe()}
 
     def _make(self, events: Iterator[core.Event], append: Appender) -> dict[str, Any] | None:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from .cameras import CameraPath
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
-from .spec import Event, GenerateSpec
+from .spec import Event, FirstFrameSettings, GenerateSpec, OnDrawStep
 from .splat_files.cloud import SplatCloud
 
 ENGINES = ("cache", "preview", "wan")
@@ -31,8 +31,16 @@ class Engine(Protocol):
         """
         ...
 
+    def draw(self, settings: FirstFrameSettings, on_step: OnDrawStep) -> np.ndarray:
+        """(height, width, 3) uint8 sRGB: a start frame from words; what `on_step` raises stops it.
+
+        Raises:
+            WorldWarpError: `cannot_draw` where the engine has no model for that, `no_weights`, `out_of_memory`.
+        """
+        ...
+
     def describe(self) -> dict[str, Any]:
-        """Engine, device, rasteriser and versions, as plain values."""
+        """Engine, device, rasteriser, versions and whether it `draws`, as plain values."""
         ...
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
 import torch
 
 from .api import ENGINES
@@ -16,7 +17,7 @@ from .errors import WorldWarpError
 from .fill import CacheFill, Fill
 from .geometry.monocular import DepthModel, MonocularDepth
 from .pipeline import Models, PipelineSettings, generate
-from .spec import Event, Finished, GenerateSpec, Notice
+from .spec import Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnDrawStep
 from .splats.cache import CacheSettings
 from .splats.rasterize import prepare_rasterizer, rasterizer_info
 
@@ -36,6 +37,9 @@ CUDA = PipelineSettings(
     cache=CacheSettings(first_steps=300, update_steps=150),
 )
 
+Draw = Callable[[FirstFrameSettings, OnDrawStep], np.ndarray]
+"""Draws a start frame from words, (H, W, 3) uint8 sRGB."""
+
 VERSIONED = ("worldwarp", "torch", "numpy", "numba", "gsplat", "diffusers", "transformers", "opencv-python-headless")
 
 
@@ -47,6 +51,8 @@ class Engine:
     models: Models
     settings: PipelineSettings
     notices: tuple[Notice, ...] = ()
+    draws: Draw | None = None
+    """None where no model here draws from words alone."""
 
     def generate(self, spec: GenerateSpec, resume: Checkpoint | None = None) -> Iterator[Event]:
         """Yields the events of one shot (worldwarp_core.spec); stop asking for more to cancel it."""
@@ -56,12 +62,23 @@ class Engine:
                 event = replace(event, summary=event.summary | {"engine": self.describe()})
             yield event
 
+    def draw(self, settings: FirstFrameSettings, on_step: OnDrawStep) -> np.ndarray:
+        """Returns a start frame from words, (H, W, 3) uint8 sRGB; see `api.Engine`."""
+        if self.draws is None:
+            raise WorldWarpError(
+                "cannot_draw",
+                f"The engine {self.name!r} has no model that draws from words. Start a server with --engine wan, or "
+                "let the shot begin with a render or an image.",
+            )
+        return self.draws(settings, on_step)
+
     def describe(self) -> dict[str, Any]:
         """What makes the pictures here: for `job.json`, `doctor` and a client that asks."""
         device = self.settings.device
         return {
             "engine": self.name,
             "fill": self.models.fill.describe(),
+            "draws": self.draws is not None,
             "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
             "device_kind": device,
             "rasterizer": rasterizer_info(device),
@@ -94,12 +111,13 @@ def make_engine(name: str, device: str, depth_model: str | None, options: dict[s
             )
     if settings is CPU:
         prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
-    models = Models(_load_fill(name, settings.device, options), _load_depth(name, settings.device, depth_model))
-    return Engine(name, models, settings, tuple(notices))
+    fill, draws = _load_fill(name, settings.device, options)
+    models = Models(fill, _load_depth(name, settings.device, depth_model))
+    return Engine(name, models, settings, tuple(notices), draws)
 
 
-def _load_fill(name: str, device: str, options: dict[str, Any]) -> Fill:
-    """What fills in, with what it has learned loaded."""
+def _load_fill(name: str, device: str, options: dict[str, Any]) -> tuple[Fill, Draw | None]:
+    """What fills in, with what it has learned loaded, and what draws start frames."""
     if name == "wan":
         # Imported here: it takes seconds, and only this engine needs it.
         from .presets import PRESETS
@@ -109,7 +127,7 @@ def _load_fill(name: str, device: str, options: dict[str, Any]) -> Fill:
         wan = read_options(options)
         source = WanSource(wan, device)
         source.models(PRESETS[wan.preset])  # loads them: better now than inside the first shot
-        return StDiffFill(source, preset=wan.preset)
+        return StDiffFill(source, preset=wan.preset), source.draw
     if options:
         raise WorldWarpError(
             "bad_settings", f"The engine {name!r} takes no models: {', '.join(options)} cannot be used with it."
@@ -117,8 +135,8 @@ def _load_fill(name: str, device: str, options: dict[str, Any]) -> Fill:
     if name == "preview":
         from .preview.load import load_fill
 
-        return load_fill(device)
-    return CacheFill()
+        return load_fill(device), None
+    return CacheFill(), None
 
 
 def _load_depth(name: str, device: str, depth_model: str | None) -> DepthModel | None:

@@ -8,9 +8,7 @@ frame through the same decoder as every other frame.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,58 +17,9 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 
 from .autoencoder import WanAutoencoder
 from .errors import WorldWarpError
+from .spec import FirstFrameSettings, OnDrawStep
 from .text import TEXT_ENCODER_GIB, TextEmbedder
 from .weights import ModelFiles, load_transformer, load_vae
-
-MULTIPLE_PX = 16
-"""A token is 2x2 latents of 8x8 pixels."""
-MAX_SIDE_PX = 2048
-MAX_PIXELS = 1280 * 720
-"""Beyond what Wan 2.1 was trained on pictures repeat themselves."""
-
-Part = Literal["text", "load", "steps", "decode"]
-OnStep = Callable[[Part, int, int], None]
-"""Told of each part: which, and step of steps. What it raises stops the work there."""
-
-
-@dataclass(frozen=True)
-class FirstFrameSettings:
-    """What to draw.
-
-    Attributes:
-        prompt: what is seen.
-        negative_prompt: what is not wanted.
-        width, height: pixels, multiples of 16.
-        seed: of the noise; the same on every device.
-        steps: denoising steps.
-        guidance: how far beyond the negative prompt to go, at least 1.
-    """
-
-    prompt: str
-    negative_prompt: str = ""
-    width: int = 832
-    height: int = 480
-    seed: int = 0
-    steps: int = 50
-    guidance: float = 5.0
-
-    def __post_init__(self) -> None:
-        size = f"{self.width}x{self.height}"
-        if not self.prompt.strip():
-            raise WorldWarpError("bad_settings", "A first frame needs a prompt: say what it shows.")
-        if self.width % MULTIPLE_PX or self.height % MULTIPLE_PX or min(self.width, self.height) < MULTIPLE_PX:
-            near = "x".join(str(max(round(side / MULTIPLE_PX), 1) * MULTIPLE_PX) for side in (self.width, self.height))
-            raise WorldWarpError("bad_settings", f"The size must be in multiples of 16; got {size}, {near} would do.")
-        if self.width * self.height > MAX_PIXELS or max(self.width, self.height) > MAX_SIDE_PX:
-            raise WorldWarpError(
-                "bad_settings",
-                f"The size is {size}; the video model draws at most {MAX_PIXELS} pixels (1280x720, 960x960) and "
-                f"{MAX_SIDE_PX} a side.",
-            )
-        if not 1 <= self.steps <= 1000:
-            raise WorldWarpError("bad_settings", f"steps must be between 1 and 1000; got {self.steps}.")
-        if not 1.0 <= self.guidance <= 100.0:
-            raise WorldWarpError("bad_settings", f"guidance must be between 1 and 100; got {self.guidance}.")
 
 
 def make_first_frame(
@@ -78,7 +27,8 @@ def make_first_frame(
     settings: FirstFrameSettings,
     cache_dir: str | os.PathLike[str],
     device: str = "auto",
-    on_step: OnStep = lambda part, step, steps: None,
+    on_step: OnDrawStep = lambda part, step, steps: None,
+    text_device: str | None = None,
 ) -> np.ndarray:
     """Returns the frame, (height, width, 3) uint8 sRGB.
 
@@ -88,6 +38,7 @@ def make_first_frame(
         cache_dir: of the prompt embeddings, see `TextEmbedder`.
         device: `auto` (CUDA where there is one), `cpu` or `cuda`; bfloat16 on CUDA, float32 on the CPU.
         on_step: progress; to cancel, raise from it.
+        text_device: where the text encoder runs; None takes the CPU where the device has no room for it.
 
     Raises:
         WorldWarpError: `no_cuda`, `out_of_memory`; what the loading of the models raises.
@@ -98,7 +49,7 @@ def make_first_frame(
     if device == "cuda" and not cuda:
         raise WorldWarpError("no_cuda", "torch sees no CUDA device (see `worldwarp doctor`). Use --device cpu.")
     try:
-        return _draw(files, settings, cache_dir, "cuda" if cuda and device != "cpu" else "cpu", on_step)
+        return _draw(files, settings, cache_dir, "cuda" if cuda and device != "cpu" else "cpu", on_step, text_device)
     except torch.OutOfMemoryError as error:
         raise WorldWarpError(
             "out_of_memory",
@@ -108,13 +59,20 @@ def make_first_frame(
 
 
 def _draw(
-    files: ModelFiles, settings: FirstFrameSettings, cache_dir: str | os.PathLike[str], device: str, on_step: OnStep
+    files: ModelFiles,
+    settings: FirstFrameSettings,
+    cache_dir: str | os.PathLike[str],
+    device: str,
+    on_step: OnDrawStep,
+    text_device: str | None,
 ) -> np.ndarray:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     on_step("text", 0, 1)
     texts = [settings.prompt, settings.negative_prompt]
-    reader = device if device == "cpu" or torch.cuda.mem_get_info()[0] >= TEXT_ENCODER_GIB * 2**30 else "cpu"
-    wanted, unwanted = TextEmbedder(files, cache_dir, reader, dtype).embed(texts).to(device).split(1)
+    if text_device is None:
+        roomy = device == "cpu" or torch.cuda.mem_get_info()[0] >= TEXT_ENCODER_GIB * 2**30
+        text_device = device if roomy else "cpu"
+    wanted, unwanted = TextEmbedder(files, cache_dir, text_device, dtype).embed(texts).to(device).split(1)
     on_step("load", 0, 1)
     transformer: Any = load_transformer(files, dtype)
     transformer.to(device)

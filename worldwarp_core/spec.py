@@ -6,6 +6,7 @@ ends it. Nothing here needs torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -183,6 +184,58 @@ def check_depth(depth: np.ndarray, size: tuple[int, int]) -> None:
         raise WorldWarpError(
             "bad_depth", "The depth is background everywhere: the start camera sees no surface. Point it at the scene."
         )
+
+
+DRAWN_GRID_PX = 16
+"""A token is 2x2 latents of 8x8 pixels."""
+DRAWN_SIDE_PX = 2048
+DRAWN_PIXELS = 1280 * 720
+"""Beyond what Wan 2.1 was trained on pictures repeat themselves."""
+
+DrawPart = Literal["text", "load", "steps", "decode"]
+OnDrawStep = Callable[[DrawPart, int, int], None]
+"""Told of each part: which, and step of steps. What it raises stops the work there."""
+
+
+@dataclass(frozen=True)
+class FirstFrameSettings:
+    """What to draw.
+
+    Attributes:
+        prompt: what is seen.
+        negative_prompt: what is not wanted.
+        width, height: pixels, multiples of 16.
+        seed: of the noise; the same on every device.
+        steps: denoising steps.
+        guidance: how far beyond the negative prompt to go, at least 1.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    width: int = 832
+    height: int = 480
+    seed: int = 0
+    steps: int = 50
+    guidance: float = 5.0
+
+    def __post_init__(self) -> None:
+        size = f"{self.width}x{self.height}"
+        if not self.prompt.strip():
+            raise WorldWarpError("bad_settings", "A first frame needs a prompt: say what it shows.")
+        sides = (self.width, self.height)
+        if any(side % DRAWN_GRID_PX or side < DRAWN_GRID_PX for side in sides):
+            near = "x".join(str(max(round(side / DRAWN_GRID_PX), 1) * DRAWN_GRID_PX) for side in sides)
+            raise WorldWarpError("bad_settings", f"The size must be in multiples of 16; got {size}, {near} would do.")
+        if self.width * self.height > DRAWN_PIXELS or max(self.width, self.height) > DRAWN_SIDE_PX:
+            raise WorldWarpError(
+                "bad_settings",
+                f"The size is {size}; the video model draws at most {DRAWN_PIXELS} pixels (1280x720, 960x960) and "
+                f"{DRAWN_SIDE_PX} a side.",
+            )
+        if not 1 <= self.steps <= 1000:
+            raise WorldWarpError("bad_settings", f"steps must be between 1 and 1000; got {self.steps}.")
+        if not 1.0 <= self.guidance <= 100.0:
+            raise WorldWarpError("bad_settings", f"guidance must be between 1 and 100; got {self.guidance}.")
 
 
 @dataclass(frozen=True)

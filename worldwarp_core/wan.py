@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import UserCpuOffloadHook
@@ -20,10 +21,11 @@ from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, ne
 from .captions import Captioner, QwenCaptioner, open_captioner
 from .denoise import Transformer
 from .errors import WorldWarpError
+from .first_frame import make_first_frame
 from .model_store import locate
 from .presets import PRESETS, Preset
 from .priors import Priors
-from .spec import Notice
+from .spec import FirstFrameSettings, Notice, OnDrawStep
 from .st_diff import StDiffModels
 from .text import TextEmbedder
 from .transformer import TransformerOptions, WorldWarpTransformer, prepare_transformer
@@ -151,6 +153,19 @@ class WanSource:
             f"The GPU's memory is full. The job goes on with the settings for {smaller.gib} GB: {smaller.changes}.",
         )
 
+    def draw(self, settings: FirstFrameSettings, on_step: OnDrawStep) -> np.ndarray:
+        """Returns a start frame from words, (H, W, 3) uint8 sRGB, by the base model's own transformer.
+
+        Where the memory plan holds one transformer at a time, the fine-tuned one leaves, and is loaded again with the
+        next shot.
+        """
+        if not self.plan.keep_variants:
+            self._free()
+        files = resolve_models(self._options.weights)
+        return make_first_frame(
+            files, settings, self._prompt_cache, self.device.type, on_step, text_device=self.plan.text_device
+        )
+
     def describe(self) -> dict[str, Any]:
         base, transformer = self._files.names
         return {
@@ -213,9 +228,12 @@ class WanSource:
 
     def _get_text(self) -> TextEmbedder:
         if self._text is None:
-            folder = self._options.prompt_cache or cached_assets_path("worldwarp", "text", "embeddings")
-            self._text = TextEmbedder(self._files, folder, self.plan.text_device, torch.bfloat16)
+            self._text = TextEmbedder(self._files, self._prompt_cache, self.plan.text_device, torch.bfloat16)
         return self._text
+
+    @property
+    def _prompt_cache(self) -> str | Path:
+        return self._options.prompt_cache or cached_assets_path("worldwarp", "text", "embeddings")
 
     @contextmanager
     def _open_captioner(self) -> Iterator[QwenCaptioner]:

@@ -51,7 +51,11 @@ def stop_with_the_tests(server):
     server.stop()
 if __name__ == "__main__":
     factory = "tests.engine_bridge.fake_engine:load"
-    server = Server(ServerConfig(address="tcp://127.0.0.1:*", data_dir=Path(sys.argv[1]), factory=factory))
+    viewer = "tests.engine_bridge.fake_viewer:open_viewer"
+    folder = Path(sys.argv[1])
+    server = Server(
+        ServerConfig(address="tcp://127.0.0.1:*", data_dir=folder, factory=factory, view_factory=viewer)
+    )
     print(server.address, flush=True)
     threading.Thread(target=stop_with_the_tests, args=(server,), daemon=True).start()
     server.serve(handle_signals=True)

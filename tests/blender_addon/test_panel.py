@@ -79,7 +79,7 @@ def test_chunk_lengths_settle_on_what_models_take() -> None:
     assert group.overlap % 4 == 1
 
 
-@pytest.mark.parametrize("source", ["RENDER", "IMAGE"])
+@pytest.mark.parametrize("source", ["RENDER", "IMAGE", "TEXT"])
 @pytest.mark.parametrize("cls", [cls for cls in panel.CLASSES if not issubclass(cls, bpy.types.UIList)])
 def test_every_panel_draws_only_what_exists(camera: bpy.types.Object, cls: type, source: str) -> None:
     group = bpy.context.scene.worldwarp

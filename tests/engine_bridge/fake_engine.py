@@ -5,6 +5,9 @@ frame N), `fail=N` (an unexpected exception after frame N), `refuse` (an error o
 too deeply), `progress=N` (progress events before every frame), `wait` (no frames until cancelled), `noise` (frames of
 noise, each of which depends on all before it), `where` (a notice of the GPUs that it was given), `forgetful` (an engine
 that saves no state), `full=N` (no space on the disk after frame N, the first time).
+
+A picture to draw takes `slow`, `crash`, `fail` (both at that step) and `refuse` (as an engine that cannot draw); every
+pixel of it is the seed.
 """
 
 from __future__ import annotations
@@ -18,7 +21,17 @@ import numpy as np
 
 from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.spec import CacheUpdate, Event, Finished, Frame, GenerateSpec, Notice, Progress
+from worldwarp_core.spec import (
+    CacheUpdate,
+    Event,
+    Finished,
+    FirstFrameSettings,
+    Frame,
+    GenerateSpec,
+    Notice,
+    OnDrawStep,
+    Progress,
+)
 from worldwarp_core.splat_files.cloud import SplatCloud
 
 
@@ -39,7 +52,22 @@ class FakeEngine:
 
     def describe(self) -> dict[str, Any]:
         kind = "cuda" if self.cuda else "cpu"
-        return {"engine": "fake", "rasterizer": "none", "device_kind": kind, "scale": np.float32(1.5)}
+        return {"engine": "fake", "rasterizer": "none", "device_kind": kind, "scale": np.float32(1.5), "draws": True}
+
+    def draw(self, settings: FirstFrameSettings, on_step: OnDrawStep) -> np.ndarray:
+        does = dict(word.partition("=")[::2] for word in settings.prompt.split())
+        if "refuse" in does:
+            raise WorldWarpError("cannot_draw", "The engine 'fake' has no model that draws from words.")
+        on_step("text", 0, 1)
+        for step in range(settings.steps):
+            time.sleep(float(does.get("slow", 0)))
+            if does.get("crash") == str(step):
+                os._exit(9)
+            if does.get("fail") == str(step):
+                raise RuntimeError("a secret of the inside")
+            on_step("steps", step + 1, settings.steps)
+        on_step("decode", 0, 1)
+        return np.full((settings.height, settings.width, 3), settings.seed % 256, np.uint8)
 
     def generate(self, spec: GenerateSpec, resume: Checkpoint | None = None) -> Iterator[Event]:
         does = dict(word.partition("=")[::2] for word in spec.prompt.split())

@@ -82,6 +82,10 @@ def one_of_each() -> list[Any]:
             style_image=rng.integers(0, 256, (5, 2, 3), np.uint8),
             strength_mask=rng.uniform(-1, 1, (3, 2, 2)).astype(np.float32),
         ),
+        m.Draw(
+            request_id=2, job_id=JOB, prompt="an abbey in the snow", negative_prompt="fog", width=832, height=480,
+            seed=7, steps=50, guidance=5.0,
+        ),
         m.Subscribe(request_id=2, job_id=JOB, after_seq=0, credit_bytes=100),
         m.Credit(job_id=JOB, credit_bytes=5),
         m.Cancel(request_id=3, job_id=JOB),

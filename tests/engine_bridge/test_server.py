@@ -130,7 +130,7 @@ def test_every_setting_of_a_shot_reaches_the_engine_as_it_was(connect: Connect, 
     client = connect()
     job_id = client.submit(sent)
     run(client, job_id)
-    got = read_spec(server.server._store.open(job_id).submit())
+    got = read_spec(server.server._store.open(job_id).request())
     for field in dataclasses.fields(GenerateSpec):
         there, here = getattr(got, field.name), getattr(sent, field.name)
         if field.name == "cameras":

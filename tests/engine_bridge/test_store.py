@@ -45,7 +45,7 @@ def job(tmp_path: Path) -> StoredJob:
 def test_a_job_is_found_again_as_it_was_submitted(job: StoredJob, tmp_path: Path) -> None:
     again = JobStore(tmp_path)
     assert again.job_ids() == [JOB]
-    assert again.open(JOB).submit() == SUBMIT
+    assert again.open(JOB).request() == SUBMIT
     assert again.open(JOB).read_state() == StoredState("queued", 1.0, 3)
 
 
@@ -157,5 +157,5 @@ def test_a_store_that_cannot_be_made_is_an_error_with_a_code(tmp_path: Path) -> 
 def test_damaged_settings_are_named(job: StoredJob) -> None:
     (job.folder / "submit.msg").write_bytes(b"\1\2\3")
     with pytest.raises(BridgeError, match=r"settings .* cannot be read") as caught:
-        job.submit()
+        job.request()
     assert caught.value.code == "store_damaged"

@@ -7,9 +7,11 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from tests.support.tiny_wan import save_tiny_wan
+from tests.support.tiny_wan import save_tiny_wan, tiny_transformer
+from worldwarp_core.api import load_engine
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.first_frame import FirstFrameSettings, make_first_frame
+from worldwarp_core.first_frame import make_first_frame
+from worldwarp_core.spec import FirstFrameSettings
 from worldwarp_core.weights import resolve_models
 
 SETTINGS = FirstFrameSettings("A quiet courtyard", "blurry", width=64, height=48, seed=3, steps=3)
@@ -112,3 +114,29 @@ def test_impossible_settings_are_refused_with_a_way_out(changes, says):
     with pytest.raises(WorldWarpError, match=says) as caught:
         FirstFrameSettings(**({"prompt": "stone"} | changes))
     assert caught.value.code == "bad_settings"
+
+
+def test_the_engine_draws_with_the_base_transformer_whatever_it_makes_shots_with(files, tmp_path):
+    tuned = save_tiny_wan(tmp_path / "tuned", transformer=tiny_transformer(seed=9)) / "transformer"
+    engine = load_engine(
+        "wan",
+        device="cpu",
+        weights=str(files.base),
+        transformer=str(tuned),
+        compile=False,
+        prompt_cache=str(tmp_path / "prompts"),
+    )
+    told = []
+    drawn = engine.draw(SETTINGS, lambda part, step, steps: told.append(part))
+    assert engine.describe()["draws"]
+    assert told[0] == "text"
+    assert told[-1] == "decode"
+    assert np.array_equal(drawn, make_first_frame(files, SETTINGS, tmp_path / "prompts"))
+
+
+def test_engines_without_such_a_model_say_which_one_draws():
+    engine = load_engine("cache", device="cpu")
+    assert not engine.describe()["draws"]
+    with pytest.raises(WorldWarpError, match="--engine wan") as caught:
+        engine.draw(SETTINGS, lambda part, step, steps: None)
+    assert caught.value.code == "cannot_draw"
