@@ -16,12 +16,14 @@ from . import (
     path_overlay,
     preferences,
     properties,
+    result_operators,
     scale_operators,
     server_facts,
     session,
     shot_operators,
     splat_edit,
     splat_viewport,
+    stored_paths,
     take_operators,
 )
 
@@ -33,6 +35,7 @@ CLASSES = (
     *take_operators.CLASSES,
     *scale_operators.CLASSES,
     *panel.CLASSES,
+    *result_operators.CLASSES,
     *splat_edit.CLASSES,
 )
 
@@ -46,6 +49,7 @@ def register() -> None:
     splat_viewport.add()
     path_overlay.add()
     cloud_overlay.add()
+    stored_paths.add()
     for menu, draw in panel.menus():
         # Removing what is not there is no fault, and nothing may be in a menu twice.
         menu.remove(draw)
@@ -65,6 +69,7 @@ def unregister() -> None:
     splat_viewport.remove()
     path_overlay.remove()
     cloud_overlay.remove()
+    stored_paths.remove()
     for handlers in leaving():
         if close_session in handlers:
             handlers.remove(close_session)
