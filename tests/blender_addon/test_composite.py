@@ -10,7 +10,7 @@ import pytest
 
 from blender_addon import composite
 from engine_bridge.png_writer import encode_png
-from worldwarp_core.exr import write_depth_exr
+from worldwarp_core.exr import write_depth_exr, write_picture_exr
 
 WIDTH, HEIGHT = 64, 36
 NEAR, FAR = 4.0, 10.0
@@ -97,6 +97,24 @@ def test_frames_come_out_of_the_render_as_they_are_in_their_files(scene: bpy.typ
     for number in (1, 3):
         got = rendered(shot / "out.png", number)
         assert np.abs(got.astype(int) - frame_of(number)).max() == 0
+
+
+def test_linear_copies_are_composited_where_they_are_and_give_the_same_picture(
+    scene: bpy.types.Scene, shot: Path
+) -> None:
+    (shot / "frames_exr").mkdir()
+    for number in (1, 2, 3):
+        write_picture_exr(shot / f"frames_exr/frame_{number:04d}.exr", frame_of(number))
+    bpy.ops.worldwarp.import_results(directory=str(shot))
+    bpy.ops.worldwarp.composite()
+    image = next(node.image for node in tree_of(scene).nodes if node.label == "Frames")
+    assert Path(bpy.path.abspath(image.filepath)).suffix == ".exr"
+    assert np.abs(rendered(shot / "out.png", 2).astype(int) - frame_of(2)).max() == 0
+    # Where some are missing, the PNGs are the whole shot.
+    (shot / "frames_exr/frame_0002.exr").unlink()
+    bpy.ops.worldwarp.import_results(directory=str(shot))
+    image = next(node.image for node in tree_of(scene).nodes if node.label == "Frames")
+    assert Path(bpy.path.abspath(image.filepath)).suffix == ".png"
 
 
 def test_objects_are_seen_cut_and_hidden_by_their_distance(scene: bpy.types.Scene, shot: Path) -> None:
