@@ -32,7 +32,18 @@ OURS = ("engine_bridge", "worldwarp_core")
 LEFT_OUT = ("build.py", "demo_scene.py", "demo_shot.py")
 """Modules of this package that are no part of the extension."""
 
-IN_BLENDER = {"_cycles", "bpy", "bpy_extras", "mathutils", "numpy", "gpu", "gpu_extras", "blf", "addon_utils"}
+IN_BLENDER = {
+    "_cycles",
+    "addon_utils",
+    "blf",
+    "bpy",
+    "bpy_extras",
+    "gpu",
+    "gpu_extras",
+    "mathutils",
+    "numpy",
+    "zstandard",
+}
 BUNDLED = {
     # import name: distributions, in the versions of the project's constraints
     "attr": ("attrs",),
@@ -44,9 +55,9 @@ BUNDLED = {
 }
 """What the client's modules may import, and the wheels that this takes."""
 
-LEFT_OUT_LIBRARIES = {"gsply", "OpenEXR"}
-"""Imported where they are used, and not bundled: gsply (SPZ files) needs all of numba and is asked for in a sentence;
-OpenEXR (reading depth files, which the add-on does not do) would be bound to Blender's own and crash it on Linux."""
+LEFT_OUT_LIBRARIES = {"OpenEXR"}
+"""Imported where it is used, and not bundled: reading depth files, which the add-on does not do; it would be bound to
+Blender's own OpenEXR and crash it on Linux."""
 
 PYTHONS = ("3.11", "3.13")
 """Blender 4.2 to 5.0, and from 5.1 on."""

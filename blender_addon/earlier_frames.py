@@ -12,11 +12,13 @@ from pathlib import Path
 
 from engine_bridge.errors import disk_errors
 
-KINDS = (("frames", ".png"), ("depth", ".exr"), ("mask", ".png"))
+KINDS = (("frames", ".png"), ("frames_exr", ".exr"), ("depth", ".exr"), ("mask", ".png"))
 
 
 def copy_frames_before(earlier: Path, out: Path, number: int) -> int:
     """Copies the frames, depths and masks before frame `number` from one shot's folder to another's; returns how many.
+
+    Of each kind that the other has a folder for.
 
     Where the file system can, both folders share the files: whoever writes a frame replaces it whole.
 
@@ -26,7 +28,7 @@ def copy_frames_before(earlier: Path, out: Path, number: int) -> int:
     copied = 0
     with disk_errors(out):
         for kind, suffix in KINDS:
-            for file in sorted((earlier / kind).glob(f"frame_*{suffix}")):
+            for file in sorted((earlier / kind).glob(f"frame_*{suffix}")) if (out / kind).is_dir() else ():
                 if int(file.stem.removeprefix("frame_")) < number:
                     share_file(file, out / kind / file.name)
                     copied += kind == "frames"

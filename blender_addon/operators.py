@@ -25,6 +25,7 @@ from .camera_export import export_camera_path
 from .camera_import import add_camera
 from .results import bring_in
 from .splats import add_splat_objects, is_splat_object, splat_cloud_of, splat_object_to_export
+from .stored_paths import resolved_path
 
 AXES = (
     ("blender", "Blender", "z up, as WorldWarp writes its files"),
@@ -53,7 +54,7 @@ def absolute(filepath: str) -> Path:
     """Returns the path that `filepath` means, with // for the folder of the .blend file."""
     if not filepath:
         raise WorldWarpError("missing_file", "No file was given: set the file path.")
-    return Path(bpy.path.abspath(filepath))
+    return resolved_path(filepath)
 
 
 def chosen_axes(axes: str) -> str | None:

@@ -187,7 +187,7 @@ class WORLDWARP_PT_generate(WorldWarpPanel, bpy.types.Panel):
     bl_label = "Generate"
 
     def draw(self, context: bpy.types.Context) -> None:
-        draw_properties(self.layout, context, "directory")
+        draw_properties(self.layout, context, "directory", "frame_format")
         status = session.status()
         draw_status(self.layout, status, why_not(context) or why_not_here(context.scene))
         if not status.running:

@@ -30,6 +30,16 @@ DEPTH_KINDS = (
     ("DISTANCE", "Distance", "Bright is far: numbers that grow with the distance, as in a render's depth pass"),
 )
 
+FRAME_FORMATS = (
+    ("PNG", "PNG", "8-bit sRGB, as the frame was made: nothing is lost"),
+    (
+        "EXR",
+        "PNG and OpenEXR",
+        "The PNG, and the same picture as scene-linear light in half floats, for compositing here and in other "
+        "programs. It holds no more range than the PNG",
+    ),
+)
+
 # Blender 4.5 and later want to be told that // is understood; before there was no such option.
 KNOWS_RELATIVE = "is_path_supports_blend_relative" in bpy.types.Property.bl_rna.properties
 RELATIVE_PATH = {"ANIMATABLE", "PATH_SUPPORTS_BLEND_RELATIVE"} if KNOWS_RELATIVE else {"ANIMATABLE"}
@@ -241,6 +251,12 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         default="//worldwarp/",
         subtype="DIR_PATH",
         options=RELATIVE_PATH,
+    )
+    frame_format: EnumProperty(
+        name="Frames",
+        description="What each generated frame is written as",
+        items=FRAME_FORMATS,
+        default="PNG",
     )
     show_results: BoolProperty(
         name="Show as They Come",

@@ -20,12 +20,14 @@ from . import (
     path_overlay,
     preferences,
     properties,
+    result_operators,
     scale_operators,
     server_facts,
     session,
     shot_operators,
     splat_edit,
     splat_viewport,
+    stored_paths,
     take_operators,
 )
 
@@ -39,6 +41,7 @@ CLASSES = (
     *live_view_operators.CLASSES,
     *scale_operators.CLASSES,
     *panel.CLASSES,
+    *result_operators.CLASSES,
     *splat_edit.CLASSES,
 )
 
@@ -53,6 +56,7 @@ def register() -> None:
     path_overlay.add()
     cloud_overlay.add()
     live_view.add()
+    stored_paths.add()
     for menu, draw in panel.menus():
         # Removing what is not there is no fault, and nothing may be in a menu twice.
         menu.remove(draw)
@@ -74,6 +78,7 @@ def unregister() -> None:
     path_overlay.remove()
     cloud_overlay.remove()
     live_view.remove()
+    stored_paths.remove()
     for handlers in leaving():
         if close_session in handlers:
             handlers.remove(close_session)

@@ -63,6 +63,8 @@ class ShotSettings:
     samples: int = DEFAULT_SAMPLES
     """Of the start frame's render."""
     show_results: bool = True
+    linear_copies: bool = False
+    """Whether each frame is written as scene-linear EXR too."""
     preset: str = ""
     guidance: float | None = None
     auto_prompt: bool = False
@@ -110,6 +112,7 @@ class ShotSettings:
             seed=group.seed,
             samples=group.samples,
             show_results=group.show_results,
+            linear_copies=group.frame_format == "EXR",
             preset=group.preset,
             guidance=max(round(group.guidance, 6), 1.0) if group.guidance else None,
             auto_prompt=group.auto_prompt,
@@ -131,6 +134,7 @@ class PreparedShot:
     engine: str
     records: dict[str, Any] = field(default_factory=dict)
     """For job.json: the Blender that made it, the scene, the camera, and how colours were baked."""
+    linear_copies: bool = False
     goes_on_from: Path | None = None
     """The shot whose frames before this one's first belong to it too."""
 
@@ -280,7 +284,7 @@ def shot_of(context: bpy.types.Context, cameras: CameraPath, start: StartFrame, 
         "camera": context.scene.camera.name if context.scene.camera else None,
         "start_frame": {"frame": start.frame, "samples": settings.samples, **start.look},
     }
-    return PreparedShot(spec, settings.engine, records)
+    return PreparedShot(spec, settings.engine, records, settings.linear_copies)
 
 
 def run_shot(
@@ -302,7 +306,10 @@ def run_shot(
     with Client(address, program=PROGRAM, version=__version__, key=key) as client:
         on_event(Connected(client.connect()))
         records = {**shot.records, "address": address}
-        folder = JobFolder(out, job_id=job_id, frames=numbers, settings=settings_of(shot), records=records)
+        asked = settings_of(shot)
+        folder = JobFolder(
+            out, job_id=job_id, frames=numbers, settings=asked, records=records, linear_copies=shot.linear_copies
+        )
         with told_in(folder):
             write_inputs(folder.out, shot.spec)
             client.submit(shot.spec, engine=shot.engine, job_id=job_id)

@@ -17,7 +17,9 @@ from bpy.props import IntProperty, StringProperty
 from engine_bridge.job_folder import read_job
 from worldwarp_core.errors import WorldWarpError
 
-from .results import SOURCE, bring_in, stored_path
+from .composite import follow, leave
+from .results import bring_in
+from .stored_paths import resolved_path, source_of, stored_path, strips_of
 
 UNFINISHED = ("queued", "running")
 RESUMABLE = (*UNFINISHED, "failed", "cancelled")
@@ -66,7 +68,7 @@ def active_take(scene: bpy.types.Scene) -> WORLDWARP_PG_take | None:
 
 def folder_of(take: WORLDWARP_PG_take) -> Path:
     """Returns the take's folder."""
-    return Path(bpy.path.abspath(take.directory))
+    return resolved_path(take.directory)
 
 
 def refresh(take: WORLDWARP_PG_take) -> None:
@@ -109,6 +111,7 @@ def show_take(context: bpy.types.Context, take: WORLDWARP_PG_take) -> list[str]:
     made = bring_in(context, folder)
     for other in context.scene.worldwarp.takes:
         set_visible(context.scene, folder_of(other), folder_of(other) == folder)
+    follow(context.scene, context.view_layer, folder)
     context.scene.worldwarp.shown_take = take.directory
     return made
 
@@ -128,15 +131,12 @@ def things_of(scene: bpy.types.Scene, folder: Path) -> list[Any]:
     """Returns the camera backgrounds, sequencer strips and objects that show the shot in `folder`."""
 
     def is_of(owner: Any) -> bool:
-        source = owner.get(SOURCE) if owner is not None else None
-        return isinstance(source, str) and (Path(source) == folder or folder in Path(source).parents)
+        source = source_of(owner)
+        return source is not None and (source == folder or folder in source.parents)
 
     cameras = {thing.data for thing in scene.objects if thing.type == "CAMERA"}
     found: list[Any] = [shown for camera in cameras for shown in camera.background_images if is_of(shown.image)]
-    if scene.sequence_editor is not None:
-        # Blender 5.0 dropped the old name.
-        editor = scene.sequence_editor
-        found += [strip for strip in (editor.strips if hasattr(editor, "strips") else editor.sequences) if is_of(strip)]
+    found += [strip for strip in strips_of(scene) if is_of(strip)]
     return found + [thing for thing in scene.objects if is_of(thing)]
 
 
@@ -155,6 +155,7 @@ def remove_take(scene: bpy.types.Scene, take: WORLDWARP_PG_take, delete_files: b
             raise WorldWarpError("no_job", f"{folder} holds another shot than this take: nothing was deleted.")
         shutil.rmtree(folder)
     set_visible(scene, folder, False)
+    leave(scene, folder)
     group = scene.worldwarp
     index = list(group.takes).index(take)
     group.takes.remove(index)

@@ -244,6 +244,9 @@ def generate(
     gpus_per_job: GpusPerJob = None,
     server: Annotated[str | None, typer.Option(help=f"A running server, such as {DEFAULT_ADDRESS}.")] = None,
     key: Key = None,
+    exr: Annotated[
+        bool, typer.Option("--exr", help="Write each frame as scene-linear EXR too (frames_exr/, half float).")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job's files in --out.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the job in --out, given the same inputs and settings.")
@@ -302,7 +305,7 @@ def generate(
     inputs = {name: None if file is None else str(file) for name, file in files.items()}
     make_shot(
         spec, out, engine=engine, server=server, key=key, server_options=options, inputs=inputs, overwrite=overwrite,
-        resume=resume,
+        resume=resume, linear_copies=exr,
     )  # fmt: skip
 
 
@@ -333,6 +336,7 @@ def make_shot(
     overwrite: bool,
     key: Path | None = None,
     resume: bool = False,
+    linear_copies: bool = False,
 ) -> None:
     """Has a job made into `out` with a progress bar; returns only when all of it is there and whole.
 
@@ -395,6 +399,7 @@ def make_shot(
                 settings=settings,
                 records={"inputs": inputs},
                 overwrite=overwrite,
+                linear_copies=linear_copies,
             )
             # Once more the last event that is here: a job may have ended with it.
             after_seq = max(folder.last_seq - 1, 0) if resume else 0

@@ -25,7 +25,19 @@ from rich.text import Text
 
 State = Literal["ok", "missing", "optional"]
 
-CLIENT_PACKAGES = ("numpy", "attrs", "cattrs", "msgpack", "pyzmq", "OpenEXR", "pillow", "av", "rich", "typer")
+CLIENT_PACKAGES = (
+    "numpy",
+    "attrs",
+    "cattrs",
+    "msgpack",
+    "pyzmq",
+    "OpenEXR",
+    "pillow",
+    "av",
+    "rich",
+    "typer",
+    "zstandard",
+)
 ENGINE_PACKAGES = ("opencv-python-headless",)
 PYTHON_MIN = (3, 11)
 PROBE_TIMEOUT_S = 120.0
@@ -76,7 +88,6 @@ def examine() -> list[Check]:
         _blender(system),
         _optional_package("camera paths from video", "pycolmap", INSTALL_VIDEO),
         _optional_package("depth of photographs", "transformers", INSTALL_ENGINE),
-        _optional_package("SPZ splat files", "gsply", INSTALL_ENGINE),
         _optional_package("metrics of a server", "prometheus_client", INSTALL_ENGINE),
         _curve(),
         _jobs_disk(),

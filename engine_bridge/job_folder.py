@@ -1,6 +1,7 @@
 """What a job leaves with the user: a folder that is right at every moment, however the job ends.
 
-    OUT/frames/frame_0001.png   8-bit sRGB, numbered by the path's own frame numbers
+    OUT/frames/frame_0001.png   8-bit sRGB, numbered by the path's own frame numbers: the picture as it was made
+        frames_exr/frame_0001.exr   the same as scene-linear light, half float, where it was asked for
         depth/frame_0001.exr    planar z in scene units, float32, background 1e10
         mask/frame_0001.png     8-bit, white where the prior was valid
         splats.ply              the world, 3DGS PLY in Blender's axes (fetched by the client, not an event)
@@ -10,7 +11,7 @@
 Every file is written beside its place and moved into it, so none is ever half there. `job.json` says with `last_seq` up
 to which event the folder is complete: a client that is started again continues after it.
 
-Needs NumPy and OpenEXR; runs inside Blender.
+Needs NumPy; runs inside Blender.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 from worldwarp_core.atomic_write import atomic_write
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr import write_depth_exr
+from worldwarp_core.exr import write_depth_exr, write_picture_exr
 
 from .errors import BridgeError, disk_errors
 from .messages import CacheEvent, ChunkCommitted, FrameEvent, NoticeEvent, StateEvent, Welcome
@@ -35,6 +36,14 @@ SAVE_EVERY_S = 1.0
 """`job.json` is rewritten at most this often for frames alone; repeating a second of frames after a crash is cheap."""
 
 _KINDS = (("frames", ".png"), ("depth", ".exr"), ("mask", ".png"))
+_LINEAR_KIND = ("frames_exr", ".exr")
+_FORMATS = {
+    "frames": "PNG, 8-bit sRGB",
+    "frames_exr": "OpenEXR, half float, scene-linear Rec. 709",
+    "depth": "OpenEXR, float, planar z in scene units, background 1e10",
+    "mask": "PNG, 8-bit, 255 where the world was known",
+}
+"""What job.json says of the files."""
 _EXR_START = b"\x76\x2f\x31\x01"
 
 
@@ -48,6 +57,7 @@ class JobFolder:
         settings: what was asked for, in JSON's types.
         records: more for job.json, each under its own name (the .blend, how the start frame was rendered, ...).
         overwrite: whether the frames of an earlier job in `out` may be removed.
+        linear_copies: whether each frame is written as scene-linear EXR too; a continued folder stays as it began.
 
     Raises:
         BridgeError: `folder_in_use`, `cannot_write`, `disk_full`.
@@ -62,6 +72,7 @@ class JobFolder:
         settings: Mapping[str, Any],
         records: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        linear_copies: bool = False,
     ) -> None:
         self.out = Path(out)
         self.job_id = job_id
@@ -78,6 +89,7 @@ class JobFolder:
             "started": _timestamp(),
             "ended": None,
             "settings": dict(settings),
+            "formats": {kind: said for kind, said in _FORMATS.items() if linear_copies or kind != _LINEAR_KIND[0]},
             "frames": {},
             "frames_final": 0,
             "splats": None,
@@ -90,7 +102,7 @@ class JobFolder:
                 check_free(self.out, overwrite=overwrite)
                 for file in _earlier_files(self.out):
                     file.unlink()
-            for kind, _ in _KINDS:
+            for kind in self._job["formats"]:
                 (self.out / kind).mkdir(parents=True, exist_ok=True)
         self.save()
 
@@ -164,7 +176,9 @@ class JobFolder:
 
         Reads every file: call it once, at the end.
         """
-        return missing(self.out, self.frames, (self._job["splats"] or {}).get("size_bytes"))
+        faults = missing(self.out, self.frames, (self._job["splats"] or {}).get("size_bytes"))
+        linear = (_linear_path(self.out, number) for number in self.frames if self._has_linear_copies)
+        return faults + [fault for path in linear if (fault := _fault_of(self.out, path))]
 
     def save(self) -> None:
         """Writes job.json as things stand."""
@@ -190,6 +204,10 @@ class JobFolder:
                 partial.write_bytes(content)
         with disk_errors(depth):
             write_depth_exr(depth, event.depth)
+        if self._has_linear_copies:
+            linear = _linear_path(self.out, event.number)
+            with disk_errors(linear):
+                write_picture_exr(linear, event.rgb)
         self._written.add(event.number)
 
     def _take_state(self, event: StateEvent) -> None:
@@ -216,9 +234,18 @@ class JobFolder:
             return False
         if not isinstance(earlier, dict) or earlier.get("job_id") != self.job_id:
             return False
-        self._job.update(earlier)
-        self._written = {number for number in self.frames if all(path.is_file() for path in self.paths(number))}
+        # Folders of earlier versions say nothing of formats; they have no EXR frames.
+        plain = {kind: _FORMATS[kind] for kind, _ in _KINDS}
+        self._job.update({"formats": plain, **earlier})
+        self._written = {number for number in self.frames if all(path.is_file() for path in self._all_paths(number))}
         return True
+
+    @property
+    def _has_linear_copies(self) -> bool:
+        return _LINEAR_KIND[0] in self._job["formats"]
+
+    def _all_paths(self, number: int) -> list[Path]:
+        return [*self.paths(number), *([_linear_path(self.out, number)] if self._has_linear_copies else [])]
 
 
 def check_free(out: Path, *, overwrite: bool = False) -> None:
@@ -249,13 +276,8 @@ def missing(out: Path, numbers: Iterable[int], splats_bytes: int | None) -> list
     Args:
         splats_bytes: the size that splats.ply should have; None where the job has made none.
     """
-    faults = []
-    for number in numbers:
-        for path in _paths(out, number):
-            if not path.is_file():
-                faults.append(f"{path.relative_to(out)} is missing")
-            elif not (is_whole_png(path.read_bytes()) if path.suffix == ".png" else _starts_as_exr(path)):
-                faults.append(f"{path.relative_to(out)} is damaged")
+    paths = (path for number in numbers for path in _paths(out, number))
+    faults = [fault for path in paths if (fault := _fault_of(out, path))]
     splats = out / "splats.ply"
     if not splats.is_file():
         faults.append("splats.ply is missing")
@@ -269,13 +291,28 @@ def _paths(out: Path, number: int) -> tuple[Path, Path, Path]:
     return picture, depth, mask
 
 
+def _linear_path(out: Path, number: int) -> Path:
+    kind, suffix = _LINEAR_KIND
+    return out / kind / f"frame_{number:04d}{suffix}"
+
+
+def _fault_of(out: Path, path: Path) -> str:
+    """What is wrong with a picture, in words; "" when it is whole."""
+    if not path.is_file():
+        return f"{path.relative_to(out)} is missing"
+    if not (is_whole_png(path.read_bytes()) if path.suffix == ".png" else _starts_as_exr(path)):
+        return f"{path.relative_to(out)} is damaged"
+    return ""
+
+
 def _starts_as_exr(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(len(_EXR_START)) == _EXR_START
 
 
 def _earlier_files(out: Path) -> list[Path]:
-    files = [path for kind, suffix in _KINDS for path in sorted((out / kind).glob(f"frame_*{suffix}"))]
+    kinds = (*_KINDS, _LINEAR_KIND)
+    files = [path for kind, suffix in kinds for path in sorted((out / kind).glob(f"frame_*{suffix}"))]
     names = ("job.json", "splats.ply", "preview.mp4", "contact_sheet.png")
     return files + [out / name for name in names if (out / name).is_file()]
 

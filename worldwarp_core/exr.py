@@ -1,4 +1,4 @@
-"""Depth passes as OpenEXR files: planar z in scene units, (H, W) float32, top row first.
+"""Depth passes as OpenEXR files: planar z in scene units, (H, W) float32, top row first; and pictures, written alone.
 
 Needs NumPy; reading needs the OpenEXR package, which is loaded when a file is read and not before.
 """
@@ -35,7 +35,23 @@ def write_depth_exr(path: str | os.PathLike[str], depth: np.ndarray) -> None:
     """
     assert depth.ndim == 2, depth.shape
     with atomic_write(path) as partial:
-        partial.write_bytes(encode_exr(np.asarray(depth, np.float32), "Y"))
+        partial.write_bytes(encode_exr({"Y": np.asarray(depth, np.float32)}))
+
+
+def write_picture_exr(path: str | os.PathLike[str], rgb: np.ndarray) -> None:
+    """Writes an (H, W, 3) uint8 sRGB picture as scene-linear light, half float, ZIP compressed, whole or not at all.
+
+    Its primaries are Rec. 709's, as sRGB has them. Half floats hold each of the 256 values apart: nothing is lost.
+
+    Raises:
+        WorldWarpError: `cannot_write`.
+    """
+    assert rgb.ndim == 3, rgb.shape
+    assert rgb.dtype == np.uint8, rgb.dtype
+    linear = _LINEAR[rgb]
+    channels = {name: linear[..., place] for place, name in enumerate("RGB")}
+    with atomic_write(path) as partial:
+        partial.write_bytes(encode_exr(channels, "Scene-linear Rec. 709 light of an 8-bit sRGB picture"))
 
 
 def read_depth_exr(path: str | os.PathLike[str]) -> np.ndarray:
@@ -62,6 +78,16 @@ def read_depth_exr(path: str | os.PathLike[str]) -> np.ndarray:
             return _depth_of_parts(path, file.parts)
     except (RuntimeError, ValueError, TypeError) as error:
         raise _bad(path, f"it cannot be read as OpenEXR: {error}") from error
+
+
+def _linear_of_srgb() -> np.ndarray:
+    """(256,) float16: the light of each 8-bit sRGB value (IEC 61966-2-1)."""
+    encoded = np.arange(256) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    return linear.astype(np.float16)
+
+
+_LINEAR = _linear_of_srgb()
 
 
 def _check_size(path: Path, headers: list[dict[str, Any]]) -> None:

@@ -1,9 +1,9 @@
-"""OpenEXR files of one float channel, written with NumPy and zlib alone.
+"""OpenEXR files written with NumPy and zlib alone.
 
-In: (H, W) float32. Out: the bytes of a scan-line OpenEXR file, version 2, ZIP compressed, lossless; it opens in
-whatever opens EXR. The add-on writes depth from inside Blender, where the OpenEXR package must not be loaded:
-Blender's own OpenEXR is in the same process, and on Linux the dynamic linker binds the package's calls to it, which
-ends in a crash.
+In: named channels, (H, W) float32 or float16. Out: the bytes of a scan-line OpenEXR file, version 2, ZIP compressed,
+lossless; it opens in whatever opens EXR. The add-on writes depth from inside Blender, where the OpenEXR package must
+not be loaded: Blender's own OpenEXR is in the same process, and on Linux the dynamic linker binds the package's calls
+to it, which ends in a crash.
 
 Layout: https://openexr.com/en/latest/OpenEXRFileLayout.html
 """
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
 _MAGIC_AND_VERSION = struct.pack("<II", 20000630, 2)
-_FLOAT = 2
+_KINDS = {np.dtype(np.float16): 1, np.dtype(np.float32): 2}
 _ZIP = 3
 _LINES_PER_BLOCK = 16
 """What ZIP compression means in OpenEXR."""
@@ -24,24 +25,33 @@ _LEVEL = 4
 """As OpenEXR's own writer has it: depth gains little from more."""
 
 
-def encode_exr(values: np.ndarray, channel: str) -> bytes:
-    """The file's bytes for (H, W) float32 `values`, top row first, as the channel of that name."""
-    assert values.ndim == 2, values.shape
-    assert 0 < len(channel) < 32, channel
-    values = np.ascontiguousarray(values, "<f4")
-    height, width = values.shape
-    header = _header(width, height, channel)
-    starts = range(0, height, _LINES_PER_BLOCK)
+def encode_exr(channels: Mapping[str, np.ndarray], comments: str = "") -> bytes:
+    """The file's bytes for the channels, each (H, W), all float32 or all float16, top row first.
+
+    Args:
+        comments: what people should know of the file, in its header.
+    """
+    # The format wants them sorted by name.
+    names = sorted(channels)
+    values = np.stack([channels[name] for name in names], axis=1)  # (H, C, W), as a line holds them
+    assert values.ndim == 3, values.shape
+    assert values.dtype in _KINDS, values.dtype
+    assert all(0 < len(name) < 32 for name in names), names
+    values = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    header = _header(values, names, comments)
+    starts = range(0, len(values), _LINES_PER_BLOCK)
     blocks = [_block(y, values[y : y + _LINES_PER_BLOCK]) for y in starts]
     offsets = np.cumsum([len(header) + 8 * len(blocks), *(len(block) for block in blocks[:-1])])
     return b"".join([header, offsets.astype("<u8").tobytes(), *blocks])
 
 
-def _header(width: int, height: int, channel: str) -> bytes:
+def _header(values: np.ndarray, names: list[str], comments: str) -> bytes:
+    height, _, width = values.shape
     window = struct.pack("<iiii", 0, 0, width - 1, height - 1)
-    channels = channel.encode("ascii") + b"\0" + struct.pack("<iBxxxii", _FLOAT, 0, 1, 1) + b"\0"
-    attributes = (
-        ("channels", "chlist", channels),
+    kind = struct.pack("<iBxxxii", _KINDS[np.dtype(values.dtype.type)], 0, 1, 1)
+    attributes = [
+        ("channels", "chlist", b"".join(name.encode("ascii") + b"\0" + kind for name in names) + b"\0"),
+        *([("comments", "string", comments.encode("utf-8"))] if comments else []),
         ("compression", "compression", bytes([_ZIP])),
         ("dataWindow", "box2i", window),
         ("displayWindow", "box2i", window),
@@ -49,7 +59,7 @@ def _header(width: int, height: int, channel: str) -> bytes:
         ("pixelAspectRatio", "float", struct.pack("<f", 1.0)),
         ("screenWindowCenter", "v2f", struct.pack("<ff", 0.0, 0.0)),
         ("screenWindowWidth", "float", struct.pack("<f", 1.0)),
-    )
+    ]
     parts = [f"{name}\0{kind}\0".encode() + struct.pack("<i", len(value)) + value for name, kind, value in attributes]
     return _MAGIC_AND_VERSION + b"".join(parts) + b"\0"
 

@@ -9,7 +9,8 @@ import numpy as np
 import OpenEXR
 import pytest
 
-from blender_addon import results
+from blender_addon.sequences import find_sequence
+from blender_addon.stored_paths import SOURCE
 from worldwarp_core.splat_files.cloud import SplatCloud
 from worldwarp_core.splat_files.files import write_splats
 
@@ -58,7 +59,7 @@ def strips_of(scene: bpy.types.Scene) -> list:
 
 def nodes_of(scene: bpy.types.Scene) -> list:
     tree = scene.compositing_node_group if hasattr(scene, "compositing_node_group") else scene.node_tree
-    return [node for node in tree.nodes if node.get(results.SOURCE)]
+    return [node for node in tree.nodes if node.get(SOURCE)]
 
 
 def test_each_scene_frame_shows_its_own_file_behind_the_camera(camera: bpy.types.Object, shot: Path) -> None:
@@ -143,9 +144,9 @@ def test_bringing_a_growing_shot_in_again_replaces_what_was_there(camera: bpy.ty
     assert len(camera.data.background_images) == 1
     assert camera.data.background_images[0].image_user.frame_duration == 6
     assert len(strips_of(scene)) == 1
-    assert len(nodes_of(scene)) == 4
+    assert len(nodes_of(scene)) == 5
     assert len([thing for thing in scene.objects if thing.type in ("MESH", "POINTCLOUD")]) == 1
-    assert len([image for image in bpy.data.images if image.get(results.SOURCE)]) == 3
+    assert len([image for image in bpy.data.images if image.get(SOURCE)]) == 3
 
 
 def test_a_saved_and_moved_file_finds_its_sequence(camera: bpy.types.Object, shot: Path, tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_a_saved_and_moved_file_finds_its_sequence(camera: bpy.types.Object, sho
 def test_files_are_numbered_by_the_digits_at_the_end_of_their_names(tmp_path: Path) -> None:
     for name in ("frame_0003.png", "frame_-002.png", "take2_0012.png", "7.png", "contact_sheet.png"):
         (tmp_path / name).touch()
-    found = results.find_sequence(tmp_path, ".png", "sRGB")
+    found = find_sequence(tmp_path, ".png", "sRGB")
     # Frames below 0 are on disk, but no image sequence of Blender's can play them.
     assert found is not None
     assert list(found.files) == [3, 7, 12]

@@ -56,6 +56,18 @@ def test_generate_in_background_leaves_everything_and_brings_it_in(
     assert bpy.context.view_layer.objects.active.name == "shot_001"
 
 
+def test_frames_are_written_as_exr_too_where_that_is_chosen(
+    scene: bpy.types.Scene, server: str, tmp_path: Path
+) -> None:
+    scene.worldwarp.frame_format = "EXR"
+    bpy.ops.worldwarp.generate(address=server, directory=str(tmp_path / "shot"))
+    assert len(list((tmp_path / "shot/frames_exr").glob("frame_*.exr"))) == len(frames_in(tmp_path / "shot")) == 8
+    assert "frames_exr" in json.loads((tmp_path / "shot/job.json").read_text())["formats"]
+    # A take that goes on from it has all frames in that form too.
+    bpy.ops.worldwarp.regenerate(address=server, directory=str(tmp_path / "more"), frame=14)
+    assert len(list((tmp_path / "more/frames_exr").glob("frame_*.exr"))) == 8
+
+
 def test_what_was_sent_is_kept_beside_what_came_back(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
     generate(tmp_path / "shot", server)
     sent, exported = read_cameras(tmp_path / "shot/cameras.json"), export_camera_path(bpy.context)

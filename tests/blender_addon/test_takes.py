@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from blender_addon import session
-from blender_addon.results import find_sequence
+from blender_addon.composite import composite_in_use
+from blender_addon.sequences import find_sequence
 from blender_addon.shot import Left, PreparedShot, ShotSettings, Stop, prepare_shot, resume_shot, run_shot
 from blender_addon.splice import frame_of, prepare_splice
 from blender_addon.takes import active_take, find_more, folder_of, things_of
@@ -63,6 +64,19 @@ def test_every_shot_is_a_take_and_only_the_newest_is_shown(scene: bpy.types.Scen
     assert worlds[1]
     assert not any(thing.hide_render for thing in worlds[0])
     assert all(thing.hide_render and thing.hide_viewport for thing in worlds[1])
+
+
+def test_the_composite_follows_the_take_that_is_shown(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    for name in ("shot_001", "shot_002"):
+        generate(tmp_path / name, server)
+    bpy.ops.worldwarp.show_take(index=0)
+    bpy.ops.worldwarp.composite()
+    assert composite_in_use(scene).label == "shot_001 Composite"
+    bpy.ops.worldwarp.show_take(index=1)
+    assert composite_in_use(scene).label == "shot_002 Composite"
+    bpy.ops.worldwarp.remove_take()
+    assert composite_in_use(scene) is None
+    assert not scene.render.film_transparent
 
 
 def test_a_take_is_removed_with_or_without_its_files(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:

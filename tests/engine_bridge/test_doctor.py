@@ -109,7 +109,7 @@ def test_a_blender_module_that_does_not_start_names_the_libraries(machine: Any) 
 @pytest.mark.parametrize("system", ["Linux", "Windows", "Darwin"])
 @pytest.mark.parametrize("programs", [(), ("nvidia-smi",)])
 def test_commands_can_be_pasted_into_any_shell(machine: Any, system: str, programs: tuple[str, ...]) -> None:
-    bare = {"absent": ("torch", "gsplat", "bpy", "pycolmap", "gsply", "numpy"), "torch": {"error": "no module"}}
+    bare = {"absent": ("torch", "gsplat", "bpy", "pycolmap", "numpy"), "torch": {"error": "no module"}}
     for torch in (bare, {"torch": GOOD_TORCH | {"cuda": None, "gpu": None}}):
         for check in machine(system, programs=programs, **torch).values():
             for line in check.remedy.splitlines():

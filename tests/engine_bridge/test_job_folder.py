@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
+import OpenEXR
 import pytest
 from PIL import Image
 
@@ -66,6 +68,36 @@ def test_pngs_say_srgb_and_come_back_bit_exact(size: tuple[int, int], tmp_path: 
         assert image.mode == "L"
         assert (np.asarray(image) == event.validity).all()
     assert (read_depth_exr(depth) == event.depth).all()
+
+
+def test_linear_copies_hold_the_light_of_every_srgb_value(tmp_path: Path) -> None:
+    event = attrs.evolve(frame(1, 1, (16, 16)), rgb=np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3))
+    folder = folder_in(tmp_path, linear_copies=True)
+    folder.write(event)
+    with OpenEXR.File(str(tmp_path / "frames_exr/frame_0001.exr")) as file:
+        light = file.channels()["RGB"].pixels.astype(np.float64)
+        assert "Scene-linear" in file.header()["comments"]
+    encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    assert (np.rint(encoded * 255) == event.rgb).all()
+    assert np.abs(encoded * 255 - event.rgb).max() < 0.1
+    assert "scene-linear" in read_job(tmp_path)["formats"]["frames_exr"]
+
+
+def test_linear_copies_are_asked_for_once_and_kept_by_a_folder_that_is_continued(tmp_path: Path) -> None:
+    folder_in(tmp_path, linear_copies=True).write(frame(1, -1))
+    folder = folder_in(tmp_path)
+    folder.write(frame(2, 0))
+    assert (tmp_path / "frames_exr/frame_0000.exr").is_file()
+    (tmp_path / "frames_exr/frame_0000.exr").unlink()
+    faults = folder.missing()
+    assert f"{Path('frames_exr/frame_0000.exr')} is missing" in faults
+    assert f"{Path('frames_exr/frame_-001.exr')} is missing" not in faults
+    # A frame without its copy is not whole.
+    folder_in(tmp_path)
+    assert read_job(tmp_path)["frames"]["written"] == 1
+    folder_in(tmp_path, job_id=OTHER, overwrite=True)
+    assert not list((tmp_path / "frames_exr").iterdir())
+    assert "frames_exr" not in read_job(tmp_path)["formats"]
 
 
 def test_files_are_named_by_the_paths_own_frame_numbers(tmp_path: Path) -> None:

@@ -155,7 +155,6 @@ def test_a_render_before_equals_a_render_after_a_ply(tmp_path: Path, axes: str) 
 
 
 def test_a_render_after_an_spz_differs_by_its_rounding_alone(tmp_path: Path) -> None:
-    pytest.importorskip("gsply", reason="gsply comes with the engine extra")
     cloud = visible_cloud()
     write_splats(tmp_path / "a.spz", cloud)
     difference = render(read_splats(tmp_path / "a.spz"), camera()) - render(cloud, camera())

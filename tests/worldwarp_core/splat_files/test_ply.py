@@ -113,7 +113,7 @@ def test_plyfile_reads_the_layout_of_the_original_code(tmp_path: Path) -> None:
 
 
 def test_a_second_library_reads_the_same_gaussians(tmp_path: Path) -> None:
-    gsply = pytest.importorskip("gsply", reason="gsply comes with the engine extra")
+    gsply = pytest.importorskip("gsply", reason="gsply comes with the test extra")
     cloud = random_cloud(300)
     write_ply(tmp_path / "a.ply", cloud)
     data = gsply.plyread(str(tmp_path / "a.ply"))

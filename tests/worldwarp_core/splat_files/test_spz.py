@@ -1,4 +1,4 @@
-"""SPZ files against a decoder of our own from the public description of the format."""
+"""SPZ files against a plain decoder of the format's public description, and against a second library."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from worldwarp_core.splat_files.axes import to_axes
 from worldwarp_core.splat_files.cloud import SplatCloud
 from worldwarp_core.splat_files.files import read_splats, write_splats
 from worldwarp_core.splat_files.spz import read_spz, write_spz
-
-pytest.importorskip("gsply", reason="gsply comes with the engine extra")
 
 
 def random_cloud(n: int, degree: int = 3, seed: int = 0) -> SplatCloud:
@@ -168,14 +166,47 @@ def test_version_2_of_other_programs_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.exp(cloud.opacities), 1, atol=0.02)
 
 
-def test_version_4_of_other_programs_is_read(tmp_path: Path) -> None:
-    import gsply
+@pytest.mark.parametrize("degree", [0, 3])
+def test_a_second_library_reads_the_same_gaussians(tmp_path: Path, degree: int) -> None:
+    gsply = pytest.importorskip("gsply", reason="gsply comes with the test extra")
+    write_spz(tmp_path / "a.spz", random_cloud(300, degree))
+    ours, theirs = to_axes(read_spz(tmp_path / "a.spz"), "blender", "rub"), gsply.read_spz(tmp_path / "a.spz")
+    np.testing.assert_allclose(ours.means, theirs.means, atol=1e-5)
+    np.testing.assert_allclose(ours.scales, theirs.scales, atol=1e-5)
+    np.testing.assert_allclose(ours.sh0[:, 0], theirs.sh0, atol=1e-5)
+    inner = np.abs(ours.opacities) < 5
+    np.testing.assert_allclose(ours.opacities[inner], theirs.opacities.reshape(-1)[inner], atol=1e-4)
+    np.testing.assert_allclose(rotation_matrices(ours.quats), rotation_matrices(theirs.quats), atol=1e-5)
+    if degree:
+        np.testing.assert_allclose(ours.shN, theirs.shN.reshape(300, -1, 3), atol=1e-4)  # turned there and back
 
-    cloud = random_cloud(20)
-    write_spz(tmp_path / "3.spz", cloud)
-    gsply.write_spz(tmp_path / "4.spz", gsply.read_spz(tmp_path / "3.spz"), version=4, fractional_bits=18)
-    assert (tmp_path / "4.spz").read_bytes()[:8] == struct.pack("<II", 0x5053474E, 4)
-    np.testing.assert_allclose(read_spz(tmp_path / "4.spz").means, cloud.means, atol=1e-5)
+
+@pytest.mark.parametrize("version", [3, 4])
+@pytest.mark.parametrize("degree", [0, 3])
+def test_files_of_a_second_library_are_read(tmp_path: Path, version: int, degree: int) -> None:
+    gsply = pytest.importorskip("gsply", reason="gsply comes with the test extra")
+    cloud = random_cloud(300, degree)
+    write_spz(tmp_path / "ours.spz", cloud)
+    data = gsply.read_spz(tmp_path / "ours.spz")
+    gsply.write_spz(tmp_path / "theirs.spz", data, version=version, fractional_bits=18)
+    packed = (tmp_path / "theirs.spz").read_bytes()
+    assert packed.startswith(struct.pack("<II", 0x5053474E, 4) if version == 4 else b"\x1f\x8b")
+    ours, theirs = read_spz(tmp_path / "ours.spz"), read_spz(tmp_path / "theirs.spz")
+    for name in ("means", "scales", "opacities", "sh0", "shN"):
+        np.testing.assert_allclose(getattr(theirs, name), getattr(ours, name), atol=1e-4, err_msg=name)
+    # What was rounded once may be rounded once more.
+    np.testing.assert_allclose(rotation_matrices(theirs.quats), rotation_matrices(ours.quats), atol=5e-3)
+
+
+def test_a_file_of_no_gaussians_is_an_empty_cloud(tmp_path: Path) -> None:
+    (tmp_path / "a.spz").write_bytes(gzip.compress(header(count=0, degree=2)))
+    assert len(read_spz(tmp_path / "a.spz")) == 0
+
+
+def test_equal_clouds_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a.spz", "b.spz"):
+        write_spz(tmp_path / name, random_cloud(20))
+    assert (tmp_path / "a.spz").read_bytes() == (tmp_path / "b.spz").read_bytes()
 
 
 def test_a_file_that_ignores_the_formats_axes_can_be_read(tmp_path: Path) -> None:
@@ -213,6 +244,7 @@ def header(version: int = 3, count: int = 1, degree: int = 0) -> bytes:
         (gzip.compress(header() + bytes(20))[:-12], "cut off"),
         (b"\x1f\x8b\x08\x00" + b"\xff" * 50, "damaged"),
         (header(version=4) + bytes(16), "damaged"),
+        (gzip.compress(struct.pack("<IIIBBBB", 0x5053474E, 3, 1, 0, 90, 0, 0) + bytes(20)), "90 fractional bits"),
     ],
 )
 def test_damaged_and_hostile_files_are_refused_by_a_sentence(tmp_path: Path, content: bytes, expected: str) -> None:
@@ -224,11 +256,42 @@ def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
     assert "cannot be read" in message(tmp_path / "none.spz")
 
 
-def test_without_gsply_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gsply", None)
-    with pytest.raises(WorldWarpError, match="pip install gsply") as caught:
-        write_spz(tmp_path / "a.spz", random_cloud(1))
+def stream_file(streams: list[tuple[bytes, int]], count: int = 1) -> bytes:
+    """A version 4 file of degree 0 from (packed bytes, announced size) of its sections."""
+    start = struct.pack("<IIIBBBBI", 0x5053474E, 4, count, 0, 12, 0, len(streams), 32) + bytes(12)
+    table = b"".join(struct.pack("<QQ", len(packed), size) for packed, size in streams)
+    return start + table + b"".join(packed for packed, _ in streams)
+
+
+@pytest.mark.parametrize("fault", ["none", "bomb", "short", "size", "count", "noise"])
+def test_damaged_streams_of_version_4_are_refused_by_a_sentence(tmp_path: Path, fault: str) -> None:
+    zstandard = pytest.importorskip("zstandard", reason="zstandard comes with the client")
+    streams = [(zstandard.compress(bytes(size)), size) for size in (9, 1, 3, 3, 4)]
+    if fault == "bomb":
+        streams[0] = (zstandard.compress(bytes(2**20)), 9)
+    elif fault == "short":
+        streams[0] = (zstandard.compress(bytes(3)), 9)
+    elif fault == "size":
+        streams[0] = (streams[0][0], 2**40)
+    elif fault == "count":
+        streams.pop()
+    elif fault == "noise":
+        streams[0] = (b"\xff" * 20, 9)
+    (tmp_path / "a.spz").write_bytes(stream_file(streams))
+    if fault == "none":
+        assert len(read_spz(tmp_path / "a.spz")) == 1
+    else:
+        expected = {"bomb": "more than the 9 bytes", "short": "cut off: 9 bytes"}
+        assert expected.get(fault, "damaged") in message(tmp_path / "a.spz")
+
+
+def test_without_zstandard_version_4_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.spz").write_bytes(stream_file([(b"", 0)] * 5))
+    with pytest.raises(WorldWarpError, match="pip install zstandard") as caught:
+        read_spz(tmp_path / "a.spz")
     assert caught.value.code == "missing_package"
+    write_spz(tmp_path / "b.spz", random_cloud(1))
 
 
 @pytest.mark.parametrize("name", ["a.ply", "B.SPZ"])

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Paths that a .blend keeps: relative to it wherever it lies, so that it can move together with its folder.
+
+Blender does this for the images and strips that it knows. What is ours to keep right are the take list's folders and
+the mark that everything brought in carries: the folder or file that it shows. They are rewritten for the place that a
+file is about to be saved to, and, where only a copy was saved there, back again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import bpy
+
+SOURCE = "worldwarp_source"
+"""Custom property of all that is brought in: the folder or file it shows, as `stored_path` writes it."""
+
+
+def stored_path(file: Path, blend: str | None = None) -> str:
+    """Returns `file` as the .blend stores it: relative to it where it has been saved, else absolute.
+
+    Args:
+        blend: the .blend's own path; None takes that of the file in front.
+    """
+    blend = bpy.data.filepath if blend is None else blend
+    if not blend:
+        return str(file)
+    try:
+        return bpy.path.relpath(str(file), start=os.path.dirname(blend))
+    except ValueError:
+        # Another drive on Windows.
+        return str(file)
+
+
+def resolved_path(stored: str, blend: str | None = None) -> Path:
+    """Returns the absolute path that `stored_path` wrote."""
+    start = os.path.dirname(blend) if blend else None
+    return Path(os.path.normpath(bpy.path.abspath(stored, start=start)))
+
+
+def mark_source(owner: Any, source: Path) -> None:
+    """Marks what shows the folder or file `source`."""
+    owner[SOURCE] = stored_path(source)
+
+
+def source_of(owner: Any) -> Path | None:
+    """Returns the folder or file that `owner` shows, or None where it is none of ours."""
+    stored = owner.get(SOURCE) if owner is not None else None
+    return resolved_path(stored) if isinstance(stored, str) else None
+
+
+def add() -> None:
+    """Has Blender call the two functions below around every save."""
+    for handlers, function in _handlers():
+        if function not in handlers:
+            handlers.append(function)
+
+
+def remove() -> None:
+    """Has Blender call them no more."""
+    for handlers, function in _handlers():
+        if function in handlers:
+            handlers.remove(function)
+
+
+@bpy.app.handlers.persistent
+def before_saving(target: str, *_: object) -> None:
+    """Writes all paths of ours for the place that is saved to; Blender gives "" for its startup file."""
+    if target:
+        _rewrite(bpy.data.filepath, target)
+
+
+@bpy.app.handlers.persistent
+def after_saving(target: str, *_: object) -> None:
+    """Writes them for the file that is in front now: the one that was saved, unless that was a copy."""
+    if target and target != bpy.data.filepath:
+        _rewrite(target, bpy.data.filepath)
+
+
+def _handlers() -> list[tuple[list, Callable]]:
+    handlers = bpy.app.handlers
+    return [(handlers.save_pre, before_saving), (handlers.save_post, after_saving)]
+
+
+def _rewrite(before: str, after: str) -> None:
+    for owner, name in _stored():
+        earlier = owner[name] if name == SOURCE else getattr(owner, name)
+        # A relative path without a file to be relative to means nothing.
+        if not earlier or (earlier.startswith("//") and not before):
+            continue
+        later = stored_path(resolved_path(earlier, before), after)
+        if later != earlier:
+            if name == SOURCE:
+                owner[name] = later
+            else:
+                setattr(owner, name, later)
+
+
+def _stored() -> Iterator[tuple[Any, str]]:
+    """Yields each owner of a path of ours with the name of the property."""
+    marked: list[Any] = [*bpy.data.images, *bpy.data.objects]
+    for scene in bpy.data.scenes:
+        marked += strips_of(scene)
+        tree = scene.compositing_node_group if hasattr(scene, "compositing_node_group") else scene.node_tree
+        marked += tree.nodes if tree is not None else ()
+        yield from ((take, "directory") for take in scene.worldwarp.takes)
+        yield scene.worldwarp, "shown_take"
+    yield from ((owner, SOURCE) for owner in marked if isinstance(owner.get(SOURCE), str))
+
+
+def strips_of(scene: bpy.types.Scene) -> Any:
+    """Returns the scene's sequencer strips; an empty list where it has no sequencer."""
+    editor = scene.sequence_editor
+    if editor is None:
+        return []
+    # Blender 5.0 dropped the old name.
+    return editor.strips if hasattr(editor, "strips") else editor.sequences
