@@ -102,6 +102,7 @@ def _load_fill(name: str, device: str, options: dict[str, Any]) -> Fill:
     """What fills in, with what it has learned loaded."""
     if name == "wan":
         # Imported here: it takes seconds, and only this engine needs it.
+        from .noise_map import choose_noise
         from .presets import PRESETS
         from .st_diff import StDiffFill
         from .wan import WanSource, read_options
@@ -109,7 +110,7 @@ def _load_fill(name: str, device: str, options: dict[str, Any]) -> Fill:
         wan = read_options(options)
         source = WanSource(wan, device)
         source.models(PRESETS[wan.preset])  # loads them: better now than inside the first shot
-        return StDiffFill(source, preset=wan.preset)
+        return StDiffFill(source, preset=wan.preset, noise=choose_noise(wan.mask_rule, wan.noise))
     if options:
         raise WorldWarpError(
             "bad_settings", f"The engine {name!r} takes no models: {', '.join(options)} cannot be used with it."

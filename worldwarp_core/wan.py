@@ -21,6 +21,7 @@ from .captions import Captioner, QwenCaptioner, open_captioner
 from .denoise import Transformer
 from .errors import WorldWarpError
 from .model_store import locate
+from .noise_map import choose_noise
 from .presets import PRESETS, Preset
 from .priors import Priors
 from .spec import Notice
@@ -49,6 +50,8 @@ class WanOptions:
         compile: let torch compile the models, some 30 s at the first chunk of each size.
         gpus: how many GPUs share the transformer: 1, 2 or 4. More than one keeps it in bf16 and resident.
         prompt_cache: folder where embedded prompts are kept; None takes one beside the downloaded models.
+        mask_rule: how validity becomes tokens, `ours` or `public` (noise_map.MASK_RULES).
+        noise: the method's noise, `both`, or an ablation of it (noise_map.NoiseSettings.variant).
     """
 
     weights: str = "wan-1.3b"
@@ -61,12 +64,15 @@ class WanOptions:
     compile: bool = True
     gpus: int = 1
     prompt_cache: str | None = None
+    mask_rule: str = "ours"
+    noise: str = "both"
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise WorldWarpError(
                 "bad_settings", f"There is no preset called {self.preset!r}. Choose: {', '.join(PRESETS)}."
             )
+        choose_noise(self.mask_rule, self.noise)
 
 
 def read_options(options: dict[str, Any]) -> WanOptions:
