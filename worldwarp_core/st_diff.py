@@ -94,6 +94,11 @@ class ModelSource(Protocol):
         """Whether presets that ask for float8 get it."""
         ...
 
+    @property
+    def slower(self) -> str:
+        """What takes longer because there is little memory, in words; "" for nothing."""
+        ...
+
     def models(self, preset: Preset) -> StDiffModels:
         """The models as `preset` runs them, loaded where they are not yet."""
         ...
@@ -120,6 +125,7 @@ class FixedModels:
     captions: Captions | None = None
     distilled: bool = False
     float8: bool = False
+    slower: str = ""
 
     def models(self, preset: Preset) -> StDiffModels:
         return self.loaded
@@ -181,6 +187,8 @@ class StDiffFill:
         yield from preset_notices(preset, distilled=self._source.distilled)
         if preset.fp8 and not self._source.float8:
             yield Notice("no_float8", "There is no float8 arithmetic here: what the preset does in it is done in full.")
+        if self._source.slower:
+            yield Notice("little_memory", f"To keep within the GPU's memory, slower: {self._source.slower}.")
         if self._noise.variant != "both":
             lost = ABLATIONS[self._noise.variant]
             yield Notice("ablation", f"The engine was started with the noise {self._noise.variant}: {lost}.")

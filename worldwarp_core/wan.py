@@ -16,7 +16,7 @@ from huggingface_hub import cached_assets_path
 from torch import Tensor
 
 from .autoencoder import Autoencoder, AutoencoderOptions, WanAutoencoder
-from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, next_smaller
+from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, next_smaller, what_takes_longer
 from .captions import Captioner, QwenCaptioner, open_captioner
 from .denoise import Transformer
 from .errors import WorldWarpError
@@ -127,6 +127,10 @@ class WanSource:
         """Whether the device computes in float8; followers hold the transformer as it was loaded."""
         alone = self._followers is None and self.device.type == "cuda"
         return alone and torch.cuda.get_device_capability(self.device) >= FLOAT8_CAPABILITY
+
+    @property
+    def slower(self) -> str:
+        return what_takes_longer(self.plan, captions=self._options.captioner is not None)
 
     @property
     def captions(self) -> Callable[[], AbstractContextManager[Captioner]] | None:

@@ -61,6 +61,7 @@ class Watched:
     captions = None
     distilled = False
     float8 = False
+    slower = ""
 
     def __post_init__(self):
         self.transformer = prepare_transformer(tiny_transformer())
@@ -408,6 +409,13 @@ def test_every_other_preset_says_what_it_changes_and_is_experimental():
 
 
 # ---------------------------------------------------------------- out of memory
+
+
+def test_what_little_memory_costs_is_said_once():
+    source = Watched()
+    source.slower = "the text encoder on the CPU"
+    said = [n.message for n in of(Notice, run(13, source)) if n.code == "little_memory"]
+    assert said == ["To keep within the GPU's memory, slower: the text encoder on the CPU."]
 
 
 @pytest.mark.parametrize("full_at", [{"encode": [2]}, {"transformer": [5]}, {"decode": [11]}])
