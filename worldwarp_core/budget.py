@@ -1,8 +1,9 @@
 """What a GPU's memory allows: from gibibytes to a plan of what stays on the device and how the rest takes turns.
 
 A plan holds for everything the engine does on the device: transformer, autoencoder, text encoder, the cache's fit and
-its priors. Every plan has been run through a whole chunk of 49 frames at 720x480 under a hard cap of its size
-(tests/benchmarks/bench_chunk.py); what the driver itself takes, about half a gibibyte, is beside it.
+its priors, over chunks of 49 frames at 720x480. tests/benchmarks/bench_chunk.py runs each under a hard cap of its size,
+and results/chunk_h100.json there says for which that has been done. What the driver takes, about half a gibibyte, is
+beside it.
 """
 
 from __future__ import annotations
