@@ -31,7 +31,7 @@ from worldwarp_core.spec import DRAWN_GRID_PX, FirstFrameSettings
 
 from . import server_facts
 from .camera_export import render_size
-from .results import stored_path
+from .stored_paths import stored_path
 from .server_facts import PROGRAM
 from .session import redraw
 from .shot import Left, OnEvent, Stop

@@ -32,11 +32,14 @@ from .cli_engine import (
     EngineArguments,
     GpusPerJob,
     Loras,
+    MaskRule,
     NoCompile,
+    Noise,
     Preset,
     Transformer,
     Vram,
     Weights,
+    share_gpus,
 )
 from .cli_keys import keys_app
 from .client import GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
@@ -118,7 +121,8 @@ def serve(
     gpus: Annotated[
         str | None,
         typer.Option(
-            help="A worker for each of these GPUs, as in 0,1; each runs one job at a time. 0+1 is one of two."
+            help="A worker for each of these GPUs, as in 0,1; each runs one job at a time. 0+1 is one worker of two "
+            "GPUs, which share each chunk's work."
         ),
     ] = None,
     engine: EngineName = "cache",
@@ -132,6 +136,8 @@ def serve(
     captioner: CaptionerName = None,
     no_compile: NoCompile = False,
     gpus_per_job: GpusPerJob = None,
+    mask_rule: MaskRule = None,
+    noise: Noise = None,
     preset: Preset = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where jobs are kept.")] = None,
     keep_gib: Annotated[
@@ -160,8 +166,21 @@ def serve(
     )
     _check_engine(engine, engine_factory)
     learned = EngineArguments(
-        weights, transformer, tuple(lora or ()), distilled, vram, captioner, no_compile, gpus_per_job, preset
+        weights,
+        transformer,
+        tuple(lora or ()),
+        distilled,
+        vram,
+        captioner,
+        no_compile,
+        gpus_per_job,
+        preset,
+        mask_rule,
+        noise,
     ).options()
+    devices, shared = share_gpus(gpus, gpus_per_job)
+    if engine == "wan" and shared is not None:
+        learned["gpus"] = shared
     options = {"device": device, "depth_model": depth_model, **learned}
     if engine == "wan":
         options["prompt_cache"] = str(default_data_dir().parent / "prompts")
@@ -176,7 +195,7 @@ def serve(
         # A server of one command's own has nobody who looks.
         view=view and not until_stdin_closes,
         keys_dir=(keys_dir or default_keys_dir()) if keys or keys_dir else None,
-        devices=tuple(group.strip().replace("+", ",") for group in gpus.split(",")) if gpus else ("",),
+        devices=devices,
     )
     server = JobServer(config)
     if ready_file is not None:
@@ -242,6 +261,8 @@ def generate(
     captioner: CaptionerName = None,
     no_compile: NoCompile = False,
     gpus_per_job: GpusPerJob = None,
+    mask_rule: MaskRule = None,
+    noise: Noise = None,
     server: Annotated[str | None, typer.Option(help=f"A running server, such as {DEFAULT_ADDRESS}.")] = None,
     key: Key = None,
     exr: Annotated[
@@ -263,7 +284,16 @@ def generate(
 
     # Not the preset: that is the shot's.
     learned = EngineArguments(
-        weights, transformer, tuple(lora or ()), distilled, vram, captioner, no_compile, gpus_per_job
+        weights,
+        transformer,
+        tuple(lora or ()),
+        distilled,
+        vram,
+        captioner,
+        no_compile,
+        gpus_per_job,
+        mask_rule=mask_rule,
+        noise=noise,
     )
     options = ["--engine", engine, "--device", device, "--engine-factory", engine_factory]
     options += ["--depth-model", depth_model] if depth_model else []

@@ -1,13 +1,15 @@
 """What a GPU's memory allows: from gibibytes to a plan of what stays on the device and how the rest takes turns.
 
 A plan holds for everything the engine does on the device: transformer, autoencoder, text encoder, the cache's fit and
-its priors. Every plan has been run through a whole chunk of 49 frames at 720x480 under a hard cap of its size
-(tests/benchmarks/bench_chunk.py); what the driver itself takes, about half a gibibyte, is beside it.
+its priors, over chunks of 49 frames at 720x480. tests/benchmarks/bench_chunk.py runs each under a hard cap of its size,
+and results/chunk_h100.json there says for which that has been done. What the driver takes, about half a gibibyte, is
+beside it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -105,6 +107,25 @@ def choose_plan(vram: str, free_gib: float) -> MemoryPlan:
 def next_smaller(plan: MemoryPlan) -> MemoryPlan | None:
     """The plan to fall back on; None below the smallest."""
     return next((smaller for smaller in PLANS if smaller.gib < plan.gib), None)
+
+
+def what_takes_longer(plan: MemoryPlan, captions: bool) -> str:
+    """Says, in words, what a plan gives up speed for that the largest does not; "" for nothing.
+
+    Args:
+        captions: there is a captioner; else what a plan does with it does not matter.
+    """
+    smaller_than = dict(pairwise(reversed(PLANS)))
+    costs = [
+        step.changes
+        for step, larger in reversed(smaller_than.items())
+        if plan.gib and step.gib >= plan.gib and (captions or not _differs_for_captions_alone(step, larger))
+    ]
+    return ", ".join(costs)
+
+
+def _differs_for_captions_alone(plan: MemoryPlan, larger: MemoryPlan) -> bool:
+    return replace(plan, gib=larger.gib, captioner=larger.captioner, changes=larger.changes) == larger
 
 
 def limit_memory(gib: float, device: torch.device) -> None:

@@ -120,6 +120,7 @@ def _load_fill(name: str, device: str, options: dict[str, Any]) -> tuple[Fill, D
     """What fills in, with what it has learned loaded, and what draws start frames."""
     if name == "wan":
         # Imported here: it takes seconds, and only this engine needs it.
+        from .noise_map import choose_noise
         from .presets import PRESETS
         from .st_diff import StDiffFill
         from .wan import WanSource, read_options
@@ -127,7 +128,7 @@ def _load_fill(name: str, device: str, options: dict[str, Any]) -> tuple[Fill, D
         wan = read_options(options)
         source = WanSource(wan, device)
         source.models(PRESETS[wan.preset])  # loads them: better now than inside the first shot
-        return StDiffFill(source, preset=wan.preset), source.draw
+        return StDiffFill(source, preset=wan.preset, noise=choose_noise(wan.mask_rule, wan.noise)), source.draw
     if options:
         raise WorldWarpError(
             "bad_settings", f"The engine {name!r} takes no models: {', '.join(options)} cannot be used with it."

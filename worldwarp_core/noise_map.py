@@ -14,8 +14,8 @@ sigma in [0, 1] is the noise level of flow matching: z_sigma = (1 - sigma) z + s
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, assert_never, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never, cast, get_args
 
 import numpy as np
 import torch
@@ -107,6 +107,21 @@ class NoiseSettings:
 
 PUBLIC_RULE = NoiseSettings(frames="last", erosion="box")
 """Mask to tokens as in the method's public code, but for tokens that a mask edge cuts: they are blank as a whole."""
+MASK_RULES: dict[str, NoiseSettings] = {"ours": NoiseSettings(), "public": PUBLIC_RULE}
+"""Names for how a mask becomes tokens: a server's options choose by them."""
+
+
+def choose_noise(mask_rule: str, variant: str) -> NoiseSettings:
+    """Returns the settings of a rule and a variant that were named.
+
+    Raises:
+        WorldWarpError: `bad_settings` for a name that is none of theirs.
+    """
+    if mask_rule not in MASK_RULES:
+        raise WorldWarpError(
+            "bad_settings", f"The mask rule must be one of {', '.join(MASK_RULES)}; got {mask_rule!r}."
+        )
+    return replace(MASK_RULES[mask_rule], variant=cast(Variant, variant))
 
 
 def start_sigma(strength: float) -> float:

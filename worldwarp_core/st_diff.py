@@ -38,6 +38,15 @@ from .spec import GenerateSpec, Notice, Stage
 from .text import prompt_for, prompt_notices
 
 THE_METHOD = NoiseSettings()
+ABLATIONS = {
+    "spatial": "the history is made anew with the rest",
+    "temporal": "all of a frame is as free of its prior as its mean",
+    "uniform": "all of a clip, known or not, starts from the same noise",
+    "full_noise": "what is known of the frames to come is not used",
+}
+"""What is lost where the noise is not the method's."""
+WITHOUT_MASK = ("uniform", "full_noise")
+"""Variants that a user's strength mask cannot change."""
 
 
 class TextSource(Protocol):
@@ -85,6 +94,11 @@ class ModelSource(Protocol):
         """Whether presets that ask for float8 get it."""
         ...
 
+    @property
+    def slower(self) -> str:
+        """What takes longer because there is little memory, in words; "" for nothing."""
+        ...
+
     def models(self, preset: Preset) -> StDiffModels:
         """The models as `preset` runs them, loaded where they are not yet."""
         ...
@@ -111,6 +125,7 @@ class FixedModels:
     captions: Captions | None = None
     distilled: bool = False
     float8: bool = False
+    slower: str = ""
 
     def models(self, preset: Preset) -> StDiffModels:
         return self.loaded
@@ -163,7 +178,7 @@ class StDiffFill:
             "description": "spatio-temporal diffusion over the rendered cache",
             "preset": preset.describe(),
             "presets": list(self._presets),
-            "noise": asdict(self._noise),
+            "noise": asdict(self._noise if spec is None else self._noise_of(spec)),
             **self._source.describe(),
         }
 
@@ -172,6 +187,13 @@ class StDiffFill:
         yield from preset_notices(preset, distilled=self._source.distilled)
         if preset.fp8 and not self._source.float8:
             yield Notice("no_float8", "There is no float8 arithmetic here: what the preset does in it is done in full.")
+        if self._source.slower:
+            yield Notice("little_memory", f"To keep within the GPU's memory, slower: {self._source.slower}.")
+        if self._noise.variant != "both":
+            lost = ABLATIONS[self._noise.variant]
+            yield Notice("ablation", f"The engine was started with the noise {self._noise.variant}: {lost}.")
+        if self._noise.variant in WITHOUT_MASK and spec.strength_mask is not None:
+            yield Notice("no_effect", f"With the noise {self._noise.variant} the strength mask changes nothing.")
         yield from prompt_notices(spec, plans, spec.cameras.frames)
         if preset.sampler.guidance == 1.0 and spec.negative_prompt:
             yield Notice("no_effect", "Without guidance (1) the negative prompt changes nothing.")
@@ -219,6 +241,9 @@ class StDiffFill:
     def _preset(self, spec: GenerateSpec) -> Preset:
         return choose_preset(spec, self._presets, self._default)
 
+    def _noise_of(self, spec: GenerateSpec) -> NoiseSettings:
+        return replace(self._noise, graded=spec.graded_validity)
+
     def _sigmas(self, spec: GenerateSpec) -> list[float]:
         return sigma_schedule(self._preset(spec).steps, [spec.strength])
 
@@ -241,7 +266,7 @@ class StDiffFill:
             clip.validity,
             spec.strength,
             len(plan.context),
-            replace(self._noise, graded=spec.graded_validity),
+            self._noise_of(spec),
             _strength_offset(spec, plan, clip.validity),
         )[None].to(models.device)
         noise = draw_noise(tuple(encoded.shape), _chunk_generator(spec.seed, plan.index), models.device)

@@ -17,12 +17,13 @@ from huggingface_hub import cached_assets_path
 from torch import Tensor
 
 from .autoencoder import Autoencoder, AutoencoderOptions, WanAutoencoder
-from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, next_smaller
+from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, next_smaller, what_takes_longer
 from .captions import Captioner, QwenCaptioner, open_captioner
 from .denoise import Transformer
 from .errors import WorldWarpError
 from .first_frame import make_first_frame
 from .model_store import locate
+from .noise_map import choose_noise
 from .presets import PRESETS, Preset
 from .priors import Priors
 from .spec import FirstFrameSettings, Notice, OnDrawStep
@@ -51,6 +52,8 @@ class WanOptions:
         compile: let torch compile the models, some 30 s at the first chunk of each size.
         gpus: how many GPUs share the transformer: 1, 2 or 4. More than one keeps it in bf16 and resident.
         prompt_cache: folder where embedded prompts are kept; None takes one beside the downloaded models.
+        mask_rule: how validity becomes tokens, `ours` or `public` (noise_map.MASK_RULES).
+        noise: the method's noise, `both`, or an ablation of it (noise_map.NoiseSettings.variant).
     """
 
     weights: str = "wan-1.3b"
@@ -63,12 +66,15 @@ class WanOptions:
     compile: bool = True
     gpus: int = 1
     prompt_cache: str | None = None
+    mask_rule: str = "ours"
+    noise: str = "both"
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise WorldWarpError(
                 "bad_settings", f"There is no preset called {self.preset!r}. Choose: {', '.join(PRESETS)}."
             )
+        choose_noise(self.mask_rule, self.noise)
 
 
 def read_options(options: dict[str, Any]) -> WanOptions:
@@ -123,6 +129,10 @@ class WanSource:
         """Whether the device computes in float8; followers hold the transformer as it was loaded."""
         alone = self._followers is None and self.device.type == "cuda"
         return alone and torch.cuda.get_device_capability(self.device) >= FLOAT8_CAPABILITY
+
+    @property
+    def slower(self) -> str:
+        return what_takes_longer(self.plan, captions=self._options.captioner is not None)
 
     @property
     def captions(self) -> Callable[[], AbstractContextManager[Captioner]] | None:

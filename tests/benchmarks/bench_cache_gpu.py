@@ -13,7 +13,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from tests.benchmarks.provenance import hardware_name, provenance
 from tests.benchmarks.textured_room import fit_views, seeded
-from worldwarp_core.splats import fit_cuda
+from worldwarp_core.splats import fit_cuda, raster_triton, step_triton
 from worldwarp_core.splats.device_steps import DeviceSteps, run
 from worldwarp_core.splats.fit import FitSettings, FitViews, fit, let_move, optimise
 from worldwarp_core.splats.gaussians import Gaussians
@@ -32,6 +33,18 @@ WIDTH, HEIGHT, VIEWS = 720, 480, 5
 GAUSSIANS, DEGREE, STEPS = 250_000, 3, 500
 OTHER_SIZES = (50_000, 125_000, 1_000_000)
 SETTINGS = FitSettings()
+SHAPES: dict[str, dict[str, int]] = {
+    "as they are": {},
+    "gradient of activations: 64 Gaussians, 4 warps": {"VJP_BLOCK": 64, "VJP_WARPS": 4},
+    "gradient of activations: 64 Gaussians, 8 warps": {"VJP_BLOCK": 64, "VJP_WARPS": 8},
+    "gradient of activations: 32 Gaussians, 4 warps": {"VJP_BLOCK": 32, "VJP_WARPS": 4},
+    "tiles of 4 pixels, 1 warp": {"TILE": 4, "FORWARD_WARPS": 1, "BACKWARD_WARPS": 1},
+    "tiles of 16 pixels, 8 warps": {"TILE": 16, "FORWARD_WARPS": 8, "BACKWARD_WARPS": 8},
+    "tiles of 8 pixels, 4 warps": {"FORWARD_WARPS": 4, "BACKWARD_WARPS": 4},
+    "tiles of 8 pixels, 128 registers": {"BACKWARD_REGISTERS": 128},
+    "tiles of 8 pixels, 224 registers": {"BACKWARD_REGISTERS": 224},
+}
+"""By name, the constants of `step_triton` and `raster_triton` that are changed."""
 
 
 def in_turn(steps: int) -> list[int]:
@@ -134,6 +147,29 @@ def kernel_time(gaussians: Gaussians, views: FitViews, steps: int = 20) -> dict[
     }
 
 
+def shapes(gaussians: Gaussians, views: FitViews) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `kernel_time` says of each of `SHAPES`, by its name; of one that does not compile, why."""
+    for name, constants in SHAPES.items():
+        with _changed(constants):
+            try:
+                yield name, kernel_time(gaussians, views)
+            except Exception as error:  # whatever a compiler or a driver may say
+                yield name, {"failed": f"{type(error).__name__}: {error}"[:200]}
+
+
+@contextmanager
+def _changed(constants: dict[str, int]) -> Iterator[None]:
+    homes = {name: next(m for m in (step_triton, raster_triton) if hasattr(m, name)) for name in constants}
+    before = {name: getattr(home, name) for name, home in homes.items()}
+    try:
+        for name, value in constants.items():
+            setattr(homes[name], name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(homes[name], name, value)
+
+
 @torch.no_grad()
 def _quality(gaussians: Gaussians, losses: list[float], views: FitViews) -> dict[str, float]:
     render = rasterize(gaussians, views.w2c, views.K, WIDTH, HEIGHT)
@@ -162,7 +198,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--shapes", action="store_true")
     arguments = parser.parse_args()
+    if arguments.shapes:
+        views = fit_views(VIEWS, WIDTH, HEIGHT, "cuda")
+        for name, times in shapes(seeded(views, GAUSSIANS, DEGREE), views):
+            print(name, times, flush=True)
+        return
     where = provenance() | {"rasterizer": rasterizer_info("cuda")}
     path = arguments.out / f"cache_500_{hardware_name(where['gpu'], where['cores'])}.json"
 

@@ -1,354 +1,415 @@
 """Seconds and memory of whole chunks of the learned engine, from history frames to delivered frames.
 
-    python tests/benchmarks/bench_chunk.py [--only presets budgets ...] [--presets NAME ...] [--budgets GIB ...]
+    python tests/benchmarks/bench_chunk.py              whatever results/chunk_h100.json lacks, on one GPU
+    python tests/benchmarks/bench_chunk.py --gpus 2     and what takes two
+    python tests/benchmarks/bench_chunk.py --plan       only say what is lacking, in which order, and how long it takes
 
-Wan 2.1's 1.3 B transformer and its autoencoder at real size with random weights, saved in the real layout and loaded
-through `load_engine`; the text encoder has real width but two layers, and the prompt's embedding is cached. The shot
-flies through a textured room, 720x480, in chunks of 49 frames (44 new). A chunk's seconds run from the last frame of
-the chunk before to its own last: update of the cache with what was just made, priors, encoding, denoising, decoding.
-The first chunk of each shot, which compiles, is not counted. In `reference` and under memory budgets the cache's update
-has 500 steps, as in the method's public code; `balanced` and `fast` are run as users get them, with the engine's own.
+One command measures what is lacking, the most wanted first, and writes each figure as soon as it is known; started
+again it goes on with what is still lacking. `--budget-s` says how many seconds there are: no part is begun that is not
+expected to end within them. `--only NAME ...` measures these parts, known or not; `--again` all of them. `--models
+FOLDER` keeps the random models from one command to the next.
+
+    budget 12, 8, ...   two chunks under a hard cap of so many GiB, in two steps each: memory does not depend on them
+    fast, balanced, reference
+                        a shot of several chunks; the first, which compiles, is not counted; medians of the others
+    fit                 500 steps of the cache's fit at 250,000 Gaussians and five views, one view a step, alone
+    shapes              the same step with its kernels in other shapes (bench_cache_gpu.py --shapes)
+    fallback            a job that is promised 12 GB and finds less
+    alone, together     with --gpus N: `reference` on one of these GPUs and on all of them
+
+The shot flies through a textured room, 720x480, in chunks of 49 frames (44 new); wan_shot.py says through what models.
+A chunk's seconds run from the last frame of the chunk before to its own last: update of the cache with what was just
+made, priors, encoding, denoising, decoding. In `reference` and under memory budgets the cache's update has 500 steps,
+as in the method's public code; `balanced` and `fast` are run as users get them, with the engine's own. A row of each
+chunk says how many graphs were captured and how many kernels Triton compiled in it: in a steady one 1 and 0.
 
 Random weights prove speed, memory and equality. What they say of a preset's deviation from `reference` (PSNR between
-the frames of the first chunk, same seed) is no more than that it is one: no picture comes of a random network.
-
-Each part merges what it has measured into results/chunk_h100.json (`--out`), so that it can be run in pieces.
+the frames of the first chunk, same seed, same cameras) is no more than that it is one: no picture comes of a random
+network. `--tiny` runs all of it in miniature on any machine, which proves nothing but that it runs, and needs `--out`.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import statistics
 import sys
 import tempfile
 import time
 import traceback
-from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
-from transformers import UMT5Config, UMT5EncoderModel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.benchmarks import bench_cache_gpu
 from tests.benchmarks.provenance import provenance
-from tests.benchmarks.textured_room import flight, see
-from tests.support.tiny_wan import VOCABULARY, tiny_tokenizer
-from worldwarp_core.api import load_engine
+from tests.benchmarks.textured_room import fit_views, seeded
+from tests.benchmarks.wan_shot import REAL, TINY, Scale, Shot, open_engine
 from worldwarp_core.budget import GIB, PLANS, limit_memory
 from worldwarp_core.presets import PRESETS
-from worldwarp_core.spec import CacheUpdate, Finished, Frame, GenerateSpec, Notice, Progress
+from worldwarp_core.splats import fit_cuda
 
-WIDTH, HEIGHT, CHUNK, OVERLAP = 720, 480, 49, 5
-CACHE_STEPS = 500
-DEVICE = "cuda"
-GAUSSIANS_PER_PIXEL = 250_000 / (WIDTH * HEIGHT)
-PROMPT = "A quiet room of patterned stone with a pillar, sunlight from the left, nothing moves."
-REPEATS = {"reference": 3, "balanced": 5, "fast": 7}
-QUICK = {"reference": 1, "fast": 2, "balanced": 1}
 BUDGET_STEPS = 2
+BUDGETS = ("12", "8", "16", "24", "40", "80")
 TOO_LITTLE_GIB = 6.0
 """For the plan of 12 GB: makes a real device run out of memory in the middle of a job."""
-PARTS = ["presets", "budgets", "fallback"]
+LARGEST = str(PLANS[0].gib)
+FIT_REPEATS = 5
 FIGURES = {
-    "reference_s": "--only presets --presets reference",
-    "balanced_s": "--only presets --presets balanced",
-    "fast_s": "--only presets --presets fast",
-    "forward_s": "--only presets --presets reference",
-    "cache_500_steps_s": "--only presets --presets reference",
-    "outside_transformer_fraction": "--only presets --presets reference",
-    "peak_gib": "--only budgets",
-    "deviation_db": "--only presets",
-    "speedup_2_gpus": "--only presets --presets reference, then again with --gpus 2",
-    "speedup_4_gpus": "--only presets --presets reference, then again with --gpus 4",
+    "reference_s": "reference",
+    "balanced_s": "balanced",
+    "fast_s": "fast",
+    "forward_s": "reference",
+    "cache_500_steps_s": "fit",
+    "outside_transformer_fraction": "reference",
+    "peak_gib": "budget",
+    "deviation_db": "fast, balanced, reference",
+    "speedup_2_gpus": "alone, together, with --gpus 2",
+    "speedup_4_gpus": "alone, together, with --gpus 4",
 }
-"""What the results file always has, null until measured, and the part that measures it."""
-TRANSFORMER = {
-    "num_attention_heads": 12,
-    "attention_head_dim": 128,
-    "ffn_dim": 8960,
-    "num_layers": 30,
-    "text_dim": 4096,
-    "cross_attn_norm": True,
-    "qk_norm": "rms_norm_across_heads",
-}
+"""What the results file always has, null until measured, and the parts that measure it."""
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
-    arguments.add_argument("--presets", nargs="*", choices=list(PRESETS), default=list(PRESETS))
-    arguments.add_argument("--budgets", nargs="*", default=[str(p.gib) for p in reversed(PLANS) if p.gib >= 8])
-    arguments.add_argument("--quick", action="store_true", help="Fewer chunks, where GPU time is short.")
-    arguments.add_argument(
-        "--first-chunk",
-        action="store_true",
-        help="Measure the first chunk (the cache's first fit, 500 steps, in place of its update) after a short shot.",
-    )
-    arguments.add_argument("--gpus", type=int, default=1)
-    arguments.add_argument("--models", type=Path, help="Where the random models are kept; else a temporary folder.")
-    arguments.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "chunk_h100.json")
-    arguments.add_argument("--commit", help="Of what is measured, where this is no git checkout.")
-    arguments.add_argument("--budget-s", type=float, default=3600.0, help="No part is begun after this many seconds.")
-    given = arguments.parse_args()
-    deadline = time.monotonic() + given.budget_s
-    assert torch.cuda.is_available(), "this benchmark needs a CUDA device"
-    where = provenance()
-    where["commit"] = given.commit or where["commit"]
+@dataclass
+class Bench:
+    """What every part needs: the scale, where models and results are, and how much time there is."""
 
-    with tempfile.TemporaryDirectory() as temporary:
-        models = given.models or Path(temporary)
-        if not (models / "wan" / "model_index.json").is_file():
-            save_random_wan(models / "wan")
-        merge(given.out, where)
-        if "presets" in given.only:
-            repeats = dict.fromkeys(REPEATS, 0) if given.first_chunk else QUICK if given.quick else REPEATS
-            wanted = {name: chunks for name, chunks in repeats.items() if name in given.presets}
-            measure_presets(given.out, models, wanted, given.gpus, deadline)
-        if "budgets" in given.only:
-            for vram in given.budgets:
-                if time.monotonic() < deadline:
-                    attempt(f"budget {vram}", partial(measure_budget, given.out, models, vram))
-        if "fallback" in given.only and time.monotonic() < deadline:
-            attempt("fallback", partial(measure_fallback, given.out, models))
-    print(json.dumps(json.loads(given.out.read_text()), indent=1))
+    scale: Scale
+    models: Path
+    out: Path
+    deadline: float
+    where: dict[str, Any] = field(default_factory=provenance)
+    _engine: tuple[tuple[str, int], Any] | None = None
+
+    def read(self) -> dict[str, Any]:
+        return dict(json.loads(self.out.read_text())) if self.out.is_file() else {}
+
+    def merge(self, found: dict[str, Any]) -> None:
+        """Lays `found` over what the file holds, dictionaries one level deep."""
+        record = self.read() | self.where
+        for key, value in found.items():
+            record[key] = {**(record.get(key) or {}), **value} if isinstance(value, dict) else value
+        for key in FIGURES:
+            record.setdefault(key, None)
+        record["not_measured"] = {key: f"parts: {parts}" for key, parts in FIGURES.items() if record[key] is None}
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.write_text(json.dumps(record, indent=2) + "\n")
+
+    def measured(self) -> dict[str, Any]:
+        """Where and when a row was measured: rows of one file may be of several days."""
+        return {name: self.where[name] for name in ("date", "commit", "gpu")}
+
+    def engine(self, vram: str, gpus: int = 1) -> Any:
+        """The engine in a memory plan; another one is given up for it."""
+        if self._engine is None or self._engine[0] != (vram, gpus):
+            self.start_afresh()
+            options = {"gpus": gpus} if gpus > 1 else {}
+            self._engine = (vram, gpus), open_engine(self.scale, self.models, vram=vram, **options)
+        return self._engine[1]
+
+    def start_afresh(self) -> None:
+        """What was compiled and allocated for the models before is not counted."""
+        self._engine = None
+        torch._dynamo.reset()
+        gc.collect()
+        if torch.cuda.is_available():
+            limit_memory(float("inf"), torch.device("cuda", torch.cuda.current_device()))
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
 
-def attempt(what: str, measure: Any) -> None:
-    """One part's failure must not cost the others their figures."""
+@dataclass(frozen=True)
+class Part:
+    """One piece of the work.
+
+    Attributes:
+        guess_s: about how long it takes on an H100, with what it compiles.
+        lacks: whether a record has not all of it.
+    """
+
+    name: str
+    guess_s: float
+    lacks: Callable[[dict[str, Any]], bool]
+    run: Callable[[Bench], None]
+
+
+def parts(scale: Scale, gpus: int) -> list[Part]:
+    """What there is to measure on so many GPUs, the most wanted first."""
+    if gpus > 1:
+        group = f"gpus_{gpus}"
+        return [
+            Part("alone", 110, lambda r: "alone" not in r.get(group, {}), partial(measure_shared, gpus=gpus, on=1)),
+            Part(
+                "together", 90, lambda r: not r.get(f"speedup_{gpus}_gpus"), partial(measure_shared, gpus=gpus, on=gpus)
+            ),
+        ]
+    return [
+        *(Part(f"budget {b}", 70, partial(_lacks_budget, b), partial(measure_budget, vram=b)) for b in BUDGETS),
+        Part("fast", 130, partial(_lacks_preset, "fast", scale), partial(measure_preset, name="fast")),
+        Part("fit", 40, lambda r: "fit" not in r, measure_fit),
+        Part("balanced", 110, partial(_lacks_preset, "balanced", scale), partial(measure_preset, name="balanced")),
+        Part("reference", 150, partial(_lacks_preset, "reference", scale), partial(measure_preset, name="reference")),
+        Part("shapes", 120, lambda r: "shapes" not in r, measure_shapes),
+        Part("fallback", 70, lambda r: "out_of_memory" not in r, measure_fallback),
+    ]
+
+
+def _lacks_budget(vram: str, record: dict[str, Any]) -> bool:
+    return vram not in record.get("budgets", {})
+
+
+def _lacks_preset(name: str, scale: Scale, record: dict[str, Any]) -> bool:
+    return len(record.get("presets", {}).get(name, {}).get("chunks", ())) < scale.repeats[name]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpus", type=int, default=1, choices=(1, 2, 4))
+    parser.add_argument("--plan", action="store_true")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="Parts to measure, whether they are lacking or not.")
+    parser.add_argument("--again", action="store_true", help="Measure every part again.")
+    parser.add_argument("--budget-s", type=float, default=1700.0)
+    parser.add_argument("--models", type=Path, help="Where the random models are kept; else a temporary folder.")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--commit", help="Of what is measured, where this is no git checkout.")
+    parser.add_argument("--tiny", action="store_true")
+    given = parser.parse_args(arguments)
     began = time.monotonic()
+    scale = TINY if given.tiny else REAL
+    if given.tiny and given.out is None:
+        parser.error("--tiny measures nothing that belongs among the results: give it a file of its own, --out FILE")
+    out = given.out or Path(__file__).parent / "results" / "chunk_h100.json"
+    every = parts(scale, given.gpus)
+    if unknown := sorted(set(given.only or ()) - {part.name for part in every}):
+        parser.error(f"there is no part {unknown[0]!r}; there are: {', '.join(part.name for part in every)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = Bench(scale, given.models or Path(temporary), out, began + given.budget_s)
+        bench.where["commit"] = given.commit or bench.where["commit"]
+        record = bench.read()
+        chosen = [p for p in every if (p.name in given.only if given.only else given.again or p.lacks(record))]
+        if given.plan:
+            for part in chosen:
+                print(f"{part.name}: about {part.guess_s:.0f} s")
+            print(f"{len(chosen)} parts, about {sum(part.guess_s for part in chosen) / 60:.0f} minutes on an H100")
+            return
+        assert given.tiny or torch.cuda.is_available(), "this benchmark needs a CUDA device"
+        with watching():
+            run(bench, chosen)
+    print(json.dumps(bench.read(), indent=1))
+
+
+def run(bench: Bench, chosen: list[Part]) -> None:
+    """Measures parts in their order, each where there is time for it; a failure costs no other its figures."""
+    for part in chosen:
+        left = bench.deadline - time.monotonic()
+        if not bench.scale.tiny and left < part.guess_s:
+            print(f"not begun, with {left:.0f} s left: {part.name} (about {part.guess_s:.0f} s)", flush=True)
+            continue
+        began = time.monotonic()
+        try:
+            part.run(bench)
+            print(f"{part.name}: {time.monotonic() - began:.0f} s", flush=True)
+        except Exception:
+            traceback.print_exc()
+            print(f"FAILED: {part.name}", flush=True)
+            bench.start_afresh()
+
+
+COUNTS = {"captures": 0, "kernels_compiled": 0}
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    """Within it `COUNTS` goes up with each graph that is captured and each kernel that Triton compiles here."""
+    plain = fit_cuda.capture
+
+    def capture(step: Callable[[], None]) -> Callable[[], None]:
+        COUNTS["captures"] += 1
+        return plain(step)
+
+    def compiled(**_: Any) -> None:
+        COUNTS["kernels_compiled"] += 1
+
+    runtime: Any = importlib.import_module("triton").knobs.runtime if find_spec("triton") else SimpleNamespace()
+    before = getattr(runtime, "jit_post_compile_hook", None)
+    fit_cuda.capture, runtime.jit_post_compile_hook = capture, compiled
     try:
-        measure()
-    except Exception:
-        traceback.print_exc()
-        print(f"FAILED: {what}", flush=True)
-    gc.collect()
-    torch.cuda.empty_cache()
-    print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+        yield
+    finally:
+        fit_cuda.capture, runtime.jit_post_compile_hook = plain, before
+
+
+def counted() -> dict[str, int]:
+    return dict(COUNTS)
 
 
 # ---------------------------------------------------------------- parts
 
 
-def measure_presets(out: Path, models: Path, wanted: dict[str, int], gpus: int, deadline: float) -> None:
-    options = {"gpus": gpus} if gpus > 1 else {}
-    began = time.monotonic()
-    engine = open_engine(models, vram="80", **options)
-    print(f"engine loaded in {time.monotonic() - began:.1f} s", flush=True)
-    first_chunks: dict[str, np.ndarray] = {}
-    for name, repeats in wanted.items():
-        if time.monotonic() >= deadline:
-            print(f"skipped, no time left: {name}")
-            continue
-        attempt(name, partial(measure_preset, out, engine, name, repeats, gpus, first_chunks))
+def measure_preset(bench: Bench, name: str) -> None:
+    """A row after every chunk, so that what was measured stays when time runs out."""
+    scale, repeats = bench.scale, bench.scale.repeats[name]
+    engine = bench.engine(LARGEST)
+    cache_steps = scale.cache_steps if name == "reference" else None
+    shot = Shot(engine, scale, 1 + repeats, cache_steps, counted, preset=name)
+
+    def after_chunk() -> bool:
+        if len(shot.chunks) > 1:
+            bench.merge(_preset_figures(bench, name, shot))
+        return bench.scale.tiny or time.monotonic() < bench.deadline
+
+    shot.make(after_chunk)
+    _keep_first_chunk(bench, name, shot)
 
 
-def measure_preset(
-    out: Path, engine: Any, name: str, repeats: int, gpus: int, first_chunks: dict[str, np.ndarray]
-) -> None:
-    if repeats:
-        cache_steps = CACHE_STEPS if name == "reference" else None
-        shot = Shot(engine, chunks=1 + repeats, preset=name, cache_steps=cache_steps)
-        chunks = shot.chunks[1:]
-    else:
-        settings = replace(engine.settings.cache, first_steps=CACHE_STEPS, update_steps=1)
-        engine = replace(engine, settings=replace(engine.settings, cache=settings))
-        Shot(engine, chunks=1, preset=name, cache_steps=None, steps=1)
-        shot = Shot(engine, chunks=1, preset=name, cache_steps=None)
-        chunks = shot.chunks
-    preset = PRESETS[name]
-    seconds = statistics.median(sum(c.values()) for c in chunks)
-    stages = {stage: round(statistics.median(c.get(stage, 0.0) for c in chunks), 4) for stage in chunks[0]}
-    row = {
-        "seconds": round(seconds, 3),
-        "spread_s": [round(sum(c.values()), 3) for c in chunks],
+def _preset_figures(bench: Bench, name: str, shot: Shot) -> dict[str, Any]:
+    preset, row = PRESETS[name], _summary(bench, shot) | {"preset": PRESETS[name].describe()}
+    figures: dict[str, Any] = {"presets": {name: row}, f"{name}_s": row["seconds"]}
+    if name == "reference":
+        steps = bench.scale.steps or preset.steps
+        figures["forward_s"] = round(row["stages_s"]["denoise"] / (2 * steps), 4)
+        figures["outside_transformer_fraction"] = row["outside_transformer_fraction"]
+    return figures
+
+
+def _summary(bench: Bench, shot: Shot) -> dict[str, Any]:
+    """Medians over the chunks after the first."""
+    chunks = shot.chunks[1:]
+    seconds = statistics.median(c["seconds"] for c in chunks)
+    stages = {s: round(statistics.median(c["stages_s"].get(s, 0.0) for c in chunks), 4) for s in chunks[0]["stages_s"]}
+    return {
+        "seconds": seconds,
+        "spread_s": [c["seconds"] for c in chunks],
         "stages_s": stages,
         "outside_transformer_fraction": round(1 - stages["denoise"] / seconds, 4),
-        "first_chunk_s": round(sum(shot.chunks[0].values()), 2),
-        "cache_update_steps": shot.cache_steps,
+        "first_chunk": shot.chunks[0],
+        "chunks": chunks,
         "gaussians": shot.gaussians,
-        "preset": preset.describe(),
-        "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "peak_gib": _peak_gib("allocated"),
+        "measured": bench.measured(),
     }
-    first_chunks[name] = shot.first_chunk
-    found: dict[str, Any] = {"presets" if gpus == 1 else f"presets_{gpus}_gpus": {name: row}}
-    if name != "reference" and "reference" in first_chunks:
-        found["deviation_db"] = {name: round(psnr(shot.first_chunk, first_chunks["reference"]), 2)}
-    if gpus == 1:
-        found[f"{name}_s"] = row["seconds"]
-        if name == "reference":
-            found["forward_s"] = round(stages["denoise"] / (2 * preset.steps), 4)
-            found["cache_500_steps_s"] = stages["cache"]
-            found["outside_transformer_fraction"] = row["outside_transformer_fraction"]
-    elif name == "reference":
-        alone = json.loads(out.read_text()).get("reference_s")
-        # Against one of the same GPUs: run without --gpus into the same file first.
-        found[f"speedup_{gpus}_gpus"] = round(alone / seconds, 3) if alone else None
-        found["speedup_hardware"] = f"{gpus} x {torch.cuda.get_device_name()}"
-    merge(out, found)
-    print(name, json.dumps(row), flush=True)
 
 
-def measure_budget(out: Path, models: Path, vram: str) -> None:
-    """Two chunks under a hard cap; memory does not depend on the number of steps."""
-    start_afresh()
-    engine = open_engine(models, vram=vram)
-    shot = Shot(engine, chunks=2, preset="reference", steps=BUDGET_STEPS, cache_steps=CACHE_STEPS)
+def _keep_first_chunk(bench: Bench, name: str, shot: Shot) -> None:
+    """Beside the models, for the presets that are measured later; deviations are of pairs made on one machine."""
+    folder = bench.models / "first_chunks"
+    folder.mkdir(parents=True, exist_ok=True)
+    assert shot.first_chunk is not None
+    np.save(folder / f"{name}.npy", shot.first_chunk)
+    found = {path.stem: np.load(path) for path in folder.glob("*.npy")}
+    reference = found.pop("reference", None)
+    if reference is not None:
+        bench.merge({"deviation_db": {other: round(_psnr(frames, reference), 2) for other, frames in found.items()}})
+
+
+def measure_budget(bench: Bench, vram: str) -> None:
+    """Two chunks under a hard cap."""
+    scale = bench.scale
+    bench.start_afresh()
+    shot = Shot(bench.engine(vram), scale, 2, scale.cache_steps, counted, preset="reference", steps=BUDGET_STEPS).make()
+    last = shot.chunks[-1]
     row = {
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
-        "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
+        "reserved_gib": _peak_gib("reserved"),
+        "allocated_gib": _peak_gib("allocated"),
         "fell_back": [n.message for n in shot.notices if n.code == "out_of_memory"],
-        "chunk_s": round(sum(shot.chunks[-1].values()), 2),
-        "denoise_step_s": round(shot.chunks[-1]["denoise"] / (BUDGET_STEPS + 1), 3),
-        "stages_s": {stage: round(value, 3) for stage, value in shot.chunks[-1].items()},
+        "chunk_s": last["seconds"],
+        "denoise_step_s": round(last["stages_s"]["denoise"] / (BUDGET_STEPS + 1), 3),
+        "stages_s": last["stages_s"],
+        "measured": bench.measured(),
     }
-    merge(out, {"peak_gib": {vram: row["reserved_gib"]}, "budgets": {vram: row}})
-    print("budget", vram, json.dumps(row), flush=True)
+    bench.merge({"peak_gib": {vram: row["reserved_gib"]}, "budgets": {vram: row}})
 
 
-def measure_fallback(out: Path, models: Path) -> None:
-    """A job that is promised 12 GB and finds less: it says so and goes on."""
-    start_afresh()
-    engine = open_engine(models, vram="12")
-    limit_memory(TOO_LITTLE_GIB, torch.device("cuda", torch.cuda.current_device()))
-    shot = Shot(engine, chunks=2, preset="reference", steps=BUDGET_STEPS, cache_steps=CACHE_STEPS)
+def measure_fallback(bench: Bench) -> None:
+    """It says so and goes on."""
+    scale = bench.scale
+    bench.start_afresh()
+    engine = bench.engine("12")
+    if not scale.tiny:
+        limit_memory(TOO_LITTLE_GIB, torch.device("cuda", torch.cuda.current_device()))
+    shot = Shot(engine, scale, 2, scale.cache_steps, counted, preset="reference", steps=BUDGET_STEPS).make()
     row = {
         "cap_gib": TOO_LITTLE_GIB,
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
+        "reserved_gib": _peak_gib("reserved"),
         "notices": [n.message for n in shot.notices if n.code == "out_of_memory"],
         "chunks_made": len(shot.chunks),
+        "measured": bench.measured(),
     }
-    merge(out, {"out_of_memory": row})
-    print("fallback", json.dumps(row), flush=True)
+    bench.start_afresh()
+    bench.merge({"out_of_memory": row})
 
 
-def start_afresh() -> None:
-    """What was compiled and allocated for the models before is not counted."""
-    torch._dynamo.reset()
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+def measure_fit(bench: Bench) -> None:
+    scale = bench.scale
+    bench.start_afresh()
+    views = fit_views(bench_cache_gpu.VIEWS, scale.width, scale.height, "cpu" if scale.tiny else "cuda")
+    gaussians = seeded(views, scale.gaussians, bench_cache_gpu.DEGREE)
+    bench_cache_gpu.engine_fit(gaussians, views, min(40, scale.cache_steps))  # compiles
+    seconds = []
+    for _ in range(1 if scale.tiny else FIT_REPEATS):
+        began = time.perf_counter()
+        bench_cache_gpu.engine_fit(gaussians, views, scale.cache_steps)
+        _synchronize()
+        seconds.append(round(time.perf_counter() - began, 4))
+        row = {"gaussians": len(gaussians), "steps": scale.cache_steps, "spread_s": seconds}
+        bench.merge({"cache_500_steps_s": statistics.median(seconds), "fit": row | {"measured": bench.measured()}})
 
 
-# ---------------------------------------------------------------- a shot
+def measure_shapes(bench: Bench) -> None:
+    """Kernels are a GPU's alone: in miniature there is nothing to time, and the list of shapes is what is checked."""
+    scale = bench.scale
+    bench.start_afresh()
+    found: dict[str, Any] = {}
+    if not scale.tiny:
+        views = fit_views(bench_cache_gpu.VIEWS, scale.width, scale.height, "cuda")
+        gaussians = seeded(views, scale.gaussians, bench_cache_gpu.DEGREE)
+        for name, times in bench_cache_gpu.shapes(gaussians, views):
+            found[name] = times
+            print(name, times, flush=True)
+    bench.merge({"shapes": found | {"measured": bench.measured()}})
 
 
-class Shot:
-    """One shot made through the engine, and where its time went.
-
-    Attributes:
-        chunks: of each chunk, seconds by stage from the last frame of the one before to its own last.
-        first_chunk: (T, H, W, 3) uint8, its new frames.
-    """
-
-    def __init__(self, engine: Any, chunks: int, cache_steps: int | None, **settings: Any) -> None:
-        frames = CHUNK + (chunks - 1) * (CHUNK - OVERLAP)
-        cameras = flight(frames, WIDTH, HEIGHT)
-        rgb, depth = see(cameras, 0)
-        # A later fit takes the engine's own share of the first one's steps.
-        cache = engine.settings.cache
-        first_steps = None if cache_steps is None else round(cache_steps * cache.first_steps / cache.update_steps)
-        spec = GenerateSpec(
-            cameras,
-            (rgb.numpy() * 255).round().astype(np.uint8),
-            depth.numpy().astype(np.float32),
-            prompt=PROMPT,
-            chunk=CHUNK,
-            overlap=OVERLAP,
-            cache_steps=first_steps,
-            **settings,
-        )
-        self.chunks: list[dict[str, float]] = []
-        self.notices: list[Notice] = []
-        self.gaussians = 0
-        self.cache_steps = 0
-        delivered, pictures = 0, []
-        seconds: dict[str, float] = defaultdict(float)
-        last = time.perf_counter()
-        for event in engine.generate(spec):
-            now = time.perf_counter()
-            seconds[_stage(event)] += now - last
-            last = now
-            if isinstance(event, Notice):
-                self.notices.append(event)
-                print("notice:", event.message, flush=True)
-            elif isinstance(event, CacheUpdate):
-                self.gaussians = len(event.splats)
-            elif isinstance(event, Frame):
-                delivered += 1
-                if 0 < event.index < CHUNK:
-                    pictures.append(event.rgb)
-                if delivered == CHUNK + len(self.chunks) * (CHUNK - OVERLAP):
-                    self.chunks.append(dict(seconds))
-                    print(f"chunk {len(self.chunks)}:", {k: round(v, 3) for k, v in seconds.items()}, flush=True)
-                    seconds.clear()
-            elif isinstance(event, Finished):
-                self.cache_steps = event.summary["cache_settings"]["update_steps"]
-        self.first_chunk = np.stack(pictures)
+def measure_shared(bench: Bench, gpus: int, on: int) -> None:
+    """`reference`, on one of the GPUs or on all of them."""
+    scale = bench.scale
+    chunks = 1 + min(scale.repeats["reference"], 2)
+    shot = Shot(bench.engine(LARGEST, on), scale, chunks, scale.cache_steps, counted, preset="reference").make()
+    bench.merge({f"gpus_{gpus}": {"alone" if on == 1 else "together": _summary(bench, shot)}})
+    rows = bench.read()[f"gpus_{gpus}"]
+    alike = {(row["measured"]["gpu"], row["measured"]["commit"]) for row in rows.values()}
+    if len(rows) == 2 and len(alike) == 1:
+        speedup = rows["alone"]["seconds"] / rows["together"]["seconds"]
+        bench.merge({f"speedup_{gpus}_gpus": round(speedup, 3)})
+    elif len(rows) == 2:
+        print(f"no speed-up, as these were measured on different GPUs or commits: {alike}", flush=True)
 
 
-def _stage(event: Any) -> str:
-    if isinstance(event, Progress):
-        return event.stage
-    return {Frame: "decode", CacheUpdate: "export"}.get(type(event), "other")
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
-def open_engine(models: Path, **options: Any) -> Any:
-    engine = load_engine(
-        "wan",
-        device=DEVICE,
-        weights=str(models / "wan"),
-        transformer="base",
-        prompt_cache=str(models / "prompts"),
-        **options,
-    )
-    return replace(engine, settings=replace(engine.settings, points_per_pixel=GAUSSIANS_PER_PIXEL))
+def _peak_gib(kind: str) -> float:
+    """Of the device's memory since the engine was opened; 0 where there is none."""
+    if not torch.cuda.is_available():
+        return 0.0
+    return round(getattr(torch.cuda, f"max_memory_{kind}")() / GIB, 2)
 
 
-def save_random_wan(folder: Path) -> None:
-    """Random weights of the real size in the real layout; the text encoder has two layers of real width."""
-    began = time.monotonic()
-    torch.manual_seed(0)
-    with torch.device(DEVICE):
-        transformer = WanTransformer3DModel(**TRANSFORMER).bfloat16()
-        vae = AutoencoderKLWan().bfloat16()
-        text = UMT5Config(vocab_size=VOCABULARY, d_model=4096, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-        text_encoder = UMT5EncoderModel(text).bfloat16()
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    parts = {
-        "tokenizer": tiny_tokenizer(),
-        "text_encoder": text_encoder,
-        "vae": vae,
-        "transformer": transformer,
-        "scheduler": scheduler,
-    }
-    WanPipeline(**parts).save_config(folder)
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-    print(f"random models saved in {time.monotonic() - began:.1f} s", flush=True)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
+def _psnr(a: np.ndarray, b: np.ndarray) -> float:
     error = ((a.astype(np.float32) - b.astype(np.float32)) / 255) ** 2
     return float(-10 * np.log10(max(error.mean(), 1e-12)))
-
-
-def merge(path: Path, found: dict[str, Any]) -> None:
-    """Lays `found` over what the file holds, dictionaries one level deep."""
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    for key, value in found.items():
-        before[key] = {**(before.get(key) or {}), **value} if isinstance(value, dict) else value
-    for key in FIGURES:
-        before.setdefault(key, None)
-    before["not_measured"] = {key: f"no GPU time yet: {run}" for key, run in FIGURES.items() if before[key] is None}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(before, indent=2) + "\n")
 
 
 if __name__ == "__main__":

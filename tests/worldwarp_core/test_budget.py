@@ -1,6 +1,6 @@
 import pytest
 
-from worldwarp_core.budget import CHOICES, PLANS, choose_plan, next_smaller
+from worldwarp_core.budget import CHOICES, ON_CPU, PLANS, choose_plan, next_smaller, what_takes_longer
 from worldwarp_core.errors import WorldWarpError
 
 
@@ -31,3 +31,20 @@ def test_falling_back_goes_through_every_smaller_plan_and_ends():
         plan = smaller
     assert seen == [40, 24, 16, 12, 8, 6]
     assert len(CHOICES) == len(PLANS) + 1
+
+
+@pytest.mark.parametrize(
+    ("gib", "without", "with_captions"),
+    [(80, [], []), (40, [], ["loaded anew"]), (24, [], ["captioner on the CPU"]), (8, ["text encoder", "leaves"], [])],
+)
+def test_what_takes_longer_adds_up_from_plan_to_plan(gib, without, with_captions):
+    plan = choose_plan(str(gib), 0)
+    assert all(words in what_takes_longer(plan, captions=False) for words in without)
+    assert all(words in what_takes_longer(plan, captions=True) for words in without + with_captions)
+    assert "captioner" not in what_takes_longer(plan, captions=False)
+    assert bool(what_takes_longer(plan, captions=False)) == (gib < 24)
+    assert bool(what_takes_longer(plan, captions=True)) == (gib < 80)
+
+
+def test_without_a_gpu_nothing_is_longer_than_it_could_be():
+    assert what_takes_longer(ON_CPU, captions=True) == ""

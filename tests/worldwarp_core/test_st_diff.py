@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,12 @@ from worldwarp_core.denoise import SamplerSettings
 from worldwarp_core.engine import CPU, Engine
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.history import History
-from worldwarp_core.noise_map import REFERENCE_SIGMAS
+from worldwarp_core.noise_map import PUBLIC_RULE, REFERENCE_SIGMAS, NoiseSettings
 from worldwarp_core.pipeline import Models
 from worldwarp_core.presets import PRESETS, Preset
 from worldwarp_core.priors import Priors
 from worldwarp_core.spec import Finished, Frame, GenerateSpec, Notice, Progress, PromptKey
-from worldwarp_core.st_diff import FixedModels, StDiffFill, StDiffModels
+from worldwarp_core.st_diff import THE_METHOD, FixedModels, StDiffFill, StDiffModels
 from worldwarp_core.transformer import prepare_transformer
 from worldwarp_core.wan import WanOptions, WanSource
 
@@ -61,6 +61,7 @@ class Watched:
     captions = None
     distilled = False
     float8 = False
+    slower = ""
 
     def __post_init__(self):
         self.transformer = prepare_transformer(tiny_transformer())
@@ -110,17 +111,17 @@ class Watched:
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def make(frames, source=None, **settings):
+def make(frames, source=None, noise=THE_METHOD, **settings):
     """An engine over the miniature models, and a shot of `frames`."""
-    fill = StDiffFill(source or Watched(), QUICK, "quick")
+    fill = StDiffFill(source or Watched(), QUICK, "quick", noise)
     cameras = room.truck(frames, width=WIDTH, height=HEIGHT)
     rgb, depth = room.render(cameras)
     spec = GenerateSpec(cameras, rgb, depth, **{"chunk": 9, "overlap": 5, "cache_steps": 2, **settings})
     return Engine("tiny", Models(fill), CPU), spec
 
 
-def run(frames, source=None, **settings):
-    engine, spec = make(frames, source, **settings)
+def run(frames, source=None, noise=THE_METHOD, **settings):
+    engine, spec = make(frames, source, noise, **settings)
     return list(engine.generate(spec))
 
 
@@ -354,6 +355,29 @@ def test_wishes_for_captions_without_a_captioner_are_answered():
     assert "auto prompt, style image change nothing" in notice.message
 
 
+# ---------------------------------------------------------------- the noise's rule
+
+
+def test_an_engine_that_was_started_with_an_ablation_says_so():
+    source = Watched()
+    mask = np.zeros((1, 4, 4), np.float32)
+    events = run(2, source, NoiseSettings(variant="full_noise"), strength_mask=mask)
+    said = [n.message for n in of(Notice, events) if n.code in ("ablation", "no_effect")]
+    assert len(said) == 2
+    assert "full_noise: what is known of the frames to come is not used" in said[0]
+    assert "strength mask changes nothing" in said[1]
+    (_, levels, index), *_ = [value for what, value in source.calls if what == "transformer"]
+    assert set(levels[index].unique().tolist()) == {0.0, 1000.0}
+    assert events[-1].summary["fill"]["noise"]["variant"] == "full_noise"
+
+
+def test_the_public_rule_needs_no_word_and_is_in_the_summary():
+    events = run(2, noise=PUBLIC_RULE, graded_validity=True)
+    assert "ablation" not in [n.code for n in of(Notice, events)]
+    noise = events[-1].summary["fill"]["noise"]
+    assert (noise["frames"], noise["erosion"], noise["graded"]) == ("last", "box", True)
+
+
 # ---------------------------------------------------------------- presets
 
 
@@ -385,6 +409,13 @@ def test_every_other_preset_says_what_it_changes_and_is_experimental():
 
 
 # ---------------------------------------------------------------- out of memory
+
+
+def test_what_little_memory_costs_is_said_once():
+    source = Watched()
+    source.slower = "the text encoder on the CPU"
+    said = [n.message for n in of(Notice, run(13, source)) if n.code == "little_memory"]
+    assert said == ["To keep within the GPU's memory, slower: the text encoder on the CPU."]
 
 
 @pytest.mark.parametrize("full_at", [{"encode": [2]}, {"transformer": [5]}, {"decode": [11]}])
@@ -453,7 +484,9 @@ def assets(monkeypatch, tmp_path):
 
 
 def test_the_engine_makes_a_shot_from_a_folder_of_models(folder, assets):
-    engine = load_engine("wan", device="cpu", weights=str(folder), transformer="base", compile=False)
+    engine = load_engine(
+        "wan", device="cpu", weights=str(folder), transformer="base", compile=False, mask_rule="public", noise="spatial"
+    )
     cameras = room.truck(2, width=WIDTH, height=HEIGHT)
     spec = GenerateSpec(cameras, *room.render(cameras), cache_steps=2, steps=1, prompt="a courtyard")
     events = list(engine.generate(spec))
@@ -461,6 +494,7 @@ def test_the_engine_makes_a_shot_from_a_folder_of_models(folder, assets):
     assert events[-1].summary["engine"]["fill"]["models"]["weights"] == str(folder)
     assert len(list(assets.glob("*.safetensors"))) == 2  # the prompt and the negative one
     assert engine.describe()["fill"]["preset"]["name"] == "reference"
+    assert engine.describe()["fill"]["noise"] == asdict(replace(PUBLIC_RULE, variant="spatial"))
 
 
 @pytest.mark.parametrize(
@@ -473,6 +507,8 @@ def test_the_engine_makes_a_shot_from_a_folder_of_models(folder, assets):
         ({"weights": "/nowhere/at/all"}, "no_weights", "/nowhere/at/all"),
         ({"captioner": "qwen2.5-vl-7b"}, "no_weights", "worldwarp models download qwen2.5-vl-7b"),
         ({"warp": 9}, "bad_settings", "no option 'warp'"),
+        ({"mask_rule": "theirs"}, "bad_settings", "ours, public; got 'theirs'"),
+        ({"noise": "none"}, "bad_settings", "both, spatial, temporal, uniform, full_noise; got 'none'"),
     ],
 )
 def test_options_that_cannot_be_are_refused_with_a_sentence(folder, assets, options, code, sentence):

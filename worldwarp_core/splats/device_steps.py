@@ -20,8 +20,9 @@ from .fit import ADAM_EPS, BETA1, BETA2, FitSettings, Moving, cosine
 
 LOOK_EVERY = 16
 """Steps between two looks: so late a cancel takes effect, and so rarely the device waits for the host."""
-SPARE_ROOM = 1.25
-"""Buffers are made this many times as large as they need to be now."""
+SPARE_ROOM = 1.5
+"""Buffers are made this many times as large as they need to be now: every time they are too small costs a capture, and
+sorting what is unused costs little."""
 
 
 class Scene(Protocol):

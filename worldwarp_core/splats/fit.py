@@ -139,14 +139,17 @@ def why_not_captured() -> str | None:
 
 
 def prepare_fit(device: torch.device | str) -> None:
-    """Compiles what a fit on CUDA is made of, or loads it where that was done before, by fitting two Gaussians."""
+    """Compiles what a fit on CUDA is made of, or loads it where that was done before.
+
+    It fits two Gaussians of degree 3 beside one that stays, as later fits do.
+    """
     gaussians = Gaussians(
-        means=torch.tensor([[0.0, 0.0, 1.0], [0.1, 0.0, 1.1]], device=device),
-        quats=torch.tensor([[1.0, 0.0, 0.0, 0.0]] * 2, device=device),
-        scales=torch.full((2, 3), -2.0, device=device),
-        opacities=torch.zeros(2, device=device),
-        sh0=torch.zeros(2, 1, 3, device=device),
-        shN=torch.zeros(2, 15, 3, device=device),
+        means=torch.tensor([[0.0, 0.0, 1.0], [0.1, 0.0, 1.1], [0.0, 0.1, 1.2]], device=device),
+        quats=torch.tensor([[1.0, 0.0, 0.0, 0.0]] * 3, device=device),
+        scales=torch.full((3, 3), -2.0, device=device),
+        opacities=torch.zeros(3, device=device),
+        sh0=torch.zeros(3, 1, 3, device=device),
+        shN=torch.zeros(3, 15, 3, device=device),
     )
     ones = torch.ones(2, 16, 16, device=device)
     K = torch.tensor([[16.0, 0, 8], [0, 16.0, 8], [0, 0, 1]], device=device)
@@ -158,7 +161,8 @@ def prepare_fit(device: torch.device | str) -> None:
         torch.eye(4, device=device).repeat(2, 1, 1),
         K.repeat(2, 1, 1),
     )
-    for _ in fit(gaussians, ones[0, 0, :2] > 0, views, 1, FitSettings(), torch.Generator()):
+    moves = torch.tensor([False, True, True], device=device)
+    for _ in fit(gaussians, moves, views, 1, FitSettings(), torch.Generator()):
         pass
 
 

@@ -136,9 +136,8 @@ class CudaScene:
         from .raster_triton import TILE
         from .step_triton import tile_lists
 
-        return tile_lists(
-            splats.means2d.detach(), splats.radii, splats.depths.detach(), self.width, self.height, TILE, self.room
-        )
+        means2d, conics, _, depths, opacities, radii = (t.detach() for t in splats.tensors())
+        return tile_lists(means2d, conics, radii, depths, opacities, self.width, self.height, TILE, self.room)
 
 
 def _activate(gaussians: Gaussians, centre: Tensor) -> Activated:

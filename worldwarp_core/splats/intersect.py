@@ -1,9 +1,11 @@
-"""Which Gaussians each tile of an image draws, nearest first, in buffers of fixed size.
+"""Which Gaussians each tile of an image draws, nearest first.
 
-gsplat's own search sizes its buffers to what it finds, so the host waits for the count in the middle of every step and
-no CUDA graph can hold one. Here the caller gives the capacity, and what was needed stays on the device until somebody
-looks. The lists are those of gsplat: Gaussians are sorted by depth first and then, stably, by tile, which orders equal
-keys as gsplat's one sort of (tile, depth) does, in fewer passes.
+gsplat lists a Gaussian in every tile that the box around its ellipse touches. A good part of those tiles it does not
+reach: a box has corners, its sides are rounded up to whole pixels, and pixels are drawn at their centres. Here it is
+listed where it covers at least `MIN_ALPHA` somewhere among the centres of the tile's pixels. What is left out would
+have drawn nothing, so pictures and gradients stay what they were; with small Gaussians a quarter of the work is gone.
+
+This is the readable twin of the kernels in `step_triton`, which a fit on CUDA uses: it looks at every pair.
 """
 
 from __future__ import annotations
@@ -12,6 +14,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .constants import MIN_ALPHA
+
+SLACK, ROUNDING = 0.01, 1e-6
+"""How much later a Gaussian ends here than where it is drawn, in its exponent, absolutely and by the terms added up: a
+pair too many draws nothing, a pair too few would be missed."""
 
 
 @dataclass(frozen=True)
@@ -30,46 +38,65 @@ class TileLists:
 
 
 def tile_lists(
-    means2d: Tensor, radii: Tensor, depths: Tensor, width: int, height: int, tile: int, capacity: int
+    means2d: Tensor,
+    conics: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    opacities: Tensor,
+    width: int,
+    height: int,
+    tile: int,
+    capacity: int,
 ) -> TileLists:
-    """Lists for one image, without waiting for the device.
+    """Lists for one image.
 
     Args:
         means2d: (N, 2) centres in pixels.
+        conics: (N, 3) inverse covariances: xx, xy, yy.
         radii: (N, 2) int32 half extents in pixels; 0 where the camera does not see the Gaussian.
         depths: (N,) planar z.
+        opacities: (N,) in [0, 1].
         width, height: of the image, in pixels.
         tile: side of a tile, in pixels.
         capacity: ids to make room for.
     """
     n = len(depths)
     assert means2d.shape == radii.shape == (n, 2), (means2d.shape, radii.shape, depths.shape)
+    assert conics.shape == (n, 3), (conics.shape, depths.shape)
     rows, columns = -(-height // tile), -(-width // tile)
-    tiles = rows * columns
-    x0, x1, y0, y1 = _touched(means2d, radii, tile, rows, columns)
-    order = depths.argsort(stable=True)
-    ends = ((x1 - x0) * (y1 - y0))[order].cumsum(0, dtype=torch.int32)
-
-    # Each slot finds the Gaussian it belongs to, and which of that one's tiles it is.
-    slot = torch.arange(capacity, device=depths.device, dtype=torch.int32)
-    place = torch.searchsorted(ends, slot, right=True, out_int32=True).clamp(max=n - 1)
-    owner = order[place]
-    across = (x1 - x0)[owner]
-    from_last = ends[place] - slot - 1
-    touched = (
-        (y1[owner] - 1 - from_last // across.clamp_min(1)) * columns + x1[owner] - 1 - from_last % across.clamp_min(1)
-    )
-    # What is unused sorts behind every tile.
-    keys = torch.where(slot < ends[-1], touched, tiles).to(torch.int16 if tiles < 2**15 else torch.int32)
-    keys, chosen = keys.sort(stable=True)
-    starts = torch.arange(tiles + 1, device=depths.device, dtype=keys.dtype)
-    return TileLists(owner[chosen].int(), torch.searchsorted(keys, starts, out_int32=True), ends[-1].long())
-
-
-def _touched(means2d: Tensor, radii: Tensor, tile: int, rows: int, columns: int) -> tuple[Tensor, ...]:
-    """(N,) int32 first and last + 1 column, first and last + 1 row of the tiles that each Gaussian's box touches."""
+    column, row = torch.arange(columns, device=depths.device), torch.arange(rows, device=depths.device)[:, None]
     low, high = ((means2d - radii) / tile).floor(), ((means2d + radii) / tile).ceil()
-    x0, x1 = (t[:, 0].clamp(0, columns).int() for t in (low, high))
-    y0, y1 = (t[:, 1].clamp(0, rows).int() for t in (low, high))
-    seen = (radii[:, 0] > 0) & (radii[:, 1] > 0)
-    return torch.where(seen, x0, 0), torch.where(seen, x1, 0), torch.where(seen, y0, 0), torch.where(seen, y1, 0)
+    boxed = (column >= low[:, 0, None, None]) & (column < high[:, 0, None, None])
+    boxed = boxed & (row >= low[:, 1, None, None]) & (row < high[:, 1, None, None])
+    seen = (radii > 0).all(1)[:, None, None]
+    listed = seen & boxed & _reaches(means2d, conics, opacities, column, row, tile)
+
+    order = depths.argsort(stable=True)
+    place, tiles = listed[order].flatten(1).nonzero().unbind(1)
+    needed = torch.tensor(len(place), device=depths.device)
+    tiles, chosen = tiles[:capacity].sort(stable=True)
+    ids = torch.zeros(capacity, dtype=torch.int32, device=depths.device)
+    ids[: len(chosen)] = order[place[chosen]].int()
+    starts = torch.arange(rows * columns + 1, device=depths.device)
+    return TileLists(ids, torch.searchsorted(tiles, starts, out_int32=True), needed)
+
+
+def _reaches(means2d: Tensor, conics: Tensor, opacities: Tensor, column: Tensor, row: Tensor, tile: int) -> Tensor:
+    """(N, rows, columns) bool: whether a Gaussian covers `MIN_ALPHA` anywhere between the centres of a tile's pixels.
+
+    Its exponent is a bowl: over a rectangle that does not hold its centre it is least on a side that faces the centre,
+    where it is a parabola.
+    """
+    (x, y), (a, b, c) = (t[..., None, None].unbind(1) for t in (means2d, conics))
+    left, top = column * tile + 0.5 - x, row * tile + 0.5 - y
+    right, bottom = left + (tile - 1), top + (tile - 1)
+    side_x, side_y = torch.minimum(left.clamp_min(0), right), torch.minimum(top.clamp_min(0), bottom)
+    along_y = torch.minimum(torch.maximum(-b * side_x / c, top), bottom)
+    along_x = torch.minimum(torch.maximum(-b * side_y / a, left), right)
+    ends = (opacities.clamp_min(1e-12) / MIN_ALPHA).log()[:, None, None] + SLACK
+    return _below(a, b, c, side_x, along_y, ends) | _below(a, b, c, along_x, side_y, ends)
+
+
+def _below(a: Tensor, b: Tensor, c: Tensor, x: Tensor, y: Tensor, ends: Tensor) -> Tensor:
+    squares = a * x * x + c * y * y
+    return 0.5 * squares + b * x * y <= ends + ROUNDING * squares

@@ -1,8 +1,9 @@
 """The small kernels of a fit's step on CUDA: activations and colours, tile lists, Adam.
 
 Each does in one pass over memory what `fit`, `intersect` and `device_steps` say in torch, which tests hold it to.
-Counts and sizes are not specialised, here and in `raster_triton` and `loss_triton`: no fit waits for a compiler because
-it has another number of Gaussians or pixels than the one before.
+Counts, sizes and what depends on them are not specialised, here and in `raster_triton` and `loss_triton`: no fit waits
+for a compiler because it has another number of Gaussians, moving or not, or of pixels than the one before. What
+`fit.prepare_fit` compiles is all there is.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .constants import MIN_ALPHA
 from .device_steps import Adam
 from .fit import ADAM_EPS, BETA1, BETA2, MAX_DRIFT, MAX_GROWTH
 from .gaussians import SH_C0
-from .intersect import TileLists
+from .intersect import ROUNDING, SLACK, TileLists
 
 BLOCK = 64
 """Gaussians that one program takes."""
+VJP_BLOCK, VJP_WARPS = 16, 4
+"""The same of the gradient, which keeps so much of each Gaussian that large programs leave room for few: with 64 in one
+a thread takes 252 registers, which is 8 warps on a processor of an H100; with 16 it takes 64, which is 32 warps, for a
+quarter more instructions (counted in what is compiled; bench_cache_gpu.py --shapes times it)."""
 
 
 def activate(
@@ -61,9 +67,10 @@ class _Activate(torch.autograd.Function):
         gradients = tuple(torch.empty_like(t) for t in inputs[3:8])
         n, bases = inputs[7].shape[:2]
         v_outputs = (t.contiguous() for t in (v_means, v_deviations, v_opacities, v_colours))
-        _activate_vjp[(triton.cdiv(n, BLOCK),)](
-            *inputs, *outputs, *v_outputs, *gradients, n, MAX_DRIFT, math.log(MAX_GROWTH), 0.5 / SH_C0, bases, BLOCK
-        )
+        _activate_vjp[(triton.cdiv(n, VJP_BLOCK),)](
+            *inputs, *outputs, *v_outputs, *gradients, n, MAX_DRIFT, math.log(MAX_GROWTH), 0.5 / SH_C0,
+            bases, VJP_BLOCK, num_warps=VJP_WARPS,
+        )  # fmt: skip
         return None, None, None, *gradients, None
 
 
@@ -190,7 +197,8 @@ def _activate(  # type: ignore[no-untyped-def]
     _store3(colours, i, tl.maximum(red, 0.0), tl.maximum(green, 0.0), tl.maximum(blue, 0.0), live)
 
 
-@triton.jit(do_not_specialize=["n"])
+# What comes back for the Gaussians that move lies behind that for those that stay, wherever that is in memory.
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["v_covers", "v_colours"])
 def _activate_vjp(  # type: ignore[no-untyped-def]
     start_means, radius, start_scales, offset, scales, opacities, sh0, shN, centre,
     means, deviations, covers, colours, v_means, v_deviations, v_covers, v_colours,
@@ -246,62 +254,125 @@ def _activate_vjp(  # type: ignore[no-untyped-def]
 
 
 def tile_lists(
-    means2d: Tensor, radii: Tensor, depths: Tensor, width: int, height: int, tile: int, capacity: int
+    means2d: Tensor,
+    conics: Tensor,
+    radii: Tensor,
+    depths: Tensor,
+    opacities: Tensor,
+    width: int,
+    height: int,
+    tile: int,
+    capacity: int,
 ) -> TileLists:
-    """See `intersect.tile_lists`."""
+    """See `intersect.tile_lists`; without waiting for the device.
+
+    gsplat's own search sizes its buffers to what it finds, so the host waits for the count in the middle of every step
+    and no CUDA graph can hold one. Here the caller gives the capacity, and what was needed stays on the device until
+    somebody looks. Gaussians are sorted by depth first and then, stably, by tile, which orders equal keys as gsplat's
+    one sort of (tile, depth) does, in fewer passes.
+    """
     n, device = len(depths), depths.device
     rows, columns = -(-height // tile), -(-width // tile)
     tiles = rows * columns
+    splats = means2d.contiguous(), conics.contiguous(), opacities.contiguous()
     boxes = torch.empty(n, 4, dtype=torch.int32, device=device)
     counts = torch.empty(n, dtype=torch.int32, device=device)
     grid = (triton.cdiv(n, 128),)
-    _touch[grid](means2d.contiguous(), radii.contiguous(), boxes, counts, n, rows, columns, tile, 128)
+    _touch[grid](*splats, radii.contiguous(), boxes, counts, n, rows, columns, MIN_ALPHA, SLACK, ROUNDING, tile, 128)
     order = depths.argsort(stable=True)
     ends = counts[order].cumsum(0, dtype=torch.int32)
     keys = torch.full((capacity,), tiles, dtype=torch.int16 if tiles < 2**15 else torch.int32, device=device)
     owners = torch.zeros(capacity, dtype=torch.int32, device=device)
-    _fill_slots[grid](order, boxes, ends, keys, owners, n, columns, capacity, 128)
+    _fill_slots[grid](
+        *splats, order, boxes, ends, keys, owners, n, columns, capacity, MIN_ALPHA, SLACK, ROUNDING, tile, 128
+    )
     keys, chosen = keys.sort(stable=True)
     starts = torch.arange(tiles + 1, device=device, dtype=keys.dtype)
     return TileLists(owners[chosen], torch.searchsorted(keys, starts, out_int32=True), ends[-1].long())
 
 
+@triton.jit
+def _load_reach(means2d, conics, opacities, g, live, min_alpha, slack):  # type: ignore[no-untyped-def]
+    """Of Gaussians g: centre, conic, and the exponent at which they end."""
+    x, y = tl.load(means2d + 2 * g, live, 0.0), tl.load(means2d + 2 * g + 1, live, 0.0)
+    a, b, c = _load3(conics, g, live)
+    ends = tl.log(tl.maximum(tl.load(opacities + g, live, 0.0), 1e-12) / min_alpha) + slack
+    return x, y, tl.where(live, a, 1.0), b, tl.where(live, c, 1.0), ends
+
+
+@triton.jit
+def _reaches(x, y, a, b, c, ends, column, row, rounding, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """See `intersect._reaches`."""
+    left, top = (column * TILE).to(tl.float32) + 0.5 - x, (row * TILE).to(tl.float32) + 0.5 - y
+    right, bottom = left + (TILE - 1), top + (TILE - 1)
+    side_x, side_y = tl.minimum(tl.maximum(left, 0.0), right), tl.minimum(tl.maximum(top, 0.0), bottom)
+    along_y = tl.minimum(tl.maximum(-b * side_x / c, top), bottom)
+    along_x = tl.minimum(tl.maximum(-b * side_y / a, left), right)
+    return _below(a, b, c, side_x, along_y, ends, rounding) | _below(a, b, c, along_x, side_y, ends, rounding)
+
+
+@triton.jit
+def _below(a, b, c, x, y, ends, rounding):  # type: ignore[no-untyped-def]
+    squares = a * x * x + c * y * y
+    return 0.5 * squares + b * x * y <= ends + rounding * squares
+
+
 @triton.jit(do_not_specialize=["n", "rows", "columns"])
-def _touch(means2d, radii, boxes, counts, n, rows, columns, tile, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _touch(  # type: ignore[no-untyped-def]
+    means2d, conics, opacities, radii, boxes, counts, n, rows, columns, min_alpha, slack, rounding,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The box of tiles that each Gaussian's own box touches, and how many of them it reaches."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     rx, ry = tl.load(radii + 2 * i, live, 0), tl.load(radii + 2 * i + 1, live, 0)
     seen = (rx > 0) & (ry > 0)
-    x, y = tl.load(means2d + 2 * i, live & seen, 0.0), tl.load(means2d + 2 * i + 1, live & seen, 0.0)
-    x0, x1 = tl.floor((x - rx) / tile), tl.ceil((x + rx) / tile)
-    y0, y1 = tl.floor((y - ry) / tile), tl.ceil((y + ry) / tile)
+    x, y, a, b, c, ends = _load_reach(means2d, conics, opacities, i, live & seen, min_alpha, slack)
+    x0, x1 = tl.floor((x - rx) / TILE), tl.ceil((x + rx) / TILE)
+    y0, y1 = tl.floor((y - ry) / TILE), tl.ceil((y + ry) / TILE)
     x0, x1 = (
         tl.minimum(tl.maximum(x0, 0.0), columns).to(tl.int32),
         tl.minimum(tl.maximum(x1, 0.0), columns).to(tl.int32),
     )
     y0, y1 = tl.minimum(tl.maximum(y0, 0.0), rows).to(tl.int32), tl.minimum(tl.maximum(y1, 0.0), rows).to(tl.int32)
+    boxed = tl.where(seen, (x1 - x0) * (y1 - y0), 0)
+    wide = tl.maximum(x1 - x0, 1)
+    count = boxed * 0
+    for k in range(tl.max(boxed, 0)):
+        found = (k < boxed) & _reaches(x, y, a, b, c, ends, x0 + k % wide, y0 + k // wide, rounding, TILE)
+        count += found.to(tl.int32)
     tl.store(boxes + 4 * i, x0, live)
     tl.store(boxes + 4 * i + 1, x1, live)
     tl.store(boxes + 4 * i + 2, y0, live)
     tl.store(boxes + 4 * i + 3, y1, live)
-    tl.store(counts + i, tl.where(seen, (x1 - x0) * (y1 - y0), 0), live)
+    tl.store(counts + i, count, live)
 
 
 @triton.jit(do_not_specialize=["n", "columns", "capacity"])
-def _fill_slots(order, boxes, ends, keys, owners, n, columns, capacity, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _fill_slots(  # type: ignore[no-untyped-def]
+    means2d, conics, opacities, order, boxes, ends, keys, owners, n, columns, capacity, min_alpha, slack, rounding,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Writes the tiles of each Gaussian, in the order of depth, behind those of the Gaussians before it."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     end = tl.load(ends + i, live, 0)
-    first = tl.load(ends + i - 1, live & (i > 0), 0)
+    slot = tl.load(ends + i - 1, live & (i > 0), 0)
     g = tl.load(order + i, live, 0)
-    x0, x1, y0 = tl.load(boxes + 4 * g), tl.load(boxes + 4 * g + 1), tl.load(boxes + 4 * g + 2)
+    listed = slot < end
+    x, y, a, b, c, reach = _load_reach(means2d, conics, opacities, g, listed, min_alpha, slack)
+    x0, x1 = tl.load(boxes + 4 * g), tl.load(boxes + 4 * g + 1)
+    y0, y1 = tl.load(boxes + 4 * g + 2), tl.load(boxes + 4 * g + 3)
     wide = tl.maximum(x1 - x0, 1)
-    for k in range(tl.max(end - first, 0)):
-        held = (first + k < end) & (first + k < capacity)
-        tile = (y0 + k // wide) * columns + x0 + k % wide
-        tl.store(keys + first + k, tile.to(keys.dtype.element_ty), held)
-        tl.store(owners + first + k, g.to(tl.int32), held)
+    boxed = tl.where(listed, (x1 - x0) * (y1 - y0), 0)
+    for k in range(tl.max(boxed, 0)):
+        column, row = x0 + k % wide, y0 + k // wide
+        # Within its own slots, also where a compiler rounds here and where it was counted in two ways.
+        found = (k < boxed) & (slot < end) & _reaches(x, y, a, b, c, reach, column, row, rounding, TILE)
+        held = found & (slot < capacity)
+        tl.store(keys + slot, (row * columns + column).to(keys.dtype.element_ty), held)
+        tl.store(owners + slot, g.to(tl.int32), held)
+        slot += found.to(tl.int32)
 
 
 def adam_update(adam: Adam, gradients: list[Tensor], pace: Tensor, go: Tensor) -> None:

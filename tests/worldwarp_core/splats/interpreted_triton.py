@@ -3,13 +3,19 @@
 A process must choose the interpreter before it imports triton, so `test_fit_cuda.py` runs this file in one of its own.
 """
 
+import inspect
+
 import gsplat
 import pytest
 import torch
 from gsplat.cuda import _torch_impl as reference
+from triton.backends.compiler import BaseBackend
+from triton.runtime import interpreter
+from triton.runtime.jit import native_specialize_impl
 
 from worldwarp_core.splats import device_steps, intersect, step_triton
-from worldwarp_core.splats.fit import FitSettings, FitViews, let_move, view_loss, within_bounds
+from worldwarp_core.splats import fit as plain_fit
+from worldwarp_core.splats.fit import FitSettings, FitViews, let_move, prepare_fit, view_loss, within_bounds
 from worldwarp_core.splats.fit_cuda import CudaScene, colours
 from worldwarp_core.splats.gaussians import Gaussians
 from worldwarp_core.splats.loss_triton import ViewLoss
@@ -68,7 +74,7 @@ def slow_draw(means2d, conics, colours, depths, opacities):
 def drawn(values, radii):
     """Images and their gradient for fixed random weights, and those weights."""
     leaves = [t.clone().requires_grad_() for t in values]
-    lists = intersect.tile_lists(values[0], radii, values[3], WIDTH, HEIGHT, TILE, 4000)
+    lists = intersect.tile_lists(values[0], values[1], radii, values[3], values[4], WIDTH, HEIGHT, TILE, 4000)
     images = draw(*leaves, lists.ids, lists.offsets, WIDTH, HEIGHT)
     generator = torch.Generator().manual_seed(1)
     towards = [torch.randn(t.shape, generator=generator) for t in images]
@@ -96,10 +102,9 @@ def test_what_the_camera_does_not_see_is_black_and_learns_nothing():
 
 @pytest.mark.parametrize(("tile", "capacity"), [(8, 5000), (16, 2000), (8, 100)])
 def test_tile_lists_are_those_of_torch(tile, capacity):
-    generator = torch.Generator().manual_seed(0)
-    means2d = torch.rand(60, 2, generator=generator) * torch.tensor([120.0, 80.0]) - 15
-    radii = torch.randint(0, 20, (60, 2), generator=generator, dtype=torch.int32)
-    scene = means2d, radii, torch.rand(60, generator=generator), 90, 50, tile, capacity
+    (means2d, conics, _, depths, opacities), radii = splats(60, tile)
+    radii[::9] = 0
+    scene = 7 * means2d, conics / 7, radii * 3, depths, opacities, 90, 50, tile, capacity
     got, wanted = step_triton.tile_lists(*scene), intersect.tile_lists(*scene)
     used = min(int(wanted.needed), capacity)
     assert int(got.needed) == int(wanted.needed)
@@ -224,3 +229,49 @@ def test_loss_and_gradients_of_a_step_are_those_of_the_cpu(monkeypatch, seeds, v
     for name, a, b in zip(moving.learned, gradients, wanted, strict=True):
         error = (a - b).norm() / b.norm()
         assert error < 1e-5, (name, float(error))
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """What Triton would compile, by its own account: the kernels that are asked for, with what each is fixed to."""
+    kernels = set()
+
+    def ask(kernel, *arguments, grid, warmup, **options):
+        facts = []
+        for parameter, value in zip(inspect.signature(kernel.fn).parameters.values(), arguments, strict=True):
+            if "constexpr" in str(parameter.annotation):
+                facts.append(value)
+                continue
+            by_value, by_alignment = (
+                parameter.name not in (kernel.kwargs[name] or ())
+                for name in ("do_not_specialize", "do_not_specialize_on_alignment")
+            )
+            facts.append(native_specialize_impl(BaseBackend, value, False, by_value, by_alignment))
+        kernels.add((kernel.__name__, *facts))
+
+    def one_step(moving, gaussians, rows, views, order, settings):
+        stays = torch.ones(len(gaussians), dtype=torch.bool).index_fill(0, rows, False)
+        scene = CudaScene(moving, gaussians[stays], views, settings)
+        scene.room = 300  # nothing was run that would have said how much is needed
+        device_steps.DeviceSteps(moving, scene, order, settings, step_triton.adam_update).step()
+        yield 0.0
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", ask)
+    monkeypatch.setattr(plain_fit, "optimise", one_step)
+    monkeypatch.setattr(gsplat, "fully_fused_projection", project)
+    return kernels
+
+
+@pytest.mark.parametrize("count", [24, 25])
+@pytest.mark.parametrize("stay", range(6))
+@pytest.mark.parametrize("seen_from", [1, 2], ids=["one view", "two views"])
+def test_no_fit_compiles_anything_that_was_not_prepared(compiled, seeds, views, count, stay, seen_from):
+    prepare_fit("cpu")
+    prepared = set(compiled)
+    assert {name for name, *_ in prepared} >= {"_draw_tile", "_draw_tile_vjp", "_activate_vjp", "_adam", "_gradient"}
+    compiled.clear()
+    some = FitViews(*(getattr(views, name)[:seen_from] for name in views.__dataclass_fields__))
+    moves = torch.arange(count) >= stay
+    list(plain_fit.fit(seeds[torch.arange(count)], moves, some, 1, FitSettings(), torch.Generator()))
+    assert compiled
+    assert not compiled - prepared

@@ -28,6 +28,43 @@ def test_the_triton_kernels_pass_their_tests_under_the_interpreter():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+SPLATS = "means2d *fp32, conics *fp32, opacities *fp32"
+BOUNDS = "min_alpha fp32, slack fp32, rounding fp32"
+INPUTS = "start_means radius start_scales offset scales opacities sh0 shN centre means deviations covers colours"
+GRADIENTS = "v_means v_deviations v_covers v_colours v_offset v_scales v_opacities v_sh0 v_shN"
+KERNELS = {
+    "_touch": (
+        f"{SPLATS}, radii *i32, boxes *i32, counts *i32, n i32, rows i32, columns i32, {BOUNDS}",
+        {"TILE": 8, "BLOCK": 128},
+    ),
+    "_fill_slots": (
+        f"{SPLATS}, order *i64, boxes *i32, ends *i32, keys *i16, owners *i32, n i32, columns i32, capacity i32, "
+        + BOUNDS,
+        {"TILE": 8, "BLOCK": 128},
+    ),
+    "_activate_vjp": (
+        ", ".join(f"{name} *fp32" for name in f"{INPUTS} {GRADIENTS}".split())
+        + ", n i32, max_drift fp32, log_growth fp32, max_sh0 fp32",
+        {"BASES": 15, "BLOCK": 16},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_compiles_for_a_gpu_without_one(name):
+    """The interpreter forgives what the compiler does not."""
+    triton = pytest.importorskip("triton", reason="Triton comes with CUDA builds of torch")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from worldwarp_core.splats import step_triton
+
+    signature, constants = KERNELS[name]
+    arguments = dict(one.split() for one in signature.split(", ")) | dict.fromkeys(constants, "constexpr")
+    made = triton.compile(ASTSource(getattr(step_triton, name), arguments, constants), target=GPUTarget("cuda", 90, 32))
+    assert len(made.asm["cubin"]) > 1000
+
+
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_colours_are_those_that_the_cpu_draws(degree):
     picture = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))
