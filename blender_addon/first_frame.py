@@ -31,10 +31,10 @@ from worldwarp_core.spec import DRAWN_GRID_PX, FirstFrameSettings
 
 from . import server_facts
 from .camera_export import render_size
-from .stored_paths import stored_path
 from .server_facts import PROGRAM
 from .session import redraw
 from .shot import Left, OnEvent, Stop
+from .stored_paths import stored_path
 
 PIXELS = 832 * 480
 """What the video model draws best at; the shot enlarges from there anyway."""
