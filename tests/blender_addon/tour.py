@@ -1,0 +1,260 @@
+"""A tour of the add-on in a real window, as an artist would take it; makes the manual's pictures. Runs inside Blender.
+
+    worldwarp demo --out demo                                      makes a scene: demo/scene.blend
+    worldwarp serve
+    blender --factory-startup --window-geometry 0 0 1280 800 --python tests/blender_addon/tour.py -- \
+        --zip dist/worldwarp-0.1.0-linux_x64.zip --scene demo/scene.blend --out tour
+
+Needs a window of that size, but nobody at it; Blender ends when it is done, with 0 if all was as it should be. What was
+looked at is in OUT/tour.json, sentence by sentence. `--screenshot "scrot -o"` takes the pictures with another program,
+where Blender's own come out black (some virtual screens).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import bpy
+
+PACKAGE = "bl_ext.user_default.worldwarp"
+TIMEOUT_S = 900.0
+
+
+def main() -> None:
+    """Reads the options and begins; the rest happens in Blender's own timers."""
+    parser = argparse.ArgumentParser(prog="tour.py")
+    parser.add_argument("--zip", type=Path, required=True, help="the extension to install")
+    parser.add_argument("--scene", type=Path, required=True, help="a .blend with an animated camera, and no shot yet")
+    parser.add_argument("--server", default="tcp://127.0.0.1:5577")
+    parser.add_argument("--out", type=Path, required=True, help="a folder for the pictures, the .blend and the report")
+    parser.add_argument("--screenshot", default="", help="program that takes a picture of the screen, given the file")
+    options = parser.parse_args(sys.argv[sys.argv.index("--") + 1 :])
+    options.out = options.out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    visit = Visit(options)
+    steps = tour(visit)
+
+    def step() -> float | None:
+        try:
+            return next(steps)
+        except StopIteration:
+            pass
+        except Exception:
+            visit.check("the tour came to its end", False, traceback.format_exc())
+        visit.end()
+        return None
+
+    bpy.app.timers.register(step, first_interval=3.0, persistent=True)
+
+
+class Visit:
+    """What a tour has at hand, and what it has found."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.found: list[dict[str, Any]] = []
+
+    def check(self, sentence: str, holds: object, detail: object = "") -> None:
+        """Notes whether a sentence about the add-on holds."""
+        self.found.append({"holds": bool(holds), "sentence": sentence, "detail": str(detail)})
+        print(f"{'holds ' if holds else 'FAILS '} {sentence} {detail}", flush=True)
+
+    def picture(self, name: str) -> None:
+        """Takes a picture of the window as it was last drawn."""
+        file = self.options.out / f"{name}.png"
+        if self.options.screenshot:
+            subprocess.run([*shlex.split(self.options.screenshot), str(file)], check=True)
+        else:
+            with self.viewport():
+                bpy.ops.screen.screenshot(filepath=str(file))
+
+    def viewport(self) -> Any:
+        """The 3D viewport, as the context of what follows."""
+        window, area = self.window(), self.area()
+        region = next(region for region in area.regions if region.type == "WINDOW")
+        return bpy.context.temp_override(window=window, area=area, region=region)
+
+    def press(self, operator: str, **settings: Any) -> set[str]:
+        """Presses a button in the viewport, as the mouse would."""
+        with self.viewport():
+            group, name = operator.split(".")
+            return getattr(getattr(bpy.ops, group), name)("INVOKE_DEFAULT", **settings)
+
+    def window(self) -> bpy.types.Window:
+        return bpy.context.window_manager.windows[0]
+
+    def area(self, kind: str = "VIEW_3D") -> bpy.types.Area:
+        return next(area for area in self.window().screen.areas if area.type == kind)
+
+    def end(self) -> None:
+        """Writes the report and leaves Blender."""
+        (self.options.out / "tour.json").write_text(
+            json.dumps({"blender": bpy.app.version_string, "found": self.found}, indent=2) + "\n"
+        )
+        # Not by quitting, which asks whether to save.
+        sys.stdout.flush()
+        os._exit(0 if all(one["holds"] for one in self.found) else 1)
+
+
+def tour(visit: Visit) -> Iterator[float]:
+    """Goes from one station to the next, yielding the seconds to wait: Blender draws only in between."""
+    yield from install(visit)
+    yield from open_scene(visit)
+    yield from connect(visit)
+    yield from check_path(visit)
+    yield from generate(visit)
+    yield from look_at_results(visit)
+    yield from undo_an_import(visit)
+    yield from save_move_and_reopen(visit)
+
+
+def waiting(done: Callable[[], object], what: str) -> Iterator[float]:
+    """Waits until something is so."""
+    began = time.monotonic()
+    while not done():
+        if time.monotonic() - began > TIMEOUT_S:
+            raise TimeoutError(f"{what}: not in {TIMEOUT_S:.0f} s")
+        yield 0.2
+
+
+# ---------------------------------------------------------------- stations
+
+
+def install(visit: Visit) -> Iterator[float]:
+    """From the zip, as by dropping it into the window."""
+    bpy.context.preferences.view.show_splash = False
+    bpy.context.preferences.view.smooth_view = 0
+    done = bpy.ops.extensions.package_install_files(
+        filepath=str(visit.options.zip.resolve()), repo="user_default", enable_on_install=True
+    )
+    visit.check("the zip installs", done == {"FINISHED"} and PACKAGE in bpy.context.preferences.addons)
+    bpy.context.preferences.addons[PACKAGE].preferences.address = visit.options.server
+    yield 1.0
+
+
+def open_scene(visit: Visit) -> Iterator[float]:
+    """A scene with a camera that flies; a copy, which the tour may save."""
+    copy = visit.options.out / "shot.blend"
+    shutil.copyfile(visit.options.scene, copy)
+    bpy.ops.wm.open_mainfile(filepath=str(copy))
+    yield 2.0
+    viewport = visit.area().spaces.active
+    viewport.show_region_ui = True
+    viewport.region_3d.view_perspective = "CAMERA"
+    with visit.viewport():
+        bpy.ops.view3d.view_center_camera()
+    yield 1.0
+    show_tab(visit)
+    yield 1.5
+    visit.picture("panel")
+
+
+def show_tab(visit: Visit) -> None:
+    """Turns the sidebar to the add-on's tab; it must have been drawn once."""
+    sidebar = next(region for region in visit.area().regions if region.type == "UI")
+    sidebar.active_panel_category = "WorldWarp"
+    visit.area().tag_redraw()
+
+
+def connect(visit: Visit) -> Iterator[float]:
+    """Test Connection."""
+    facts = import_module(f"{PACKAGE}.server_facts")
+    visit.press("worldwarp.test_connection")
+    yield from waiting(lambda: facts.known().facts or facts.known().error, "the server's answer")
+    visit.check("the server answers", facts.known().facts, facts.known().error)
+    yield 0.5
+
+
+def check_path(visit: Visit) -> Iterator[float]:
+    """Check Path: findings in the panel, the path in the viewport."""
+    overlay = import_module(f"{PACKAGE}.path_overlay")
+    visit.press("worldwarp.preflight")
+    yield 0.5
+    visit.check("the path was checked and nothing forbids it", overlay.report() and not overlay.report().errors)
+    visit.area().tag_redraw()
+    yield 1.0
+    visit.picture("preflight")
+
+
+def generate(visit: Visit) -> Iterator[float]:
+    """Generate, watching frames come."""
+    session = import_module(f"{PACKAGE}.session")
+    bpy.context.scene.worldwarp.prompt = "a sunlit courtyard with a fountain"
+    visit.press("worldwarp.generate")
+    yield from waiting(lambda: session.status().frames_done or not session.status().running, "the first frames")
+    yield 2.0
+    visit.picture("watching")
+    yield from waiting(lambda: not session.status().running, "the shot")
+    yield 2.0
+    status = session.status()
+    visit.check("the shot came whole", status.frames_done == status.frames > 1, f"{status.outcome} {status.error}")
+    visit.picture("done")
+
+
+def look_at_results(visit: Visit) -> Iterator[float]:
+    """The last frames in the camera, the world from elsewhere."""
+    scene = bpy.context.scene
+    scene.frame_set((scene.frame_start + 2 * scene.frame_end) // 3)
+    yield 2.0
+    visit.picture("in_the_camera")
+    visit.area().spaces.active.region_3d.view_perspective = "PERSP"
+    with visit.viewport():
+        bpy.ops.view3d.view_orbit(angle=0.35, type="ORBITLEFT")
+    yield 3.0
+    visit.picture("splats")
+
+
+def undo_an_import(visit: Visit) -> Iterator[float]:
+    """Undo takes back exactly what an import brought."""
+    splats = next(visit.options.out.rglob("splats.ply"))
+    bpy.ops.ed.undo_push(message="before")
+    before = names()
+    with visit.viewport():
+        bpy.ops.worldwarp.import_splats(filepath=str(splats))
+        bpy.ops.ed.undo_push(message="Import Splats")
+    yield 1.0
+    after = names()
+    with visit.viewport():
+        bpy.ops.ed.undo()
+    yield 1.0
+    visit.check("an import brings something", after != before)
+    visit.check("undo takes exactly that away", names() == before, sorted(set(names()) ^ set(before)))
+
+
+def names() -> list[str]:
+    """Returns the names of all that a file holds of the kinds that the add-on makes."""
+    kinds = ("objects", "meshes", "pointclouds", "images", "materials", "node_groups", "collections", "cameras")
+    return sorted(f"{kind}/{thing.name}" for kind in kinds for thing in getattr(bpy.data, kind, ()))
+
+
+def save_move_and_reopen(visit: Visit) -> Iterator[float]:
+    """A file that was saved, moved together with its folder and opened again finds its pictures."""
+    bpy.ops.wm.save_mainfile()
+    moved = visit.options.out / "moved"
+    shutil.rmtree(moved, ignore_errors=True)
+    moved.mkdir()
+    shutil.move(visit.options.out / "shot.blend", moved / "shot.blend")
+    shutil.move(visit.options.out / "worldwarp", moved / "worldwarp")
+    bpy.ops.wm.open_mainfile(filepath=str(moved / "shot.blend"))
+    yield 2.0
+    camera = bpy.context.scene.camera.data
+    files = [bpy.path.abspath(background.image.filepath) for background in camera.background_images]
+    found = [Path(file).is_file() and moved in Path(file).parents for file in files]
+    visit.check("a moved file finds the frames behind its camera", files and all(found), files)
+    visit.check("and its takes", len(bpy.context.scene.worldwarp.takes) > 0)
+
+
+if __name__ == "__main__":
+    main()
