@@ -16,6 +16,7 @@ from worldwarp_core import wan
 from worldwarp_core.api import load_engine
 from worldwarp_core.autoencoder import WanAutoencoder
 from worldwarp_core.budget import choose_plan
+from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.chunks import ChunkPlan, split_chunks
 from worldwarp_core.denoise import SamplerSettings
 from worldwarp_core.engine import CPU, Engine
@@ -154,6 +155,22 @@ def test_two_chunks_deliver_what_is_new_in_each(thirteen):
     assert [(f.index, f.chunk) for f in made] == [(i, int(i >= 9)) for i in range(13)]
     assert all(f.rgb.shape == (HEIGHT, WIDTH, 3) for f in made)
     assert isinstance(thirteen[-1], Finished)
+
+
+def test_a_chunk_goes_on_from_what_was_delivered_of_the_one_before():
+    source = Watched()
+    events = run(13, source)
+    _, second = [value for what, value in source.calls if what == "encode"]
+    delivered = torch.from_numpy(pixels(events)[4:9])
+    assert torch.equal(second[:5], delivered.float() / 255)
+
+
+def test_a_chunk_s_state_holds_its_pictures_in_bytes(thirteen):
+    states = [event for event in thirteen if isinstance(event, Checkpoint) and event.stage == "made"]
+    first = next(state for state in states if len(state.arrays["new.rgb"]) == 8)
+    delivered = pixels(thirteen)[1:9]
+    assert first.arrays["new.rgb"].dtype == np.uint8
+    assert np.array_equal(first.arrays["new.rgb"], delivered)
 
 
 def test_the_start_frame_is_delivered_untouched(thirteen):
