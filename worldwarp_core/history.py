@@ -15,7 +15,7 @@ class History:
     Attributes:
         numbers: the frames' own numbers.
         rgb: (V, H, W, 3) in [0, 1], in the 256 levels that frames are delivered in (`in_levels`).
-        trusted: (V, H, W) in [0, 1]; 1 where the picture agrees with other frames (real, or a valid prior).
+        trusted: (V, H, W) in the same levels; 1 where the picture agrees with other frames (real, or a valid prior).
         w2c: (V, 4, 4), K: (V, 3, 3).
     """
 

@@ -115,12 +115,12 @@ def restore(checkpoint: Checkpoint, made_by: dict[str, Any], space: CacheSpace, 
 
 
 def _packed(history: History) -> dict[str, Tensor]:
-    """Pictures in bytes, which is what they are (`History.rgb`): a chunk's state is a quarter as long to write."""
-    return _tensors(history) | {"rgb": to_bytes(history.rgb)}
+    """Pictures in bytes, which is what they are (`History`): a chunk's state is a quarter as long to write."""
+    return _tensors(history) | {"rgb": to_bytes(history.rgb), "trusted": to_bytes(history.trusted)}
 
 
 def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return tensors | {"rgb": from_bytes(tensors["rgb"])}
+    return tensors | {name: from_bytes(tensors[name]) for name in ("rgb", "trusted")}
 
 
 def _tensors(group: History | KeyViews) -> dict[str, Tensor]:

@@ -169,7 +169,7 @@ def test_a_chunk_s_state_holds_its_pictures_in_bytes(thirteen):
     states = [event for event in thirteen if isinstance(event, Checkpoint) and event.stage == "made"]
     first = next(state for state in states if len(state.arrays["new.rgb"]) == 8)
     delivered = pixels(thirteen)[1:9]
-    assert first.arrays["new.rgb"].dtype == np.uint8
+    assert first.arrays["new.rgb"].dtype == first.arrays["new.trusted"].dtype == np.uint8
     assert np.array_equal(first.arrays["new.rgb"], delivered)
 
 
