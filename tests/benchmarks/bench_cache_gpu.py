@@ -40,9 +40,10 @@ SHAPES: dict[str, dict[str, int]] = {
     "gradient of activations: 32 Gaussians, 4 warps": {"VJP_BLOCK": 32, "VJP_WARPS": 4},
     "tiles of 4 pixels, 1 warp": {"TILE": 4, "FORWARD_WARPS": 1, "BACKWARD_WARPS": 1},
     "tiles of 16 pixels, 8 warps": {"TILE": 16, "FORWARD_WARPS": 8, "BACKWARD_WARPS": 8},
-    "tiles of 8 pixels, 4 warps": {"FORWARD_WARPS": 4, "BACKWARD_WARPS": 4},
-    "tiles of 8 pixels, 128 registers": {"BACKWARD_REGISTERS": 128},
-    "tiles of 8 pixels, 224 registers": {"BACKWARD_REGISTERS": 224},
+    "drawing: 1 warp": {"FORWARD_WARPS": 1},
+    "gradient of drawing: 168 registers": {"BACKWARD_REGISTERS": 168},
+    "gradient of drawing: 1 warp, 255 registers": {"BACKWARD_WARPS": 1, "BACKWARD_REGISTERS": 255},
+    "batches of 32, 255 registers": {"BATCH": 32, "BACKWARD_REGISTERS": 255},
 }
 """By name, the constants of `step_triton` and `raster_triton` that are changed."""
 

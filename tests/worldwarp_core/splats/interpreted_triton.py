@@ -81,7 +81,7 @@ def drawn(values, radii):
     return images, torch.autograd.grad(images, leaves, towards), towards
 
 
-@pytest.mark.parametrize("count", [70])
+@pytest.mark.parametrize("count", [50])
 def test_pictures_and_gradients_are_those_of_a_slow_loop(count):
     values, radii = splats(count)
     images, gradients, towards = drawn(values, radii)
@@ -98,6 +98,18 @@ def test_what_the_camera_does_not_see_is_black_and_learns_nothing():
     values, radii = splats(3)
     images, gradients, _ = drawn(values, radii * 0)
     assert all((t == 0).all() for t in (*images, *gradients))
+
+
+def test_what_was_never_written_of_gaussians_out_of_sight_changes_nothing():
+    values, radii = splats(20)
+    images, gradients, _ = drawn(values, radii)
+    unwritten = [torch.cat([torch.full_like(t[:1], torch.nan), t]) for t in values]
+    again, again_gradients, _ = drawn(unwritten, torch.cat([torch.zeros_like(radii[:1]), radii]))
+    for got, wanted in zip(again, images, strict=True):
+        assert torch.equal(got, wanted)
+    for got, wanted in zip(again_gradients, gradients, strict=True):
+        assert (got[0] == 0).all()
+        assert torch.allclose(got[1:], wanted, atol=1e-6 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize(("tile", "capacity"), [(8, 5000), (16, 2000), (8, 100)])
