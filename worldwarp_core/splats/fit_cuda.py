@@ -8,7 +8,7 @@ long to launch as to run.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ def optimise_on_cuda(
     """Turns the parameters of `moving`, one view of `order` a step, and yields the losses, a few at a time.
 
     Args:
+        moving: what `lay_out` made of it.
         still: the Gaussians that take part in the picture and stay as they are.
     """
     from .step_triton import adam_update
@@ -38,6 +39,16 @@ def optimise_on_cuda(
     load_gsplat()
     scene = CudaScene(moving, still, views, settings)
     yield from run(DeviceSteps(moving, scene, order, settings, adam_update), capture)
+
+
+def lay_out(moving: Moving) -> Moving:
+    """The same parameters as the kernels read them: `step_triton.in_planes`."""
+    from .step_triton import in_planes
+
+    learned = dict(moving.learned)
+    if "shN" in learned:
+        learned["shN"] = in_planes(learned["shN"].detach()).requires_grad_(True)
+    return replace(moving, start=replace(moving.start, shN=in_planes(moving.start.shN)), learned=learned)
 
 
 def capture(step: Callable[[], None]) -> Callable[[], None]:
@@ -75,7 +86,10 @@ class Splats:
 
 
 class CudaScene:
-    """The views and Gaussians of a fit; a `device_steps.Scene`, whose room is for (tile, Gaussian) pairs."""
+    """The views and Gaussians of a fit; a `device_steps.Scene`, whose room is for (tile, Gaussian) pairs.
+
+    `moving` is what `lay_out` made of it.
+    """
 
     def __init__(self, moving: Moving, still: Gaussians, views: FitViews, settings: FitSettings) -> None:
         from .loss_triton import ViewLoss

@@ -16,7 +16,7 @@ from triton.runtime.jit import native_specialize_impl
 from worldwarp_core.splats import device_steps, intersect, step_triton
 from worldwarp_core.splats import fit as plain_fit
 from worldwarp_core.splats.fit import FitSettings, FitViews, let_move, prepare_fit, view_loss, within_bounds
-from worldwarp_core.splats.fit_cuda import CudaScene, colours
+from worldwarp_core.splats.fit_cuda import CudaScene, colours, lay_out
 from worldwarp_core.splats.gaussians import Gaussians
 from worldwarp_core.splats.loss_triton import ViewLoss
 from worldwarp_core.splats.raster_triton import TILE, draw
@@ -137,6 +137,7 @@ def test_activations_and_colours_are_those_of_torch(bases):
     values = randn(n, 3), start_scales + 0.5 * randn(n, 3), randn(n), 1.5 * randn(n, 1, 3), 0.3 * randn(n, bases, 3)
     centre = torch.tensor([[0.3, -0.2, 0.1]])
     leaves, slow_leaves = ([t.clone().requires_grad_() for t in values] for _ in range(2))
+    leaves[-1] = step_triton.in_planes(values[-1]).requires_grad_()
     got = step_triton.activate(start_means, radius, start_scales, *leaves, centre)
 
     offset, scales, opacities, sh0, shN = slow_leaves
@@ -175,11 +176,12 @@ def test_the_loss_and_its_gradient_are_those_of_torch(height, width):
 
 def test_adam_is_that_of_torch():
     generator = torch.Generator().manual_seed(0)
-    starts = [torch.randn(shape, generator=generator) for shape in ((5, 3), (1100,))]
+    starts = [torch.randn(shape, generator=generator) for shape in ((5, 3), (1100,), (40, 3, 3))]
+    starts[2] = step_triton.in_planes(starts[2])
 
     def fresh():
         moments = ([torch.zeros_like(t) for t in starts] for _ in range(2))
-        return device_steps.Adam([t.clone() for t in starts], *moments, [0.1, 0.003])
+        return device_steps.Adam([t.clone() for t in starts], *moments, [0.1, 0.003, 0.01])
 
     ours, wanted = fresh(), fresh()
     for step, pace in enumerate(device_steps.Adam.pace(12)):
@@ -223,7 +225,7 @@ def project(means, covars, quats, scales, viewmats, Ks, width, height, *, opacit
 def test_loss_and_gradients_of_a_step_are_those_of_the_cpu(monkeypatch, seeds, views, every):
     monkeypatch.setattr(gsplat, "fully_fused_projection", project)
     moves = torch.arange(len(seeds)) % every == 0
-    moving = let_move(seeds[moves], with_shN=True)
+    moving = lay_out(let_move(seeds[moves], with_shN=True))
     scene = CudaScene(moving, seeds[~moves], views, FitSettings())
     enough = scene.room
     scene.room = 300  # the interpreter takes its time
@@ -262,6 +264,7 @@ def compiled(monkeypatch):
         kernels.add((kernel.__name__, *facts))
 
     def one_step(moving, gaussians, rows, views, order, settings):
+        moving = lay_out(moving)
         stays = torch.ones(len(gaussians), dtype=torch.bool).index_fill(0, rows, False)
         scene = CudaScene(moving, gaussians[stays], views, settings)
         scene.room = 300  # nothing was run that would have said how much is needed

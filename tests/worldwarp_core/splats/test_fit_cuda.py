@@ -46,7 +46,7 @@ KERNELS = {
     "_activate_vjp": (
         ", ".join(f"{name} *fp32" for name in f"{INPUTS} {GRADIENTS}".split())
         + ", n i32, max_drift fp32, log_growth fp32, max_sh0 fp32",
-        {"BASES": 15, "BLOCK": 16},
+        {"BASES": 15, "BLOCK": 128},
     ),
     "_pack": (f"{SPLATS}, colours *fp32, depths *fp32, splats *fp32, n i32", {"BLOCK": 128}),
     "_draw_tile": (
