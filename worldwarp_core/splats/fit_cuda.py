@@ -8,7 +8,7 @@ long to launch as to run.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +42,15 @@ def optimise_on_cuda(
 
 
 def lay_out(moving: Moving) -> Moving:
-    """The same parameters as the kernels read them: `step_triton.in_planes`."""
+    """The same parameters as the kernels read them: contiguous, harmonics `step_triton.in_planes`."""
     from .step_triton import in_planes
 
-    learned = dict(moving.learned)
-    if "shN" in learned:
-        learned["shN"] = in_planes(learned["shN"].detach()).requires_grad_(True)
-    return replace(moving, start=replace(moving.start, shN=in_planes(moving.start.shN)), learned=learned)
+    def laid(name: str, t: Tensor) -> Tensor:
+        return in_planes(t) if name == "shN" else t.contiguous()
+
+    start = Gaussians(**{name: laid(name, t) for name, t in moving.start.tensors().items()})
+    learned = {name: laid(name, t.detach()).requires_grad_(True) for name, t in moving.learned.items()}
+    return Moving(start, moving.radius.contiguous(), learned)
 
 
 def capture(step: Callable[[], None]) -> Callable[[], None]:
