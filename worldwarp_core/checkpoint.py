@@ -22,7 +22,7 @@ import numpy as np
 from .atomic_write import atomic_write
 from .errors import WorldWarpError
 
-FORMAT = 1
+FORMAT = 2
 _FACTS = "__facts__"
 DTYPES = ("bool", "uint8", "int16", "int32", "int64", "float16", "float32", "float64")
 

@@ -111,13 +111,13 @@ def make_engine(name: str, device: str, depth_model: str | None, options: dict[s
             )
     if settings is CPU:
         prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
-    fill, draws = _load_fill(name, settings.device, options)
+    fill, draws = _load_fill(name, settings.device, options, notices)
     models = Models(fill, _load_depth(name, settings.device, depth_model))
     return Engine(name, models, settings, tuple(notices), draws)
 
 
-def _load_fill(name: str, device: str, options: dict[str, Any]) -> tuple[Fill, Draw | None]:
-    """What fills in, with what it has learned loaded, and what draws start frames."""
+def _load_fill(name: str, device: str, options: dict[str, Any], notices: list[Notice]) -> tuple[Fill, Draw | None]:
+    """What fills in, with what it has learned loaded, and what draws start frames; adds what every job is to say."""
     if name == "wan":
         # Imported here: it takes seconds, and only this engine needs it.
         from .noise_map import choose_noise
@@ -127,7 +127,7 @@ def _load_fill(name: str, device: str, options: dict[str, Any]) -> tuple[Fill, D
 
         wan = read_options(options)
         source = WanSource(wan, device)
-        source.models(PRESETS[wan.preset])  # loads them: better now than inside the first shot
+        notices += source.load(PRESETS[wan.preset])  # better now than inside the first shot
         return StDiffFill(source, preset=wan.preset, noise=choose_noise(wan.mask_rule, wan.noise)), source.draw
     if options:
         raise WorldWarpError(

@@ -14,8 +14,8 @@ class History:
 
     Attributes:
         numbers: the frames' own numbers.
-        rgb: (V, H, W, 3) in [0, 1].
-        trusted: (V, H, W) in [0, 1]; 1 where the picture agrees with other frames (real, or a valid prior).
+        rgb: (V, H, W, 3) in [0, 1], in the 256 levels that frames are delivered in (`in_levels`).
+        trusted: (V, H, W) in the same levels; 1 where the picture agrees with other frames (real, or a valid prior).
         w2c: (V, 4, 4), K: (V, 3, 3).
     """
 
@@ -35,6 +35,21 @@ class History:
 
     def last(self, count: int) -> History:
         return self[list(range(max(len(self) - count, 0), len(self)))]
+
+
+def in_levels(rgb: Tensor) -> Tensor:
+    """What was delivered of pictures in [0, 1]: 256 levels, float32. What comes after goes on from what is there."""
+    return from_bytes(to_bytes(rgb))
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """[0, 1] -> uint8."""
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def from_bytes(x: Tensor) -> Tensor:
+    """uint8 -> float32 in [0, 1]; on one device always the same, to the bit."""
+    return x.float() / 255
 
 
 def extend_history(history: History, new: History, keep: int) -> History:

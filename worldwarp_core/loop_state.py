@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
-from .history import History
+from .history import History, from_bytes, to_bytes
 from .host_copy import mark, send_to_host
 from .splats.cache import KeyViews, SplatCache
 from .splats.gaussians import Gaussians
@@ -48,7 +48,7 @@ class LoopState:
             **_arrays("gaussians", cache.gaussians.tensors()),
             **_arrays("cache", {"source_frames": cache.source_frames, "sky": cache.sky}),
             **_arrays("views", _tensors(cache.views)),
-            **_arrays("history", _tensors(self.history)),
+            **_arrays("history", _packed(self.history)),
             "random": self.random.numpy(),
         }
         facts = {
@@ -63,7 +63,7 @@ class LoopState:
     def made(self) -> Checkpoint:
         """What came since the cache was fitted: the chunk's frames."""
         assert self.new is not None
-        arrays = {**_arrays("new", _tensors(self.new)), "random": self.random.numpy()}
+        arrays = {**_arrays("new", _packed(self.new)), "random": self.random.numpy()}
         return Checkpoint(self.chunk, "made", self.frames, arrays, {"new": self.new.numbers})
 
 
@@ -106,12 +106,21 @@ def restore(checkpoint: Checkpoint, made_by: dict[str, Any], space: CacheSpace, 
                 views=KeyViews(numbers=facts["views"], **tensors("views")),
                 **tensors("cache"),
             ),
-            history=History(numbers=facts["history"], **tensors("history")),
+            history=History(numbers=facts["history"], **_unpacked(tensors("history"))),
             random=torch.from_numpy(np.array(arrays["random"])),
-            new=History(numbers=facts["new"], **tensors("new")) if checkpoint.stage == "made" else None,
+            new=History(numbers=facts["new"], **_unpacked(tensors("new"))) if checkpoint.stage == "made" else None,
         )
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise WorldWarpError("bad_checkpoint", f"The saved state does not fit this shot: {error}.") from error
+
+
+def _packed(history: History) -> dict[str, Tensor]:
+    """Pictures in bytes, which is what they are (`History`): a chunk's state is a quarter as long to write."""
+    return _tensors(history) | {"rgb": to_bytes(history.rgb), "trusted": to_bytes(history.trusted)}
+
+
+def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors | {name: from_bytes(tensors[name]) for name in ("rgb", "trusted")}
 
 
 def _tensors(group: History | KeyViews) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from .framing import resize_map, resize_picture, working_size
 from .geometry.complete import complete_depth
 from .geometry.monocular import DepthModel
 from .geometry.start import start_depth
-from .history import History, extend_history
+from .history import History, extend_history, from_bytes, in_levels
 from .host_copy import mark, send_to_host
 from .loop_state import LoopState, restore, saved_unit
 from .priors import VALID, Priors, render_priors
@@ -208,7 +208,7 @@ class _Stage:
         """The chunk's new frames as history: a hole filled differently in every frame is not to be trusted."""
         rows = slice(plan.new.start, plan.new.stop)
         trusted = torch.ones_like(priors.validity) if holes_agree else (priors.validity >= VALID).to(rgb.dtype)
-        return History([int(n) for n in self.path.frames[rows]], rgb, trusted, self.w2c[rows], self.K[rows])
+        return History([int(n) for n in self.path.frames[rows]], in_levels(rgb), trusted, self.w2c[rows], self.K[rows])
 
 
 def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings, unit: float | None) -> _Stage:
@@ -236,7 +236,7 @@ def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings, unit
         )
 
     device = torch.device(settings.device)
-    rgb = torch.from_numpy(resize_picture(spec.start_frame, width, height).astype(np.float32) / 255).to(device)
+    rgb = from_bytes(torch.tensor(resize_picture(spec.start_frame, width, height), device=device))
     working = path.resized(width, height)
     K = torch.from_numpy(working.K.astype(np.float32)).to(device)
     depth, depth_source = start_depth(spec.depth, rgb, models.monocular, spec.scene_scale)

@@ -138,6 +138,28 @@ class WanSource:
     def captions(self) -> Callable[[], AbstractContextManager[Captioner]] | None:
         return self._open_captioner if self._options.captioner else None
 
+    def load(self, preset: Preset) -> list[Notice]:
+        """Loads what `preset` needs, in as small a memory plan as it takes, and returns what is to be said of that.
+
+        Raises:
+            WorldWarpError: `out_of_memory` where the smallest is too large; what the loading of models raises.
+        """
+        said: list[Notice] = []
+        while True:
+            try:
+                self.models(preset)
+                return said
+            except torch.OutOfMemoryError as error:
+                reason = str(error)
+            # Only now: the error held on to what it was raised among.
+            notice = self.shrink()
+            if notice is None:
+                raise WorldWarpError(
+                    "out_of_memory",
+                    f"The device's memory does not hold the models: {reason} Close other programs that use it.",
+                )
+            said.append(notice)
+
     def models(self, preset: Preset) -> StDiffModels:
         return StDiffModels(
             autoencoder=self.decoder(),

@@ -6,12 +6,14 @@ server's worker, which torchrun could not start.
 
     python -m worldwarp_core.wan_followers '{"device": "cuda", "options": {...}}'
 
-is such a follower; it ends when its standard input closes, however the leader came to its end.
+is such a follower; it ends when its standard input closes, however the leader came to its end. Where a follower is
+lost, the leader ends too: it would wait for its answer for ever, and nothing can call it back from there.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -26,7 +28,11 @@ from .errors import WorldWarpError
 from .parallel import Ranks, SharedTransformer, join_ranks, share_transformer
 from .transformer import WorldWarpTransformer
 
+log = logging.getLogger(__name__)
+
 HOST = "127.0.0.1"
+LOST = 70
+"""The exit code of a leader that has lost a follower."""
 
 
 class Followers:
@@ -56,6 +62,9 @@ class Followers:
             )
             for n in range(1, count)
         ]
+        self._closing = False
+        for number, process in enumerate(self._processes, 1):
+            threading.Thread(target=self._end_without, args=(number, process), daemon=True).start()
         # torch.distributed reads where the others are from the environment.
         os.environ.update(shared, RANK="0", LOCAL_RANK="0")
         self.ranks = join_ranks(device)
@@ -66,10 +75,19 @@ class Followers:
 
     def close(self) -> None:
         """Ends the followers."""
+        self._closing = True
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.close()
             process.wait()
+
+    def _end_without(self, number: int, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        if self._closing:
+            return
+        # Handlers have written it when this returns; an error raised here would reach nobody who waits on the GPUs.
+        log.critical("The process of GPU %d is gone (exit code %d); without it this engine cannot go on.", number, code)
+        os._exit(LOST)
 
 
 def _free_port() -> int:

@@ -35,14 +35,13 @@ OTHER_SIZES = (50_000, 125_000, 1_000_000)
 SETTINGS = FitSettings()
 SHAPES: dict[str, dict[str, int]] = {
     "as they are": {},
-    "gradient of activations: 64 Gaussians, 4 warps": {"VJP_BLOCK": 64, "VJP_WARPS": 4},
-    "gradient of activations: 64 Gaussians, 8 warps": {"VJP_BLOCK": 64, "VJP_WARPS": 8},
-    "gradient of activations: 32 Gaussians, 4 warps": {"VJP_BLOCK": 32, "VJP_WARPS": 4},
+    "activations: 512 Gaussians": {"BLOCK": 512},
     "tiles of 4 pixels, 1 warp": {"TILE": 4, "FORWARD_WARPS": 1, "BACKWARD_WARPS": 1},
     "tiles of 16 pixels, 8 warps": {"TILE": 16, "FORWARD_WARPS": 8, "BACKWARD_WARPS": 8},
-    "tiles of 8 pixels, 4 warps": {"FORWARD_WARPS": 4, "BACKWARD_WARPS": 4},
-    "tiles of 8 pixels, 128 registers": {"BACKWARD_REGISTERS": 128},
-    "tiles of 8 pixels, 224 registers": {"BACKWARD_REGISTERS": 224},
+    "drawing: 1 warp": {"FORWARD_WARPS": 1},
+    "gradient of drawing: 168 registers": {"BACKWARD_REGISTERS": 168},
+    "gradient of drawing: 1 warp, 255 registers": {"BACKWARD_WARPS": 1, "BACKWARD_REGISTERS": 255},
+    "batches of 32, 255 registers": {"BATCH": 32, "BACKWARD_REGISTERS": 255},
 }
 """By name, the constants of `step_triton` and `raster_triton` that are changed."""
 
@@ -60,7 +59,7 @@ def step_by_step(gaussians: Gaussians, views: FitViews, steps: int) -> tuple[Gau
 
 def compiled(gaussians: Gaussians, views: FitViews, steps: int) -> tuple[Gaussians, list[float]]:
     """The parts of the captured step, launched one by one."""
-    moving = let_move(gaussians, with_shN=True)
+    moving = fit_cuda.lay_out(let_move(gaussians, with_shN=True))
     scene = fit_cuda.CudaScene(moving, gaussians[:0], views, SETTINGS)
     device_steps = DeviceSteps(moving, scene, in_turn(steps), SETTINGS, adam_update)
     losses = list(run(device_steps, lambda step: step))
@@ -68,7 +67,7 @@ def compiled(gaussians: Gaussians, views: FitViews, steps: int) -> tuple[Gaussia
 
 
 def captured(gaussians: Gaussians, views: FitViews, steps: int) -> tuple[Gaussians, list[float]]:
-    moving = let_move(gaussians, with_shN=True)
+    moving = fit_cuda.lay_out(let_move(gaussians, with_shN=True))
     losses = list(fit_cuda.optimise_on_cuda(moving, gaussians[:0], views, in_turn(steps), SETTINGS))
     return moving.now().map(torch.Tensor.detach), losses
 
@@ -127,7 +126,7 @@ def bench(repeats: int, save: Callable[[dict[str, Any]], None]) -> None:
 
 def kernel_time(gaussians: Gaussians, views: FitViews, steps: int = 20) -> dict[str, Any]:
     """Microseconds a captured step spends in each of its longest kernels, and in all."""
-    moving = let_move(gaussians, with_shN=True)
+    moving = fit_cuda.lay_out(let_move(gaussians, with_shN=True))
     scene = fit_cuda.CudaScene(moving, gaussians[:0], views, SETTINGS)
     device_steps = DeviceSteps(moving, scene, in_turn(10 * steps), SETTINGS, adam_update)
     replay = fit_cuda.capture(device_steps.step)

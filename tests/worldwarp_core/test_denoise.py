@@ -1,6 +1,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
@@ -9,7 +10,15 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from tests.support import reference_sampler
 from worldwarp_core.denoise import SamplerSettings, compose_latents, denoise, draw_noise
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.noise_map import NoiseSettings, build_sigma_map, expand_to_latents, sigma_schedule, start_sigma
+from worldwarp_core.noise_map import (
+    MASK_RULES,
+    REFERENCE_SIGMAS,
+    NoiseSettings,
+    build_sigma_map,
+    expand_to_latents,
+    sigma_schedule,
+    start_sigma,
+)
 from worldwarp_core.transformer import prepare_transformer
 
 T, H, W = 9, 64, 80  # 3 latent frames of 4x5 tokens
@@ -48,14 +57,26 @@ def clip():
     }
 
 
-def run(model, clip, steps=4, strength=0.8, context=1, settings=None, even=False, **noise_settings):
-    sigma_map = build_sigma_map(clip["validity"], strength, context, NoiseSettings(**noise_settings))[None]
+def run(model, clip, steps=4, strength=0.8, context=1, settings=None, even=False, offset=None, **noise_settings):
+    sigma_map = build_sigma_map(clip["validity"], strength, context, NoiseSettings(**noise_settings), offset)[None]
     latents = compose_latents(clip["prior"], clip["history"][:, :, :context], clip["noise"], sigma_map)
     sigmas = sigma_schedule(steps, [strength])
     if even:  # the schedule's own last step is as long at 1000 steps as at 10
         sigmas = sorted({start_sigma(strength), *torch.linspace(0, 1, steps).tolist()}, reverse=True)
     prompts = (clip["prompt"], clip["negative_prompt"])
     return list(denoise(model, latents, sigma_map, sigmas, *prompts, settings or SamplerSettings()))
+
+
+def slow_run(model, clip, levels, steps, guidance):
+    tensors = clip["prior"], clip["history"], clip["noise"]
+    sigmas = sigma_schedule(steps, [0.8])
+    return reference_sampler.sample(model, *tensors, levels, sigmas, clip["prompt"], clip["negative_prompt"], guidance)
+
+
+def slow_levels(validity, variant="both", rule="ours", graded=False, offset=None):
+    trust = reference_sampler.confidence(validity.numpy(), rule, graded)
+    offset = None if offset is None else offset.numpy()
+    return reference_sampler.start_levels(trust, 0.8, 1, variant, list(REFERENCE_SIGMAS), offset)
 
 
 class Oracle(torch.nn.Module):
@@ -80,28 +101,38 @@ class Oracle(torch.nn.Module):
 @pytest.mark.parametrize("batched", [True, False])
 def test_the_sampler_equals_the_slow_reference(stock, wan, clip, steps, batched):
     fast = run(wan, clip, steps, settings=SamplerSettings(guidance=5.0, batched=batched))[-1]
-    slow = reference_sampler.sample(
-        stock,
-        clip["prior"],
-        clip["history"],
-        clip["noise"],
-        reference_sampler.sparing_tokens(clip["validity"].numpy()),
-        sigma_schedule(steps, [0.8]),
-        start_sigma(0.8),
-        clip["prompt"],
-        clip["negative_prompt"],
-        5.0,
-    )
+    slow = slow_run(stock, clip, slow_levels(clip["validity"]), steps, 5.0)
     assert (slow - clip["noise"]).abs().max() > 0.1
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
 
 
 def test_fifty_steps_equal_the_slow_reference(stock, wan, clip):
     fast = run(wan, clip, 50, settings=SamplerSettings(guidance=2.0))[-1]
-    valid = reference_sampler.sparing_tokens(clip["validity"].numpy())
-    tensors = (clip["prior"], clip["history"], clip["noise"])
-    prompts = (clip["prompt"], clip["negative_prompt"])
-    slow = reference_sampler.sample(stock, *tensors, valid, sigma_schedule(50), start_sigma(0.8), *prompts, 2.0)
+    slow = slow_run(stock, clip, slow_levels(clip["validity"]), 50, 2.0)
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["both", "spatial", "temporal", "uniform", "full_noise"])
+@pytest.mark.parametrize("wish", ["plain", "graded", "masked", "graded and masked"])
+@pytest.mark.parametrize("rule", MASK_RULES)
+def test_every_variant_rule_and_wish_equals_the_slow_reference(stock, wan, clip, variant, wish, rule):
+    generator = torch.Generator().manual_seed(3)
+    doubt = torch.nn.functional.interpolate(torch.rand(1, 1, 3, 3, 4, generator=generator), (T, H, W), mode="trilinear")
+    clip = clip | {"validity": clip["validity"] * (0.6 + 0.4 * doubt[0, 0])}
+    offset = None
+    if "masked" in wish:  # by region and by frame
+        offset = torch.zeros(T, H, W)
+        offset[5:, :32, :40] = -0.3
+        offset[:, 40:, 20:60] = 0.13
+    graded = "graded" in wish
+    settings = MASK_RULES[rule]
+    fast = run(
+        wan, clip, 3, settings=SamplerSettings(guidance=2.0), variant=variant, graded=graded, offset=offset,
+        frames=settings.frames, erosion=settings.erosion,
+    )[-1]  # fmt: skip
+    levels = slow_levels(clip["validity"], variant, rule, graded, offset)
+    assert len(np.unique(levels)) >= {"uniform": 1, "full_noise": 2, "temporal": 2}.get(variant, 2)
+    slow = slow_run(stock, clip, levels, 3, 2.0)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
 
 

@@ -12,9 +12,11 @@ import torch
 
 from tests.support import room
 from tests.support.tiny_wan import TEXT_DIM, save_tiny_wan, tiny_transformer, tiny_vae
+from worldwarp_core import wan
 from worldwarp_core.api import load_engine
 from worldwarp_core.autoencoder import WanAutoencoder
 from worldwarp_core.budget import choose_plan
+from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.chunks import ChunkPlan, split_chunks
 from worldwarp_core.denoise import SamplerSettings
 from worldwarp_core.engine import CPU, Engine
@@ -28,6 +30,7 @@ from worldwarp_core.spec import Finished, Frame, GenerateSpec, Notice, Progress,
 from worldwarp_core.st_diff import THE_METHOD, FixedModels, StDiffFill, StDiffModels
 from worldwarp_core.transformer import prepare_transformer
 from worldwarp_core.wan import WanOptions, WanSource
+from worldwarp_core.wan_followers import LOST
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 32, 16
@@ -152,6 +155,22 @@ def test_two_chunks_deliver_what_is_new_in_each(thirteen):
     assert [(f.index, f.chunk) for f in made] == [(i, int(i >= 9)) for i in range(13)]
     assert all(f.rgb.shape == (HEIGHT, WIDTH, 3) for f in made)
     assert isinstance(thirteen[-1], Finished)
+
+
+def test_a_chunk_goes_on_from_what_was_delivered_of_the_one_before():
+    source = Watched()
+    events = run(13, source)
+    _, second = [value for what, value in source.calls if what == "encode"]
+    delivered = torch.from_numpy(pixels(events)[4:9])
+    assert torch.equal(second[:5], delivered.float() / 255)
+
+
+def test_a_chunk_s_state_holds_its_pictures_in_bytes(thirteen):
+    states = [event for event in thirteen if isinstance(event, Checkpoint) and event.stage == "made"]
+    first = next(state for state in states if len(state.arrays["new.rgb"]) == 8)
+    delivered = pixels(thirteen)[1:9]
+    assert first.arrays["new.rgb"].dtype == first.arrays["new.trusted"].dtype == np.uint8
+    assert np.array_equal(first.arrays["new.rgb"], delivered)
 
 
 def test_the_start_frame_is_delivered_untouched(thirteen):
@@ -573,6 +592,10 @@ engine = load_engine(
 cameras = room.truck(2, width=32, height=16)
 spec = GenerateSpec(cameras, *room.render(cameras), chunk=9, overlap=5, cache_steps=2, steps=1)
 np.save(out, np.stack([event.rgb for event in engine.generate(spec) if isinstance(event, Frame)]))
+(follower,) = engine.models.fill._source._followers._processes
+follower.kill()
+list(engine.generate(spec))
+print("went on without its follower")
 """
 
 
@@ -580,10 +603,33 @@ def test_two_processes_share_the_transformer_and_make_the_same_frames(folder, as
     out = tmp_path / "frames.npy"
     command = [sys.executable, "-c", SHARED, str(folder), str(tmp_path / "prompts"), str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    # With its follower gone it waits for no answer, but ends and says why.
+    assert done.returncode == LOST, done.stderr[-2000:]
+    assert "The process of GPU 1 is gone (exit code -9)" in done.stderr
     alone = load_engine("wan", device="cpu", weights=str(folder), transformer="base", compile=False)
     here = pixels(list(alone.generate(make(2, steps=1)[1])))
     assert np.abs(here.astype(int) - np.load(out)).max() <= 1
+
+
+def test_models_that_do_not_fit_are_loaded_in_a_smaller_plan_and_every_job_says_so(folder, assets, monkeypatch):
+    full = [True, True]
+
+    def load_transformer(*arguments):
+        if full and full.pop():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*arguments)
+
+    real = wan.load_transformer
+    monkeypatch.setattr(wan, "load_transformer", load_transformer)
+    monkeypatch.setattr(WanSource, "shrink", lambda source: Notice("out_of_memory", "Less."))
+    engine = load_engine("wan", device="cpu", weights=str(folder), transformer="base", compile=False)
+    assert [notice.message for notice in engine.notices] == ["Less.", "Less."]
+
+    full.extend([True])
+    monkeypatch.setattr(WanSource, "shrink", lambda source: None)
+    with pytest.raises(WorldWarpError, match="does not hold the models: CUDA out of memory") as caught:
+        load_engine("wan", device="cpu", weights=str(folder), transformer="base", compile=False)
+    assert caught.value.code == "out_of_memory"
 
 
 def test_more_gpus_than_there_are_is_refused(folder):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..history import History
+from ..history import History, to_bytes
 from .fit import FitSettings, FitViews, fit
 from .gaussians import Gaussians, concatenate
 from .look import look
@@ -124,7 +124,7 @@ def open_cache(
         gaussians=gaussians,
         source_frames=torch.full((len(seeds),), start.numbers[0], dtype=torch.int32, device=sky.device),
         sky=sky,
-        views=KeyViews(start.numbers, _to_bytes(start.rgb), flat[None], _to_bytes(start.trusted), start.w2c, start.K),
+        views=KeyViews(start.numbers, to_bytes(start.rgb), flat[None], to_bytes(start.trusted), start.w2c, start.K),
     )
 
 
@@ -189,9 +189,9 @@ def update_cache(
     remembered = torch.where(fitted.alpha >= SEEN_ALPHA, surface, depth)
     views_now = KeyViews(
         cache.views.numbers + history.numbers,
-        torch.cat([cache.views.rgb, _to_bytes(history.rgb)]),
+        torch.cat([cache.views.rgb, to_bytes(history.rgb)]),
         torch.cat([cache.views.depth, remembered]),
-        torch.cat([cache.views.trusted, _to_bytes(trusted)]),
+        torch.cat([cache.views.trusted, to_bytes(trusted)]),
         torch.cat([cache.views.w2c, history.w2c]),
         torch.cat([cache.views.K, history.K]),
     )
@@ -324,7 +324,3 @@ def _prune(views: KeyViews, most: int) -> KeyViews:
         views.w2c[keep],
         views.K[keep],
     )
-
-
-def _to_bytes(x: Tensor) -> Tensor:
-    return (x.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -118,13 +118,14 @@ def fit(
     moving = let_move(gaussians[rows], with_shN=len(views) > 1)
     order = _order_of_views(len(views), steps, generator)
     if gaussians.means.is_cuda and why_not_captured() is None:
-        from .fit_cuda import optimise_on_cuda
+        from .fit_cuda import lay_out, optimise_on_cuda
 
+        moving = lay_out(moving)
         yield from optimise_on_cuda(moving, gaussians[~trainable], views, order, settings)
     else:
         yield from optimise(moving, gaussians, rows, views, order, settings)
     with torch.no_grad():
-        return _put_back(gaussians, rows, moving.now().map(lambda t: t.detach()))
+        return _put_back(gaussians, rows, moving.now().map(lambda t: t.detach().contiguous()))
 
 
 def why_not_captured() -> str | None:

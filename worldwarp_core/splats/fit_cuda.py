@@ -31,6 +31,7 @@ def optimise_on_cuda(
     """Turns the parameters of `moving`, one view of `order` a step, and yields the losses, a few at a time.
 
     Args:
+        moving: what `lay_out` made of it.
         still: the Gaussians that take part in the picture and stay as they are.
     """
     from .step_triton import adam_update
@@ -38,6 +39,18 @@ def optimise_on_cuda(
     load_gsplat()
     scene = CudaScene(moving, still, views, settings)
     yield from run(DeviceSteps(moving, scene, order, settings, adam_update), capture)
+
+
+def lay_out(moving: Moving) -> Moving:
+    """The same parameters as the kernels read them: contiguous, harmonics `step_triton.in_planes`."""
+    from .step_triton import in_planes
+
+    def laid(name: str, t: Tensor) -> Tensor:
+        return in_planes(t) if name == "shN" else t.contiguous()
+
+    start = Gaussians(**{name: laid(name, t) for name, t in moving.start.tensors().items()})
+    learned = {name: laid(name, t.detach()).requires_grad_(True) for name, t in moving.learned.items()}
+    return Moving(start, moving.radius.contiguous(), learned)
 
 
 def capture(step: Callable[[], None]) -> Callable[[], None]:
@@ -75,7 +88,10 @@ class Splats:
 
 
 class CudaScene:
-    """The views and Gaussians of a fit; a `device_steps.Scene`, whose room is for (tile, Gaussian) pairs."""
+    """The views and Gaussians of a fit; a `device_steps.Scene`, whose room is for (tile, Gaussian) pairs.
+
+    `moving` is what `lay_out` made of it.
+    """
 
     def __init__(self, moving: Moving, still: Gaussians, views: FitViews, settings: FitSettings) -> None:
         from .loss_triton import ViewLoss

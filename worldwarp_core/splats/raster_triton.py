@@ -1,10 +1,14 @@
 """Draws one image of projected Gaussians and its gradient with Triton, for the steps of a fit.
 
 The picture is gsplat's: the same cut-offs, the same order. What differs is the work per Gaussian. These Gaussians are a
-few pixels wide, so tiles are small, and a batch of Gaussians meets a tile of pixels at once, as a matrix: light that
-gets through is a running product down the batch, and the sums over pixels that make the gradient are matrix products
-with the pixels' coordinates (moments of v_sigma about the tile's centre), where gsplat adds up ten numbers across
-threads for every Gaussian and every 32 pixels.
+few pixels wide, so tiles are small; each pixel is a thread's, which meets one Gaussian after another. Of a batch of
+them it keeps its share of the gradient as a column of a matrix: the sums over pixels are then matrix products with the
+pixels' coordinates (moments of v_sigma about the tile's centre), where gsplat adds up ten numbers across threads for
+every Gaussian and every 32 pixels.
+
+Instructions are what the time goes to, so they were counted in what is compiled for an H100: with what a Gaussian is
+drawn by side by side in memory, and with pixels walking through a batch where a matrix of Gaussians by pixels was
+worked on at once, a warp takes 42% fewer to draw it and 30% fewer for its gradient (bench_cache_gpu.py times them).
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from torch import Tensor
 TILE = 8
 """Pixels, the side of the square that one program draws."""
 BATCH = 16
-"""Gaussians that a program meets at once; the least that a matrix product takes."""
+"""Gaussians between two looks at whether a tile is done; the least that a matrix product takes."""
 
 
 def draw(
@@ -48,36 +52,40 @@ def draw(
 class _Draw(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means2d, conics, colours, depths, opacities, ids, offsets, width, height):  # type: ignore[no-untyped-def]
-        splats = tuple(t.contiguous() for t in (means2d, conics, colours, depths, opacities))
-        image = torch.empty(height, width, 4, device=means2d.device)
-        through = torch.empty(height, width, device=means2d.device)
-        last = torch.empty(height, width, dtype=torch.int32, device=means2d.device)
+        device, n = means2d.device, len(means2d)
+        each = means2d, conics, opacities, colours, depths
+        splats = torch.empty(n, 10, device=device)
+        _pack[(triton.cdiv(n, 128),)](*(t.contiguous() for t in each), splats, n, 128)
+        splats = splats.view(torch.int64)
+        image = torch.empty(height, width, 4, device=device)
+        through = torch.empty(height, width, device=device)
+        last = torch.empty(height, width, dtype=torch.int32, device=device)
         columns = -(-width // TILE)
         _draw_tile[(columns * -(-height // TILE),)](
-            *splats, ids, offsets, image, through, last, width, height, columns, TILE, BATCH, num_warps=FORWARD_WARPS
+            splats, ids, offsets, image, through, last, width, height, columns, TILE, BATCH, num_warps=FORWARD_WARPS
         )
-        ctx.save_for_backward(*splats, ids, offsets, through, last)
+        ctx.save_for_backward(splats, ids, offsets, through, last)
         return image[..., :3], image[..., 3], 1 - through
 
     @staticmethod
     def backward(ctx, v_rgb, v_depth, v_alpha):  # type: ignore[no-untyped-def]
-        *splats, ids, offsets, through, last = ctx.saved_tensors
+        splats, ids, offsets, through, last = ctx.saved_tensors
         height, width = through.shape
         # One buffer, zeroed at once; every part begins at an address that the kernel was compiled for.
-        n, padded = len(splats[0]), triton.cdiv(len(splats[0]), 16) * 16
+        n, padded = len(splats), triton.cdiv(len(splats), 16) * 16
+        shapes = (n, 2), (n, 3), (n, 3), (n,), (n,)
         widths = (2, 3, 3, 1, 1)
         parts = torch.zeros(sum(widths) * padded, device=through.device).split([w * padded for w in widths])
-        gradients = [part[: w * n] for part, w in zip(parts, widths, strict=True)]
+        gradients = [part[: w * n].view(shape) for part, w, shape in zip(parts, widths, shapes, strict=True)]
         columns = -(-width // TILE)
         _draw_tile_vjp[(columns * -(-height // TILE),)](
-            *splats, ids, offsets, through, last, v_rgb.contiguous(), v_depth.contiguous(), v_alpha.contiguous(),
+            splats, ids, offsets, through, last, v_rgb.contiguous(), v_depth.contiguous(), v_alpha.contiguous(),
             *gradients, width, height, columns, TILE, BATCH, num_warps=BACKWARD_WARPS, maxnreg=BACKWARD_REGISTERS,
         )  # fmt: skip
-        shaped = (g.view(s.shape) for g, s in zip(gradients, splats, strict=True))
-        return *shaped, None, None, None, None
+        return *gradients, None, None, None, None
 
 
-FORWARD_WARPS, BACKWARD_WARPS, BACKWARD_REGISTERS = 2, 2, 168
+FORWARD_WARPS, BACKWARD_WARPS, BACKWARD_REGISTERS = 2, 2, 128
 
 
 @triton.jit
@@ -91,38 +99,56 @@ def _pixels(tile, width, height, columns, TILE: tl.constexpr):  # type: ignore[n
     return u, v, row * width + column, (column < width) & (row < height)
 
 
+@triton.jit(do_not_specialize=["n"])
+def _pack(means2d, conics, opacities, colours, depths, splats, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Lays what a Gaussian is drawn by side by side, its exponent ready for powers of 2: see `_load`."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    to = splats + 10 * i
+    tl.store(to, tl.load(means2d + 2 * i, live), live)
+    tl.store(to + 1, tl.load(means2d + 2 * i + 1, live), live)
+    tl.store(to + 2, -0.7213475204444817 * tl.load(conics + 3 * i, live), live)
+    tl.store(to + 3, -1.4426950408889634 * tl.load(conics + 3 * i + 1, live), live)
+    tl.store(to + 4, -0.7213475204444817 * tl.load(conics + 3 * i + 2, live), live)
+    tl.store(to + 5, tl.load(opacities + i, live), live)
+    tl.store(to + 6, tl.load(colours + 3 * i, live), live)
+    tl.store(to + 7, tl.load(colours + 3 * i + 1, live), live)
+    tl.store(to + 8, tl.load(colours + 3 * i + 2, live), live)
+    tl.store(to + 9, tl.load(depths + i, live), live)
+
+
 @triton.jit
-def _load_batch(means2d, conics, opacities, ids, at, end, tile, columns, TILE: tl.constexpr, BATCH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A batch of Gaussians from `at` on: place in the list, index, centre relative to the tile's, conic, opacity."""
-    i = at + tl.arange(0, BATCH)
-    live = i < end
-    g = tl.load(ids + i, live, 0).to(tl.int64)
-    x = tl.load(means2d + 2 * g) - ((tile % columns) * TILE + TILE / 2).to(tl.float32)
-    y = tl.load(means2d + 2 * g + 1) - ((tile // columns) * TILE + TILE / 2).to(tl.float32)
-    a, b, c = tl.load(conics + 3 * g), tl.load(conics + 3 * g + 1), tl.load(conics + 3 * g + 2)
-    return i, live, g, x, y, a, b, c, tl.load(opacities + g, live, 0.0)
+def _pair(splats, k):  # type: ignore[no-untyped-def]
+    """Two numbers that lie side by side, in one load."""
+    both = tl.load(splats + k)
+    return both.to(tl.int32).to(tl.float32, bitcast=True), (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _load(splats, g, tile, columns, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of Gaussians g: centre relative to the tile's, what the exponent is made of, opacity."""
+    x, y = _pair(splats, 5 * g)
+    a, b = _pair(splats, 5 * g + 1)
+    c, opacity = _pair(splats, 5 * g + 2)
+    x -= ((tile % columns) * TILE + TILE / 2).to(tl.float32)
+    y -= ((tile // columns) * TILE + TILE / 2).to(tl.float32)
+    return x, y, a, b, c, opacity
 
 
 @triton.jit
 def _alpha(x, y, a, b, c, opacity, u, v):  # type: ignore[no-untyped-def]
-    """(BATCH, pixels) coverage before and after the cut-offs."""
-    dx, dy = x[:, None] - u[None, :], y[:, None] - v[None, :]
-    sigma = 0.5 * (a[:, None] * dx * dx + c[:, None] * dy * dy) + b[:, None] * dx * dy
-    full = opacity[:, None] * tl.exp(-sigma)
+    """A Gaussian's coverage of pixels before and after the cut-offs."""
+    dx, dy = x - u, y - v
+    exponent = dx * (a * dx + b * dy) + c * dy * dy
+    full = opacity * tl.exp2(exponent)
     alpha = tl.minimum(full, 0.999)
-    return full, tl.where((sigma >= 0) & (alpha >= 1.0 / 255.0), alpha, 0.0)
-
-
-@triton.jit
-def _multiply(a, b):  # type: ignore[no-untyped-def]
-    return a * b
+    return full, tl.where((exponent <= 0) & (alpha >= 1.0 / 255.0), alpha, 0.0)
 
 
 @triton.jit(do_not_specialize=["width", "height", "columns"])
 def _draw_tile(  # type: ignore[no-untyped-def]
-    means2d, conics, colours, depths, opacities, ids, offsets, image, through, last, width, height, columns,
-    TILE: tl.constexpr, BATCH: tl.constexpr,
-):  # fmt: skip
+    splats, ids, offsets, image, through, last, width, height, columns, TILE: tl.constexpr, BATCH: tl.constexpr
+):
     tile = tl.program_id(0)
     u, v, pixel, inside = _pixels(tile, width, height, columns, TILE)
     red, green, blue, far = u * 0, u * 0, u * 0, u * 0
@@ -132,21 +158,22 @@ def _draw_tile(  # type: ignore[no-untyped-def]
     at = tl.load(offsets + tile)
     end = tl.load(offsets + tile + 1)
     while at < end:
-        i, _live, g, x, y, a, b, c, opacity = _load_batch(
-            means2d, conics, opacities, ids, at, end, tile, columns, TILE, BATCH
-        )
-        _, alpha = _alpha(x, y, a, b, c, opacity, u, v)
-        after = left[None, :] * tl.associative_scan(1 - alpha, 0, _multiply)
-        enough = after > 1e-4  # the Gaussian that would leave less is not drawn, nor any behind it
-        drawn = enough & open_[None, :]
-        weight = tl.where(drawn, alpha * after / (1 - alpha), 0.0)
-        red += tl.sum(weight * tl.load(colours + 3 * g)[:, None], 0)
-        green += tl.sum(weight * tl.load(colours + 3 * g + 1)[:, None], 0)
-        blue += tl.sum(weight * tl.load(colours + 3 * g + 2)[:, None], 0)
-        far += tl.sum(tl.where(weight > 0, weight * tl.load(depths + g)[:, None], 0.0), 0)
-        final = tl.maximum(final, tl.max(tl.where(weight > 0, i[:, None] + 1, 0), 0))
-        left = tl.min(tl.where(drawn, after, left[None, :]), 0)
-        open_ = open_ & (tl.min(enough.to(tl.int32), 0) > 0)
+        for k in tl.static_range(BATCH):
+            # Beyond the end it is the last one again, which covers nothing then.
+            g = tl.load(ids + tl.minimum(at + k, end - 1)).to(tl.int64)
+            x, y, a, b, c, opacity = _load(splats, g, tile, columns, TILE)
+            r, gr = _pair(splats, 5 * g + 3)
+            bl, z = _pair(splats, 5 * g + 4)
+            _, alpha = _alpha(x, y, a, b, c, tl.where(at + k < end, opacity, 0.0), u, v)
+            after = left * (1 - alpha)
+            open_ = open_ & (after > 1e-4)  # the Gaussian that would leave less is not drawn, nor any behind it
+            weight = tl.where(open_, alpha * left, 0.0)
+            red += weight * r
+            green += weight * gr
+            blue += weight * bl
+            far += weight * z
+            final = tl.where(weight > 0, at + k + 1, final)
+            left = tl.where(open_, after, left)
         at += BATCH
         end = tl.where(tl.max(open_.to(tl.int32), 0) > 0, end, at)
     tl.store(image + 4 * pixel, red, inside)
@@ -177,7 +204,7 @@ def _column(matrix, k, columns):  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["width", "height", "columns"])
 def _draw_tile_vjp(  # type: ignore[no-untyped-def]
-    means2d, conics, colours, depths, opacities, ids, offsets, through, last, v_rgb, v_depth, v_alpha,
+    splats, ids, offsets, through, last, v_rgb, v_depth, v_alpha,
     v_means2d, v_conics, v_colours, v_depths, v_opacities, width, height, columns,
     TILE: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
@@ -189,8 +216,7 @@ def _draw_tile_vjp(  # type: ignore[no-untyped-def]
     v_green = tl.load(v_rgb + 3 * pixel + 1, inside, 0.0)
     v_blue = tl.load(v_rgb + 3 * pixel + 2, inside, 0.0)
     v_far = tl.load(v_depth + pixel, inside, 0.0)
-    v_left = left * tl.load(v_alpha + pixel, inside, 0.0)
-    behind = u * 0  # what was drawn behind the batch, times its gradient
+    behind = -left * tl.load(v_alpha + pixel, inside, 0.0)  # what lies behind, times its gradient
 
     # Of the pixels, as the columns of matrices: moments, which TF32 holds exactly, and gradients in two parts.
     k = tl.arange(0, 8)[None, :]
@@ -202,34 +228,37 @@ def _draw_tile_vjp(  # type: ignore[no-untyped-def]
     picture = tl.where(k % 4 == 3, v_far[:, None], picture)
     picture = tl.where(k < 4, _coarse(picture), picture - _coarse(picture))
 
+    row = tl.arange(0, BATCH)
     start = tl.load(offsets + tile)
     end = tl.max(final, 0)
     at = start + (end - start + BATCH - 1) // BATCH * BATCH - BATCH
     while at >= start:
-        i, live, g, x, y, a, b, c, opacity = _load_batch(
-            means2d, conics, opacities, ids, at, end, tile, columns, TILE, BATCH
-        )
-        full, alpha = _alpha(x, y, a, b, c, opacity, u, v)
-        alpha = tl.where(i[:, None] < final[None, :], alpha, 0.0)
-        keep = 1 - alpha
-        after = tl.associative_scan(keep, 0, _multiply)  # of the light that reaches the batch
-        left = left / tl.min(after, 0)
-        before = left[None, :] * after / keep
-        weight = alpha * before
-        far = tl.load(depths + g, live, 0.0)
-        value = (
-            tl.load(colours + 3 * g, live, 0.0)[:, None] * v_red[None, :]
-            + tl.load(colours + 3 * g + 1, live, 0.0)[:, None] * v_green[None, :]
-            + tl.load(colours + 3 * g + 2, live, 0.0)[:, None] * v_blue[None, :]
-            + far[:, None] * v_far[None, :]
-        )
-        part = weight * value
-        behind += tl.sum(part, 0)
-        farther = behind[None, :] - tl.cumsum(part, 0)
-        v_coverage = before * value - (farther - v_left[None, :]) / keep
-        v_sigma = tl.where((alpha > 0) & (full <= 0.999), -full * v_coverage, 0.0)
+        v_sigmas = tl.zeros((BATCH, TILE * TILE), tl.float32)
+        weights = tl.zeros((BATCH, TILE * TILE), tl.float32)
+        for back in tl.static_range(BATCH):
+            j = BATCH - 1 - back
+            g = tl.load(ids + tl.minimum(at + j, end - 1)).to(tl.int64)
+            x, y, a, b, c, opacity = _load(splats, g, tile, columns, TILE)
+            r, gr = _pair(splats, 5 * g + 3)
+            bl, z = _pair(splats, 5 * g + 4)
+            full, alpha = _alpha(x, y, a, b, c, opacity, u, v)
+            alpha = tl.where(at + j < final, alpha, 0.0)
+            grow = 1 / (1 - alpha)
+            left *= grow
+            weight = alpha * left
+            value = r * v_red + gr * v_green + bl * v_blue + z * v_far
+            v_coverage = left * value - behind * grow
+            behind += weight * value
+            v_sigma = tl.where((alpha > 0) & (full <= 0.999), -full * v_coverage, 0.0)
+            # A row of a matrix whose rows are a thread's registers: no comparison is left of it.
+            v_sigmas = tl.where(row[:, None] == j, v_sigma[None, :], v_sigmas)
+            weights = tl.where(row[:, None] == j, weight[None, :], weights)
 
-        m = _times(v_sigma, moments)
+        live = at + row < end
+        g = tl.load(ids + tl.minimum(at + row, end - 1)).to(tl.int64)
+        x, y, a, b, c, opacity = _load(splats, g, tile, columns, TILE)
+        a, b, c = a * -1.3862943611198906, b * -0.6931471805599453, c * -1.3862943611198906
+        m = _times(v_sigmas, moments)
         m0, mu, mv = _column(m, 0, k), _column(m, 1, k), _column(m, 2, k)
         muu, muv, mvv = _column(m, 3, k), _column(m, 4, k), _column(m, 5, k)
         sum_dx, sum_dy = x * m0 - mu, y * m0 - mv
@@ -239,7 +268,7 @@ def _draw_tile_vjp(  # type: ignore[no-untyped-def]
         tl.atomic_add(v_conics + 3 * g + 1, x * y * m0 - x * mv - y * mu + muv, live, sem="relaxed")
         tl.atomic_add(v_conics + 3 * g + 2, 0.5 * (y * (y * m0 - 2 * mv) + mvv), live, sem="relaxed")
         tl.atomic_add(v_opacities + g, -m0 / tl.maximum(opacity, 1e-12), live, sem="relaxed")
-        v_c = _times(weight, picture)
+        v_c = _times(weights, picture)
         tl.atomic_add(v_colours + 3 * g, _column(v_c, 0, k % 4), live, sem="relaxed")
         tl.atomic_add(v_colours + 3 * g + 1, _column(v_c, 1, k % 4), live, sem="relaxed")
         tl.atomic_add(v_colours + 3 * g + 2, _column(v_c, 2, k % 4), live, sem="relaxed")

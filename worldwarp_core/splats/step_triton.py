@@ -21,12 +21,8 @@ from .fit import ADAM_EPS, BETA1, BETA2, MAX_DRIFT, MAX_GROWTH
 from .gaussians import SH_C0
 from .intersect import ROUNDING, SLACK, TileLists
 
-BLOCK = 64
-"""Gaussians that one program takes."""
-VJP_BLOCK, VJP_WARPS = 16, 4
-"""The same of the gradient, which keeps so much of each Gaussian that large programs leave room for few: with 64 in one
-a thread takes 252 registers, which is 8 warps on a processor of an H100; with 16 it takes 64, which is 32 warps, for a
-quarter more instructions (counted in what is compiled; bench_cache_gpu.py --shapes times it)."""
+BLOCK = 128
+"""Gaussians that one program takes, one a thread."""
 
 
 def activate(
@@ -42,17 +38,28 @@ def activate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Means, standard deviations, opacities in [0, 1] and colours seen from the (1, 3) centre, within bounds.
 
-    The arguments are those of `fit.within_bounds` and fields of `Gaussians`; differentiable in `offset` to `shN`.
+    The arguments are those of `fit.within_bounds` and fields of `Gaussians`, `shN` laid out `in_planes`; differentiable
+    in `offset` to `shN`.
     """
     constant = start_means, radius, start_scales
     return _Activate.apply(*constant, offset, scales, opacities, sh0, shN, centre)  # type: ignore[no-any-return]
+
+
+def in_planes(shN: Tensor) -> Tensor:
+    """The same (N, K, 3), each coefficient of all Gaussians in one piece of memory.
+
+    A thread then takes a whole Gaussian, and neighbours read neighbours. A tile of Gaussians by harmonics, which reads
+    the usual order well, computes every harmonic for each of them: six times the instructions in the gradient.
+    """
+    return shN.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 class _Activate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, start_means, radius, start_scales, offset, scales, opacities, sh0, shN, centre):  # type: ignore[no-untyped-def]
         inputs = (start_means, radius, start_scales, offset, scales, opacities, sh0, shN, centre)
-        assert all(t.is_contiguous() for t in inputs)
+        assert shN.permute(1, 2, 0).is_contiguous()
+        assert all(t.is_contiguous() for t in inputs if t is not shN)
         outputs = tuple(torch.empty_like(t) for t in (start_means, scales, opacities, start_means))
         n, bases = shN.shape[:2]
         _activate[(triton.cdiv(n, BLOCK),)](
@@ -67,10 +74,9 @@ class _Activate(torch.autograd.Function):
         gradients = tuple(torch.empty_like(t) for t in inputs[3:8])
         n, bases = inputs[7].shape[:2]
         v_outputs = (t.contiguous() for t in (v_means, v_deviations, v_opacities, v_colours))
-        _activate_vjp[(triton.cdiv(n, VJP_BLOCK),)](
-            *inputs, *outputs, *v_outputs, *gradients, n, MAX_DRIFT, math.log(MAX_GROWTH), 0.5 / SH_C0,
-            bases, VJP_BLOCK, num_warps=VJP_WARPS,
-        )  # fmt: skip
+        _activate_vjp[(triton.cdiv(n, BLOCK),)](
+            *inputs, *outputs, *v_outputs, *gradients, n, MAX_DRIFT, math.log(MAX_GROWTH), 0.5 / SH_C0, bases, BLOCK
+        )
         return None, None, None, *gradients, None
 
 
@@ -103,65 +109,59 @@ def _direction(x, y, z, centre):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _basis(k, x, y, z):  # type: ignore[no-untyped-def]
-    """(BLOCK, 16) values of the harmonics `k` (1, 16) of degrees 1 to 3 at (BLOCK, 1) directions."""
+def _harmonic(K: tl.constexpr, x, y, z):  # type: ignore[no-untyped-def]
+    """The value of harmonic K of degrees 1 to 3 in directions, and its derivatives along x, y and z."""
     xx, yy, zz = x * x, y * y, z * z
-    b = tl.where(k == 0, -0.4886025119029199 * y, 0.0)
-    b = tl.where(k == 1, 0.4886025119029199 * z, b)
-    b = tl.where(k == 2, -0.4886025119029199 * x, b)
-    b = tl.where(k == 3, 1.0925484305920792 * x * y, b)
-    b = tl.where(k == 4, -1.0925484305920792 * y * z, b)
-    b = tl.where(k == 5, 0.31539156525252005 * (2 * zz - xx - yy), b)
-    b = tl.where(k == 6, -1.0925484305920792 * x * z, b)
-    b = tl.where(k == 7, 0.5462742152960396 * (xx - yy), b)
-    b = tl.where(k == 8, -0.5900435899266435 * y * (3 * xx - yy), b)
-    b = tl.where(k == 9, 2.890611442640554 * x * y * z, b)
-    b = tl.where(k == 10, -0.4570457994644658 * y * (4 * zz - xx - yy), b)
-    b = tl.where(k == 11, 0.3731763325901154 * z * (2 * zz - 3 * xx - 3 * yy), b)
-    b = tl.where(k == 12, -0.4570457994644658 * x * (4 * zz - xx - yy), b)
-    b = tl.where(k == 13, 1.445305721320277 * z * (xx - yy), b)
-    return tl.where(k == 14, -0.5900435899266435 * x * (xx - 3 * yy), b)
-
-
-@triton.jit
-def _basis_vjp(k, x, y, z):  # type: ignore[no-untyped-def]
-    """The derivatives of `_basis` along x, y and z."""
-    xx, yy, zz = x * x, y * y, z * z
-    zero = x * 0
-    dx = tl.where(k == 2, -0.4886025119029199 + zero, 0.0)
-    dy = tl.where(k == 0, -0.4886025119029199 + zero, 0.0)
-    dz = tl.where(k == 1, 0.4886025119029199 + zero, 0.0)
-    dx = tl.where(k == 3, 1.0925484305920792 * y, dx)
-    dy = tl.where(k == 3, 1.0925484305920792 * x, dy)
-    dy = tl.where(k == 4, -1.0925484305920792 * z, dy)
-    dz = tl.where(k == 4, -1.0925484305920792 * y, dz)
-    dx = tl.where(k == 5, -0.6307831305050401 * x, dx)
-    dy = tl.where(k == 5, -0.6307831305050401 * y, dy)
-    dz = tl.where(k == 5, 1.2615662610100802 * z, dz)
-    dx = tl.where(k == 6, -1.0925484305920792 * z, dx)
-    dz = tl.where(k == 6, -1.0925484305920792 * x, dz)
-    dx = tl.where(k == 7, 1.0925484305920792 * x, dx)
-    dy = tl.where(k == 7, -1.0925484305920792 * y, dy)
-    dx = tl.where(k == 8, -3.540261539559861 * x * y, dx)
-    dy = tl.where(k == 8, -1.7701307697799304 * (xx - yy), dy)
-    dx = tl.where(k == 9, 2.890611442640554 * y * z, dx)
-    dy = tl.where(k == 9, 2.890611442640554 * x * z, dy)
-    dz = tl.where(k == 9, 2.890611442640554 * x * y, dz)
-    dx = tl.where(k == 10, 0.9140915989289316 * x * y, dx)
-    dy = tl.where(k == 10, -0.4570457994644658 * (4 * zz - xx - 3 * yy), dy)
-    dz = tl.where(k == 10, -3.6563663957157264 * y * z, dz)
-    dx = tl.where(k == 11, -2.2390579957406924 * x * z, dx)
-    dy = tl.where(k == 11, -2.2390579957406924 * y * z, dy)
-    dz = tl.where(k == 11, 0.3731763325901154 * (6 * zz - 3 * xx - 3 * yy), dz)
-    dx = tl.where(k == 12, -0.4570457994644658 * (4 * zz - 3 * xx - yy), dx)
-    dy = tl.where(k == 12, 0.9140915989289316 * x * y, dy)
-    dz = tl.where(k == 12, -3.6563663957157264 * x * z, dz)
-    dx = tl.where(k == 13, 2.890611442640554 * x * z, dx)
-    dy = tl.where(k == 13, -2.890611442640554 * y * z, dy)
-    dz = tl.where(k == 13, 1.445305721320277 * (xx - yy), dz)
-    dx = tl.where(k == 14, -1.7701307697799304 * (xx - yy), dx)
-    dy = tl.where(k == 14, 3.540261539559861 * x * y, dy)
-    return dx, dy, dz
+    dx, dy, dz = x * 0, x * 0, x * 0
+    if K == 0:
+        value = -0.4886025119029199 * y
+        dy -= 0.4886025119029199
+    elif K == 1:
+        value = 0.4886025119029199 * z
+        dz += 0.4886025119029199
+    elif K == 2:
+        value = -0.4886025119029199 * x
+        dx -= 0.4886025119029199
+    elif K == 3:
+        value = 1.0925484305920792 * x * y
+        dx, dy = 1.0925484305920792 * y, 1.0925484305920792 * x
+    elif K == 4:
+        value = -1.0925484305920792 * y * z
+        dy, dz = -1.0925484305920792 * z, -1.0925484305920792 * y
+    elif K == 5:
+        value = 0.31539156525252005 * (2 * zz - xx - yy)
+        dx, dy, dz = -0.6307831305050401 * x, -0.6307831305050401 * y, 1.2615662610100802 * z
+    elif K == 6:
+        value = -1.0925484305920792 * x * z
+        dx, dz = -1.0925484305920792 * z, -1.0925484305920792 * x
+    elif K == 7:
+        value = 0.5462742152960396 * (xx - yy)
+        dx, dy = 1.0925484305920792 * x, -1.0925484305920792 * y
+    elif K == 8:
+        value = -0.5900435899266435 * y * (3 * xx - yy)
+        dx, dy = -3.540261539559861 * x * y, -1.7701307697799304 * (xx - yy)
+    elif K == 9:
+        value = 2.890611442640554 * x * y * z
+        dx, dy, dz = 2.890611442640554 * y * z, 2.890611442640554 * x * z, 2.890611442640554 * x * y
+    elif K == 10:
+        value = -0.4570457994644658 * y * (4 * zz - xx - yy)
+        dx, dz = 0.9140915989289316 * x * y, -3.6563663957157264 * y * z
+        dy = -0.4570457994644658 * (4 * zz - xx - 3 * yy)
+    elif K == 11:
+        value = 0.3731763325901154 * z * (2 * zz - 3 * xx - 3 * yy)
+        dx, dy = -2.2390579957406924 * x * z, -2.2390579957406924 * y * z
+        dz = 0.3731763325901154 * (6 * zz - 3 * xx - 3 * yy)
+    elif K == 12:
+        value = -0.4570457994644658 * x * (4 * zz - xx - yy)
+        dx = -0.4570457994644658 * (4 * zz - 3 * xx - yy)
+        dy, dz = 0.9140915989289316 * x * y, -3.6563663957157264 * x * z
+    elif K == 13:
+        value = 1.445305721320277 * z * (xx - yy)
+        dx, dy, dz = 2.890611442640554 * x * z, -2.890611442640554 * y * z, 1.445305721320277 * (xx - yy)
+    else:
+        value = -0.5900435899266435 * x * (xx - 3 * yy)
+        dx, dy = -1.7701307697799304 * (xx - yy), 3.540261539559861 * x * y
+    return value, dx, dy, dz
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -187,13 +187,13 @@ def _activate(  # type: ignore[no-untyped-def]
     blue = 0.5 + 0.28209479177387814 * tl.minimum(tl.maximum(blue, -max_sh0), max_sh0)
     if BASES > 0:
         dx, dy, dz, _ = _direction(x, y, z, centre)
-        k = tl.arange(0, 16)[None, :]
-        held = live[:, None] & (k < BASES)
-        at = shN + i[:, None] * (3 * BASES) + 3 * k
-        basis = _basis(k, dx[:, None], dy[:, None], dz[:, None])
-        red += tl.sum(tl.load(at, held, 0.0) * basis, 1)
-        green += tl.sum(tl.load(at + 1, held, 0.0) * basis, 1)
-        blue += tl.sum(tl.load(at + 2, held, 0.0) * basis, 1)
+        plane = shN + i
+        for k in tl.static_range(BASES):
+            value, _, _, _ = _harmonic(k, dx, dy, dz)
+            red += value * tl.load(plane, live, 0.0)
+            green += value * tl.load(plane + n, live, 0.0)
+            blue += value * tl.load(plane + 2 * n, live, 0.0)
+            plane += 3 * n
     _store3(colours, i, tl.maximum(red, 0.0), tl.maximum(green, 0.0), tl.maximum(blue, 0.0), live)
 
 
@@ -218,18 +218,18 @@ def _activate_vjp(  # type: ignore[no-untyped-def]
     if BASES > 0:
         x, y, z = _load3(means, i, live)
         dx, dy, dz, scale = _direction(x, y, z, centre)
-        k = tl.arange(0, 16)[None, :]
-        held = live[:, None] & (k < BASES)
-        at = i[:, None] * (3 * BASES) + 3 * k
-        basis = _basis(k, dx[:, None], dy[:, None], dz[:, None])
-        tl.store(v_shN + at, v_red[:, None] * basis, held)
-        tl.store(v_shN + at + 1, v_green[:, None] * basis, held)
-        tl.store(v_shN + at + 2, v_blue[:, None] * basis, held)
-        v = tl.load(shN + at, held, 0.0) * v_red[:, None]
-        v += tl.load(shN + at + 1, held, 0.0) * v_green[:, None]
-        v += tl.load(shN + at + 2, held, 0.0) * v_blue[:, None]
-        bx, by, bz = _basis_vjp(k, dx[:, None], dy[:, None], dz[:, None])
-        gx, gy, gz = tl.sum(v * bx, 1), tl.sum(v * by, 1), tl.sum(v * bz, 1)
+        gx, gy, gz = x * 0, x * 0, x * 0
+        at = i
+        for k in tl.static_range(BASES):
+            value, along_x, along_y, along_z = _harmonic(k, dx, dy, dz)
+            tl.store(v_shN + at, v_red * value, live)
+            tl.store(v_shN + at + n, v_green * value, live)
+            tl.store(v_shN + at + 2 * n, v_blue * value, live)
+            v = tl.load(shN + at, live, 0.0) * v_red
+            v += tl.load(shN + at + n, live, 0.0) * v_green
+            v += tl.load(shN + at + 2 * n, live, 0.0) * v_blue
+            gx, gy, gz = gx + v * along_x, gy + v * along_y, gz + v * along_z
+            at += 3 * n
         along = gx * dx + gy * dy + gz * dz
         vx, vy, vz = vx + (gx - along * dx) * scale, vy + (gy - along * dy) * scale, vz + (gz - along * dz) * scale
     r = tl.load(radius + i, live, 0.0)
@@ -379,9 +379,11 @@ def adam_update(adam: Adam, gradients: list[Tensor], pace: Tensor, go: Tensor) -
     """See `device_steps.adam_update`."""
     for p, m, v, g, rate in zip(adam.parameters, adam.first, adam.second, gradients, adam.rates, strict=True):
         count = p.numel()
-        assert p.is_contiguous()
+        # One by one through memory, in whatever order of axes it is laid out.
+        assert p.stride() == m.stride() == v.stride(), (p.stride(), m.stride(), v.stride())
+        g = g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
         grid = (triton.cdiv(count, 1024),)
-        _adam[grid](p, m, v, g.contiguous(), pace, go, count, rate, 1 - BETA1, BETA2, 1 - BETA2, ADAM_EPS, 1024)
+        _adam[grid](p, m, v, g, pace, go, count, rate, 1 - BETA1, BETA2, 1 - BETA2, ADAM_EPS, 1024)
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -29,6 +29,7 @@ def test_the_triton_kernels_pass_their_tests_under_the_interpreter():
 
 
 SPLATS = "means2d *fp32, conics *fp32, opacities *fp32"
+LISTS = "splats *i64, ids *i32, offsets *i32"
 BOUNDS = "min_alpha fp32, slack fp32, rounding fp32"
 INPUTS = "start_means radius start_scales offset scales opacities sh0 shN centre means deviations covers colours"
 GRADIENTS = "v_means v_deviations v_covers v_colours v_offset v_scales v_opacities v_sh0 v_shN"
@@ -45,7 +46,17 @@ KERNELS = {
     "_activate_vjp": (
         ", ".join(f"{name} *fp32" for name in f"{INPUTS} {GRADIENTS}".split())
         + ", n i32, max_drift fp32, log_growth fp32, max_sh0 fp32",
-        {"BASES": 15, "BLOCK": 16},
+        {"BASES": 15, "BLOCK": 128},
+    ),
+    "_pack": (f"{SPLATS}, colours *fp32, depths *fp32, splats *fp32, n i32", {"BLOCK": 128}),
+    "_draw_tile": (
+        f"{LISTS}, image *fp32, through *fp32, last *i32, width i32, height i32, columns i32",
+        {"TILE": 8, "BATCH": 16},
+    ),
+    "_draw_tile_vjp": (
+        f"{LISTS}, through *fp32, last *i32, v_rgb *fp32, v_depth *fp32, v_alpha *fp32, v_means2d *fp32, "
+        "v_conics *fp32, v_colours *fp32, v_depths *fp32, v_opacities *fp32, width i32, height i32, columns i32",
+        {"TILE": 8, "BATCH": 16},
     ),
 }
 
@@ -57,11 +68,12 @@ def test_a_kernel_compiles_for_a_gpu_without_one(name):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from worldwarp_core.splats import step_triton
+    from worldwarp_core.splats import raster_triton, step_triton
 
     signature, constants = KERNELS[name]
     arguments = dict(one.split() for one in signature.split(", ")) | dict.fromkeys(constants, "constexpr")
-    made = triton.compile(ASTSource(getattr(step_triton, name), arguments, constants), target=GPUTarget("cuda", 90, 32))
+    kernel = getattr(step_triton, name, None) or getattr(raster_triton, name)
+    made = triton.compile(ASTSource(kernel, arguments, constants), target=GPUTarget("cuda", 90, 32))
     assert len(made.asm["cubin"]) > 1000
 
 
