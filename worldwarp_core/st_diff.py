@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -170,6 +171,12 @@ class StDiffFill:
             raise WorldWarpError(
                 "bad_settings", f"There is no preset called {preset!r}. Choose: {', '.join(self._presets)}."
             )
+
+    def with_noise(self, noise: NoiseSettings) -> Self:
+        """The same models with another rule for how validity becomes noise: the method's ablations."""
+        other = copy(self)
+        other._noise = noise
+        return other
 
     def describe(self, spec: GenerateSpec | None = None) -> dict[str, Any]:
         preset = self._presets[self._default] if spec is None else self._preset(spec)

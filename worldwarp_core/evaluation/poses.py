@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,13 +179,13 @@ def _mean(values: np.ndarray) -> float:
     return float(finite.mean()) if len(finite) else math.nan
 
 
-def _pycolmap() -> Callable[..., Any] | Any:
+def _pycolmap() -> Any:
     try:
         import pycolmap
     except ImportError as error:
         raise WorldWarpError(
             "not_installed",
             "R_dist and T_dist need pycolmap, which is not installed. Run: pip install 'worldwarp[evaluation]', or "
-            "leave them out with --no-poses.",
+            "leave them out with --poses-every 0.",
         ) from error
     return pycolmap

@@ -6,6 +6,7 @@ Absent primitives are skipped. A kernel runs on one core.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -17,7 +18,7 @@ BOX, PIERCED, CYLINDER, ELLIPSOID = range(4)
 ABSENT_BELOW = -5e4
 """Absent primitives stand lower than this."""
 # This module's kernels call one another, so they are compiled and kept together.
-COMPILED = {"nogil": True, "cache": True, "error_model": "numpy"}
+COMPILED: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 def first_hit(
