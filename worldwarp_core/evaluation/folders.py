@@ -320,9 +320,9 @@ def _image_folders(place: Path, width: int) -> list[Path]:
     scene = _scene_folder(place)
     found = []
     for parent in {place, place.parent, scene, *(path for path in scene.iterdir() if path.is_dir())}:
-        for folder in parent.glob("images*"):
+        for folder in (path for path in parent.glob("images*") if path.is_dir()):
             first = next((p for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURES), None)
-            if folder.is_dir() and first is not None:
+            if first is not None:
                 wide = _picture(first).size[0]
                 found.append((wide < width, abs(wide - width), str(folder), folder))
     return [folder for *_, folder in sorted(found)]

@@ -69,7 +69,10 @@ class EvalOptions:
                 raise WorldWarpError("bad_settings", message)
 
         settle(self.data in get_args(Data), f"The data is one of {', '.join(get_args(Data))}; got {self.data!r}.")
-        settle((self.data == "worlds") == (self.folder is None), "Footage needs --data FOLDER, and worlds take none.")
+        settle(
+            (self.data == "worlds") == (self.folder is None),
+            "re10k and dl3dv need --footage FOLDER, and worlds take none.",
+        )
         settle(
             self.width % 16 == self.height % 16 == 0 and min(self.width, self.height) >= 32,
             f"The sides must be multiples of 16, at least 32; got {self.width}x{self.height}.",
