@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from ..atomic_write import atomic_write
 from ..cameras import CameraPath
-from .held_out import HELD_OUT, REVISITS, STRATA, HeldOut, held_out_shots
+from .held_out import HELD_OUT, REVISITS, HeldOut, held_out_shots
 
 FPS = 24.0
 
@@ -82,7 +83,7 @@ class HeldOutWorlds:
     ) -> None:
         from ..training.textures import build_bank
 
-        self._paths = choose_held_out(paths) + REVISITS[: len(REVISITS) if revisits is None else revisits]
+        self._paths = choose_held_out(paths) + choose_held_out(revisits, REVISITS)
         self._size, self._device = size, device
         self._bank = build_bank("test", textures, device=device)
 
@@ -111,11 +112,19 @@ class HeldOutWorlds:
         )
 
 
-def choose_held_out(count: int | None) -> tuple[HeldOut, ...]:
-    """The first paths of every stratum in turn, until there are `count`; all of them for None."""
-    strata = [[path for path in HELD_OUT if path.stratum == name] for name in STRATA]
-    in_turn = [path for row in zip(*strata, strict=True) for path in row]
-    return tuple(in_turn if count is None else in_turn[:count])
+def choose_held_out(count: int | None, among: Sequence[HeldOut] = HELD_OUT) -> tuple[HeldOut, ...]:
+    """So many paths, of every stratum in turn and of the kinds that have come least so far; all of them for None."""
+    if count is None:
+        return tuple(among)
+    left, chosen = list(among), list[HeldOut]()
+    while left and len(chosen) < count:
+        for stratum in dict.fromkeys(path.stratum for path in among):
+            kinds = Counter(path.kind for path in chosen)
+            some = [path for path in left if path.stratum == stratum]
+            if some and len(chosen) < count:
+                chosen.append(min(some, key=lambda path: kinds[path.kind]))
+                left.remove(chosen[-1])
+    return tuple(chosen)
 
 
 @dataclass(frozen=True)

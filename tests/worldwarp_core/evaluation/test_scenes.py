@@ -6,13 +6,16 @@ from dataclasses import replace
 import numpy as np
 
 from tests.support.toy_scenes import ToyScenes
+from worldwarp_core.evaluation.held_out import REVISITS
 from worldwarp_core.evaluation.scenes import choose_held_out
 
 
-def test_few_paths_are_even_over_the_strata_and_more_go_on_from_them():
+def test_few_paths_are_even_over_strata_and_kinds_and_more_go_on_from_them():
     assert Counter(path.stratum for path in choose_held_out(8)) == dict.fromkeys(("lost", "little", "half", "most"), 2)
+    assert max(Counter(path.kind for path in choose_held_out(8)).values()) == 2
     assert choose_held_out(8)[:4] == choose_held_out(4)
-    assert len(choose_held_out(None)) == 36
+    assert len(choose_held_out(None)) == len(set(choose_held_out(40))) == 36
+    assert [path.kind for path in choose_held_out(2, REVISITS)] == ["rooms", "street"]
 
 
 def test_a_truth_is_worked_out_once_and_then_read(tmp_path):
