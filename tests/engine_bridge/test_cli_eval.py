@@ -141,7 +141,7 @@ def test_experiments_run_with_a_learned_fill(tmp_path, rooms, preview, lpips, na
 
 def test_footage_is_measured_by_the_preview_in_a_process_of_its_own(tmp_path, preview, lpips):
     flight = room.truck(50, width=64, height=48)
-    write_re10k(tmp_path / "footage", flight, [room.render(flight, frame)[0] for frame in range(50)])
+    write_re10k(tmp_path / "footage", flight, [room.render(flight, frame)[0] for frame in range(50)], size=(64, 48))
     words = ("--data", "re10k", "--footage", tmp_path / "footage", "--depth", "estimated", "--jobs", 2)
     words += ("--engine", "preview", "--weights", preview, "--lpips", lpips)
     worldwarp("eval", "--out", tmp_path / "out", *words, *QUICK)

@@ -27,7 +27,7 @@ def pictures(flight):
     return [room.render(flight, frame)[0] for frame in range(FRAMES)]
 
 
-def write_re10k(folder, flight, pictures, skip=()):
+def write_re10k(folder, flight, pictures, skip=(), size=(WIDTH, HEIGHT)):
     """test/<id>.txt and frames/test/<id>/<timestamp>.png"""
     (folder / "test").mkdir(parents=True)
     place = folder / "frames" / "test" / "0a1b2c3d4e5f6789"
@@ -36,7 +36,7 @@ def write_re10k(folder, flight, pictures, skip=()):
     for frame, picture in enumerate(pictures):
         stamp = 33_000 * frame + 52_553_000
         K, w2c = flight.K[frame], flight.w2c[frame]
-        lens = K[0, 0] / WIDTH, K[1, 1] / HEIGHT, K[0, 2] / WIDTH, K[1, 2] / HEIGHT
+        lens = K[0, 0] / size[0], K[1, 1] / size[1], K[0, 2] / size[0], K[1, 2] / size[1]
         numbers = [*lens, 0, 0, *w2c[:3].ravel()]
         lines.append(" ".join([str(stamp), *(f"{number:.9f}" for number in numbers)]))
         if frame not in skip:
