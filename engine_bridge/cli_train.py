@@ -108,6 +108,10 @@ def stdiff(
     target: Annotated[
         str, typer.Option("--target", help="consistent with the sampler, or the paper's.")
     ] = "consistent",
+    sampler_steps: Annotated[
+        int | None,
+        typer.Option("--for-steps", help="Learn only what a sampler of so few steps meets: a last piece of training."),
+    ] = None,
 ) -> None:
     """Train ST-Diff: fill what is blank, revise what is warped."""
     _train("stdiff", locals())

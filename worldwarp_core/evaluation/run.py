@@ -19,7 +19,7 @@ from .inception import Inception
 from .judge import Judges, judge_scene
 from .metrics import load_lpips
 from .results import ResultFolder
-from .scenes import HeldOutWorlds, SceneSet
+from .scenes import HeldOutWorlds, Scene, SceneSet
 from .variants import Variant
 
 Data = Literal["worlds", "re10k", "dl3dv"]
@@ -97,6 +97,22 @@ class EvalOptions:
         }
 
 
+class KeptScenes:
+    """A set whose scenes are made once: choosing a path through a world takes a second."""
+
+    def __init__(self, scenes: SceneSet) -> None:
+        self.name, self._scenes = scenes.name, scenes
+        self._kept: dict[int, Scene] = {}
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def scene(self, index: int) -> Scene:
+        if index not in self._kept:
+            self._kept[index] = self._scenes.scene(index)
+        return self._kept[index]
+
+
 @dataclass(frozen=True)
 class Task:
     """One scene by one variant."""
@@ -124,10 +140,10 @@ def open_scenes(options: EvalOptions) -> SceneSet:
     size = (options.height, options.width)
     if options.data == "worlds":
         device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
-        return HeldOutWorlds(options.paths, options.revisits, size, options.textures, device)
+        return KeptScenes(HeldOutWorlds(options.paths, options.revisits, size, options.textures, device))
     assert options.folder is not None
     kind = RealEstate10k if options.data == "re10k" else Dl3dv
-    return kind(options.folder, size, options.paths)
+    return KeptScenes(kind(options.folder, size, options.paths))
 
 
 def open_engine(options: EvalOptions, name: str) -> Engine:

@@ -94,6 +94,7 @@ class TrainOptions:
         transformer: folder with a trained transformer: the decoder learns from its latents, its own encoder frozen.
         width, height: of the clips, multiples of 16.
         frames, batch, learning_rate, pool, judged: None takes what suits the network.
+        sampler_steps: of ST-Diff, learn the states alone that a sampler of so many steps visits.
         freeze_encoder: of the autoencoder, learn the decoder alone.
         wan, base: of a LoRA, the models that it is for: Wan's, and the fine-tuned transformer or `base` for Wan's own.
         prompt: of a LoRA, the words that it is learned with.
@@ -120,6 +121,7 @@ class TrainOptions:
     learning_rate: float | None = None
     schedule: Literal["constant", "cosine"] = "cosine"
     target: Target = "consistent"
+    sampler_steps: int | None = None
     freeze_encoder: bool = False
     wan: str = "wan-1.3b"
     base: str = "worldwarp"
@@ -334,7 +336,8 @@ def _transformer(ready: _Ready) -> Task:
         ready.lpips,
         pool,
         StDiffTraining(
-            clips=options.batch or DEFAULTS["stdiff"].batch, objective=ObjectiveSettings(target=options.target)
+            clips=options.batch or DEFAULTS["stdiff"].batch,
+            objective=ObjectiveSettings(target=options.target, steps=options.sampler_steps),
         ),
         ready.first_seed,
         ready.stride,

@@ -187,18 +187,26 @@ class StDiffTask:
 
     def _make_clip(self, row: int) -> Tensor:
         """(T, 3, H, W): a judged clip as the loop would make it, with its first frame as history."""
+        validity = self._judged_validity(row)
+        rgb = self._judged.prior[row].float().permute(0, 2, 3, 1).clone()
+        rgb[0] = self._judged.rgb[row, 0].float().permute(1, 2, 0)
+        priors = Priors(rgb, validity, torch.ones_like(validity), validity)
+        return torch.stack(list(self._autoencoder.decode(self.sample(row), priors))).permute(0, 3, 1, 2)
+
+    def sample(self, row: int) -> Tensor:
+        """(1, C, T', H/8, W/8): the latents of a judged clip, as the sampler makes them."""
         settings, examples = self.settings, self._judged_latents
         device = self._judged.rgb.device
-        validity = self._judged.validity[row].float().clone()
-        validity[:1] = 1.0
-        sigma_map = build_sigma_map(validity, settings.strength, 1)[None]
+        sigma_map = build_sigma_map(self._judged_validity(row), settings.strength, 1)[None]
         truth, prior = (examples[name][row][None].float() for name in ("truth", "prior"))
         noise = torch.randn(truth.shape, generator=Generator(device).manual_seed(row), device=device)
         start = compose_latents(prior, truth[:, :, :1], noise, sigma_map)
         sigmas = sigma_schedule(settings.steps, [settings.strength])
         steps = denoise(self._model, start, sigma_map, sigmas, self._text(1), None, SamplerSettings(guidance=1.0))
-        latents = deque(steps, maxlen=1).pop()
-        rgb = self._judged.prior[row].float().permute(0, 2, 3, 1).clone()
-        rgb[0] = self._judged.rgb[row, 0].float().permute(1, 2, 0)
-        priors = Priors(rgb, validity, torch.ones_like(validity), validity)
-        return torch.stack(list(self._autoencoder.decode(latents, priors))).permute(0, 3, 1, 2)
+        return deque(steps, maxlen=1).pop()
+
+    def _judged_validity(self, row: int) -> Tensor:
+        """(T, H, W) of a judged clip; its history is valid."""
+        validity = self._judged.validity[row].float().clone()
+        validity[:1] = 1.0
+        return validity
