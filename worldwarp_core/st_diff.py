@@ -33,6 +33,7 @@ from .errors import WorldWarpError
 from .fill import FillStep
 from .history import History
 from .noise_map import NoiseSettings, build_sigma_map, sigma_schedule
+from .noise_map import Variant as NoiseVariant
 from .presets import PRESETS, Preset, choose_preset, preset_notices
 from .priors import Priors
 from .spec import GenerateSpec, Notice, Stage
@@ -172,10 +173,10 @@ class StDiffFill:
                 "bad_settings", f"There is no preset called {preset!r}. Choose: {', '.join(self._presets)}."
             )
 
-    def with_noise(self, noise: NoiseSettings) -> Self:
-        """The same models with another rule for how validity becomes noise: the method's ablations."""
+    def with_noise(self, variant: NoiseVariant) -> Self:
+        """The same models with another of the method's noises."""
         other = copy(self)
-        other._noise = noise
+        other._noise = replace(self._noise, variant=variant)
         return other
 
     def describe(self, spec: GenerateSpec | None = None) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..engine import Engine
 from ..errors import WorldWarpError
-from ..noise_map import NoiseSettings
 from ..noise_map import Variant as Noise
 from ..spec import GenerateSpec
 from ..splats.cache import Representation
@@ -107,7 +106,7 @@ class Variant:
         cache = replace(engine.settings.cache, representation=self.representation, persistent=self.persistent)
         fill = engine.models.fill
         if isinstance(fill, StDiffFill) and self.noise != "both":
-            fill = fill.with_noise(NoiseSettings(variant=self.noise))
+            fill = fill.with_noise(self.noise)
         return replace(engine, models=replace(engine.models, fill=fill), settings=replace(engine.settings, cache=cache))
 
     def shot(self, scene: Scene) -> GenerateSpec:
