@@ -16,7 +16,7 @@ from ..atomic_write import atomic_write
 from ..errors import WorldWarpError
 from .judge import CURVE_EVERY, SHOWN, WINDOWS
 from .plots import LESS_IS_BETTER, figure_name, inline_svg, plot_arms, plot_curves
-from .results import Measured, ResultFolder, by_group, mean, summarise
+from .results import REVISIT_FIGURES, Measured, ResultFolder, by_group, mean, summarise
 
 FIGURES = (
     "psnr", "psnr_valid", "psnr_holes", "ssim", "lpips", "kid", "fid", "spectrum_distance", "r_dist", "t_dist",
@@ -96,26 +96,31 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _table(fills: Mapping[str, Sequence[Measured]], quality: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills by figures, at each window; the best of each column is marked."""
-    columns = [f"{name}@{window}" for window in WINDOWS for name in FIGURES]
-    values = {
-        fill: {c: quality[fill][c.partition("@")[2]].get(c.partition("@")[0], math.nan) for c in columns}
-        for fill in fills
+    """At each window, fills by figures; the best of each column of a window is marked."""
+    rows, intervals = [], {}
+    for window in WINDOWS:
+        found = {fill: quality[fill][str(window)] for fill in fills}
+        for fill, figures in found.items():
+            columns = {name: [f.get(name) for f in found.values()] for name in FIGURES}
+            cells = [_cell(figures.get(n), _is_best(figures.get(n), columns[n], n), n) for n in FIGURES]
+            rows.append((window, fill, cells))
+            if _is_known(figures.get("kid")):
+                intervals[f"{fill} at {window}"] = (
+                    f"{figures['kid']:.3f} ({figures['kid_low']:.3f} to {figures['kid_high']:.3f}), "
+                    f"{figures['kid_crops']} crops"
+                )
+    visits = {fill: quality[fill] for fill in fills if quality[fill]["revisits"]}
+    revisits = [
+        (fill, one["revisits"], [_cell(one[name], False, name) for name in REVISIT_FIGURES])
+        for fill, one in visits.items()
+    ]
+    return {
+        "heads": [figure_name(name) for name in FIGURES],
+        "rows": rows,
+        "intervals": intervals,
+        "revisit_heads": [figure_name(name) for name in REVISIT_FIGURES],
+        "revisits": revisits,
     }
-    for fill in fills:
-        values[fill]["revisit_psnr"] = quality[fill]["revisit_psnr"]
-    columns.append("revisit_psnr")
-    kept = [c for c in columns if any(_is_known(row[c]) for row in values.values())]
-    rows = []
-    for fill, row in values.items():
-        rows.append((fill, [_cell(row[c], _is_best(row[c], [v[c] for v in values.values()], c), c) for c in kept]))
-    intervals = {
-        f"{fill} at {window}": f"{q['kid']:.3f} ({q['kid_low']:.3f} to {q['kid_high']:.3f}), {q['kid_crops']} crops"
-        for fill in fills
-        for window in WINDOWS
-        if _is_known((q := quality[fill][str(window)]).get("kid"))
-    }
-    return {"heads": [figure_name(c) for c in kept], "rows": rows, "intervals": intervals}
 
 
 def _strata(fills: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
