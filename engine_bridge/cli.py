@@ -25,7 +25,7 @@ from rich.table import Table
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import cli_first_frame, cli_models, cli_train
+from . import cli_eval, cli_first_frame, cli_models, cli_train
 from .cli_engine import (
     CaptionerName,
     Distilled,
@@ -744,6 +744,7 @@ def _say_error(message: str) -> None:
 cli_models.register(app)
 cli_first_frame.register(app)
 cli_train.register(app)
+cli_eval.register(app)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,5 @@
-"""`worldwarp train vae | stdiff | depth`: trains the networks of the engine `preview`, in pieces of any length.
+"""`worldwarp train vae | stdiff | depth`: trains the networks of the engine `preview`, in pieces of any length; `lora`
+trains a LoRA of the engine `wan`.
 
 A run is a folder; the same command goes on where it stopped. What is trained ships as it is: put the folder's weights
 where the engine finds them, or start another run from them.
@@ -14,7 +15,7 @@ import typer
 from rich.console import Console
 
 train_app = typer.Typer(
-    help="Train the networks of the engine 'preview': autoencoder, ST-Diff, depth.",
+    help="Train the networks of the engine 'preview' (autoencoder, ST-Diff, depth), or a LoRA for 'wan'.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -107,6 +108,10 @@ def stdiff(
     target: Annotated[
         str, typer.Option("--target", help="consistent with the sampler, or the paper's.")
     ] = "consistent",
+    sampler_steps: Annotated[
+        int | None,
+        typer.Option("--for-steps", help="Learn only what a sampler of so few steps meets: a last piece of training."),
+    ] = None,
 ) -> None:
     """Train ST-Diff: fill what is blank, revise what is warped."""
     _train("stdiff", locals())
@@ -135,6 +140,42 @@ def depth(
 ) -> None:
     """Train the depth network."""
     _train("depth", locals())
+
+
+@train_app.command()
+def lora(
+    run: Run,
+    prompt: Annotated[str, typer.Option("--prompt", help="Words that the clips are learned with.")] = "",
+    minutes: Minutes = 30.0,
+    steps: Steps = None,
+    wan: Annotated[str, typer.Option("--weights", help="Folder or name of the Wan 2.1 models.")] = "wan-1.3b",
+    base: Annotated[
+        str, typer.Option("--transformer", help="The transformer that the LoRA is for; `base` takes Wan's own.")
+    ] = "worldwarp",
+    rank: Annotated[int, typer.Option("--rank", help="Of the LoRA: how much it can learn, and how large it is.")] = 16,
+    footage: Annotated[
+        Path | None, typer.Option("--footage", help="Folder of clips with cameras to learn from; without it, worlds.")
+    ] = None,
+    layout: Annotated[str, typer.Option("--layout", help="Of the footage: re10k or dl3dv.")] = "re10k",
+    depth_model: Annotated[
+        str | None, typer.Option("--depth-model", help="With --footage: depth model (name or folder, transformers).")
+    ] = None,
+    data: Textures = None,
+    lpips: Lpips = None,
+    size: Size = "480x272",
+    frames: Frames = None,
+    batch: Batch = None,
+    learning_rate: Rate = None,
+    schedule: Schedule = "cosine",
+    pool: Pool = None,
+    share: Share = 0.25,
+    gpus: Gpus = 1,
+    device: Device = "auto",
+    seed: Seed = 0,
+    target: Annotated[str, typer.Option("--target", help="consistent with the sampler, or the paper's.")] = "paper",
+) -> None:
+    """Train a LoRA of Wan's transformer, on your own footage or on worlds; use it with --lora FILE."""
+    _train("lora", locals())
 
 
 def _train(kind: str, given: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ def make_engine(name: str, device: str, depth_model: str | None, options: dict[s
     if settings is CPU:
         prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
     fill, draws = _load_fill(name, settings.device, options, notices)
-    models = Models(fill, _load_depth(name, settings.device, depth_model))
+    models = Models(fill, _load_depth(name, settings.device, depth_model, options))
     return Engine(name, models, settings, tuple(notices), draws)
 
 
@@ -129,26 +130,34 @@ def _load_fill(name: str, device: str, options: dict[str, Any], notices: list[No
         source = WanSource(wan, device)
         notices += source.load(PRESETS[wan.preset])  # better now than inside the first shot
         return StDiffFill(source, preset=wan.preset, noise=choose_noise(wan.mask_rule, wan.noise)), source.draw
-    if options:
+    taken = ("weights",) if name == "preview" else ()
+    if refused := [option for option in options if option not in taken]:
         raise WorldWarpError(
-            "bad_settings", f"The engine {name!r} takes no models: {', '.join(options)} cannot be used with it."
+            "bad_settings", f"The engine {name!r} takes no such models: {', '.join(refused)} cannot be used with it."
         )
     if name == "preview":
         from .preview.load import load_fill
 
-        return load_fill(device), None
+        return load_fill(device, _preview_weights(options)), None
     return CacheFill(), None
 
 
-def _load_depth(name: str, device: str, depth_model: str | None) -> DepthModel | None:
+def _load_depth(name: str, device: str, depth_model: str | None, options: dict[str, Any]) -> DepthModel | None:
     """What estimates depth where none is given; the preview brings its own."""
     if depth_model:
         return MonocularDepth.load(depth_model, device)
     if name == "preview":
         from .preview.load import load_depth
 
-        return load_depth(device)
+        return load_depth(device, _preview_weights(options))
     return None
+
+
+def _preview_weights(options: dict[str, Any]) -> Path:
+    """The folder of the preview's networks: that of the package, or of somebody's own training."""
+    from .preview.load import WEIGHTS
+
+    return Path(options["weights"]) if "weights" in options else WEIGHTS
 
 
 def _why_no_cuda() -> str | None:

@@ -319,8 +319,9 @@ def _plan_timeline(
     left = _left(plans, state)
     chunks = left[1:] if state is not None and state.new is not None else left
     frames = sum(len(p.new) for p in chunks)
+    first_steps, later_steps = cache.planned_steps()
     planned: dict[Stage, int] = {
-        "cache": (cache.first_steps if state is None else 0) + len(left) * cache.update_steps,
+        "cache": (first_steps if state is None else 0) + len(left) * later_steps,
         "priors": frames,
         fill.frame_stage: frames,
         "finish": 1,

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from .errors import WorldWarpError
 from .fill import FillStep
 from .history import History
 from .noise_map import NoiseSettings, build_sigma_map, sigma_schedule
+from .noise_map import Variant as NoiseVariant
 from .presets import PRESETS, Preset, choose_preset, preset_notices
 from .priors import Priors
 from .spec import GenerateSpec, Notice, Stage
@@ -170,6 +172,12 @@ class StDiffFill:
             raise WorldWarpError(
                 "bad_settings", f"There is no preset called {preset!r}. Choose: {', '.join(self._presets)}."
             )
+
+    def with_noise(self, variant: NoiseVariant) -> Self:
+        """The same models with another of the method's noises."""
+        other = copy(self)
+        other._noise = replace(self._noise, variant=variant)
+        return other
 
     def describe(self, spec: GenerateSpec | None = None) -> dict[str, Any]:
         preset = self._presets[self._default] if spec is None else self._preset(spec)

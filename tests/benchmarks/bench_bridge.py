@@ -72,11 +72,11 @@ from engine_bridge.client import Client  # noqa: E402
 from engine_bridge.live_view import LiveView  # noqa: E402
 from engine_bridge.server import Server, ServerConfig  # noqa: E402
 from engine_bridge.store import JobStore  # noqa: E402
-from tests.benchmarks.provenance import provenance  # noqa: E402
 from tests.engine_bridge.fake_engine import FakeEngine  # noqa: E402
 from tests.engine_bridge.fuzzing import fuzz_codec, fuzz_coverage, fuzz_socket  # noqa: E402
 from tests.engine_bridge.proxy import FAULTS, Proxy  # noqa: E402
 from tests.engine_bridge.shots import JOB, shot  # noqa: E402
+from worldwarp_core.evaluation.provenance import provenance  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "bridge.json"
 FAKE = "tests.engine_bridge.fake_engine:load"

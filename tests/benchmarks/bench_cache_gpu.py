@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.provenance import hardware_name, provenance
 from tests.benchmarks.textured_room import fit_views, seeded
+from worldwarp_core.evaluation.provenance import hardware_name, provenance
 from worldwarp_core.splats import fit_cuda, raster_triton, step_triton
 from worldwarp_core.splats.device_steps import DeviceSteps, run
 from worldwarp_core.splats.fit import FitSettings, FitViews, fit, let_move, optimise

@@ -22,9 +22,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks.ground_truth import ground_truth, read_depth, read_rgb
-from tests.benchmarks.provenance import hardware_name, provenance
 from worldwarp_core.camera_files import read_cameras
 from worldwarp_core.engine import CPU
+from worldwarp_core.evaluation.provenance import hardware_name, provenance
 from worldwarp_core.geometry.complete import complete_depth
 from worldwarp_core.geometry.start import start_depth
 from worldwarp_core.history import History

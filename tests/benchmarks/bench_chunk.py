@@ -53,10 +53,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks import bench_cache_gpu
-from tests.benchmarks.provenance import provenance
 from tests.benchmarks.textured_room import fit_views, seeded
 from tests.benchmarks.wan_shot import REAL, TINY, Scale, Shot, open_engine
 from worldwarp_core.budget import GIB, PLANS, limit_memory
+from worldwarp_core.evaluation.provenance import provenance
 from worldwarp_core.presets import PRESETS
 from worldwarp_core.splats import fit_cuda
 

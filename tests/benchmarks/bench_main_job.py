@@ -42,7 +42,6 @@ import numpy as np
 import psutil
 from ball_room import orbit, see
 from ground_truth import ground_truth, read_depth, read_rgb
-from provenance import provenance
 from visibility import seen_from, unproject
 
 from engine_bridge.client import Client, Disconnected, RequestFailed
@@ -51,6 +50,7 @@ from engine_bridge.private_server import private_server
 from engine_bridge.session import FINAL
 from worldwarp_core.api import load_engine, render_splats
 from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.evaluation.provenance import provenance
 from worldwarp_core.spec import CacheUpdate, Frame, GenerateSpec
 
 HERE = Path(__file__).resolve().parent

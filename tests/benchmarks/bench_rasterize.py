@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.provenance import hardware_name, provenance
 from tests.worldwarp_core.splats.scenes import random_gaussians, two_cameras
+from worldwarp_core.evaluation.provenance import hardware_name, provenance
 from worldwarp_core.splats.rasterize import rasterize, rasterizer_info
 
 WIDTH, HEIGHT, DEGREE, VIEWS = 256, 144, 1, 48

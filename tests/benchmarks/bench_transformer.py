@@ -25,7 +25,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
-from tests.benchmarks.provenance import hardware_name, provenance
+from worldwarp_core.evaluation.provenance import hardware_name, provenance
 from worldwarp_core.transformer import TransformerOptions, prepare_transformer
 
 CONFIG = {

@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from engine_bridge.cli import app
+from tests.support.tiny_wan import save_tiny_wan, tiny_transformer
 from tests.support.toy_clips import ToySource
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.loras import LoraFile, apply_loras
 from worldwarp_core.preview.weights import read_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,6 +41,17 @@ def test_a_run_of_the_depth_network_goes_on_where_it_stopped(tmp_path, toy_world
     assert "4 steps" in capfd.readouterr().err
 
 
+def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_path, toy_worlds):
+    wan = save_tiny_wan(tmp_path / "wan")
+    words = ("--weights", wan, "--transformer", "base", "--rank", 2, "--prompt", "a courtyard of warm stone")
+    size = ("--size", "48x32", "--frames", 5, "--pool", 2, "--steps", 2, "--device", "cpu")
+    train("train", "lora", "--run", tmp_path / "run", *words, *size)
+    transformer = tiny_transformer()
+    before = transformer.blocks[0].attn1.to_q.weight.clone()
+    apply_loras(transformer, [LoraFile(tmp_path / "run")])
+    assert not torch.equal(transformer.blocks[0].attn1.to_q.weight, before)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -48,6 +62,9 @@ def test_a_run_of_the_depth_network_goes_on_where_it_stopped(tmp_path, toy_world
         (("depth", "--schedule", "linear"), "constant or cosine"),
         (("stdiff", "--autoencoder", "nowhere", "--size", "32x32", "--frames", 5), "no weights"),
         (("stdiff", "--autoencoder", "nowhere", "--gpus", 64), "64 devices"),
+        (("lora", "--footage", "nowhere"), "--depth-model"),
+        (("lora", "--layout", "films"), "re10k or dl3dv"),
+        (("lora", "--rank", 0), "at least 1"),
     ],
 )
 def test_mistakes_are_named(tmp_path, toy_worlds, words, said):

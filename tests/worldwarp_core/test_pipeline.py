@@ -205,3 +205,16 @@ def test_background_in_the_start_view_is_sky(engine):
     cloud = of(CacheUpdate, events)[-1].splats
     assert 0 < cloud.sky.sum() < len(cloud)
     assert torch.isfinite(torch.from_numpy(cloud.means)).all()
+
+
+@pytest.mark.parametrize("change", [{"representation": "points"}, {"representation": "none"}, {"persistent": False}])
+def test_the_ablations_of_the_cache_make_a_whole_shot_and_count_their_steps(engine, change):
+    settings = replace(engine.settings, cache=replace(engine.settings.cache, **change))
+    events = run(replace(engine, settings=settings), spec(18))
+    assert len(of(Frame, events)) == 18
+    first, later = settings.cache.planned_steps()
+    steps = [e for e in of(Progress, events) if e.stage == "cache"]
+    assert bool(steps) == bool(first or later)
+    assert of(Progress, events)[-1].fraction == 1.0
+    assert events[-1].summary["cache_settings"] | change == events[-1].summary["cache_settings"]
+    assert (len(of(CacheUpdate, events)[-1].splats.means) == 0) == (change == {"representation": "none"})

@@ -29,6 +29,8 @@ NOISE_FLOOR = (0.5 / 255) ** 2
 KID_SUBSET = 500
 """Crops of a KID subset, at most: the estimate is unbiased at any size."""
 KID_SUBSETS = 100
+KID_FLOOR = 0.1
+"""Least scale of a feature, over the median of all."""
 
 PairMetric = Callable[[Tensor, Tensor], Tensor]
 """Two batches of pictures -> (N,) distances."""
@@ -157,11 +159,13 @@ def kid(made: Tensor, truth: Tensor, generator: torch.Generator) -> Kid:
 
     Unbiased, so that two draws of one distribution give about 0, below as often as above (Binkowski et al. 2018).
     The value uses all features; the interval comes from `KID_SUBSETS` random subsets. Feature means and scales are
-    taken from the truth, so that no layer outweighs the others. `generator` is a CPU one.
+    taken from the truth, so that no layer outweighs the others; a feature that the truth hardly ever shows counts by
+    `KID_FLOOR` of the median scale, or one crop that shows it would outweigh everything. `generator` is a CPU one.
     """
     assert made.ndim == truth.ndim == 2, (made.shape, truth.shape)
     assert min(len(made), len(truth)) >= 4, (made.shape, truth.shape)
-    mean, scale = truth.double().mean(0), truth.double().std(0).clamp_min(1e-6)
+    mean, scale = truth.double().mean(0), truth.double().std(0)
+    scale = scale.clamp_min(max(KID_FLOOR * float(scale.median()), 1e-6))
     x, y = ((features.double() - mean) / scale for features in (made, truth))
     dim = x.shape[1]
     kernels = [(a @ b.T / dim + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]

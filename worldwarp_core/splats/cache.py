@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
+from typing import Literal, assert_never
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ..history import History, to_bytes
 from .fit import FitSettings, FitViews, fit
 from .gaussians import Gaussians, concatenate
 from .look import look
-from .seed import SeedView, seed_gaussians
+from .seed import SeedView, seed_gaussians, seed_points
 from .space import CacheSpace
 
 SKY_DISTANCE = 20.0
@@ -34,9 +35,12 @@ MIN_NEW_PIXELS = 0.0005
 """Share of a view that must be missing before it is worth seeding."""
 
 
+Representation = Literal["gaussians", "points", "none"]
+
+
 @dataclass(frozen=True)
 class CacheSettings:
-    """How much to spend on the world.
+    """How much to spend on the world, and the ablations of it.
 
     Attributes:
         first_steps: optimisation steps of the first fit.
@@ -47,6 +51,10 @@ class CacheSettings:
         key_views: views of a chunk that seed and fit.
         anchor_views: earlier views that a later fit also looks at, so that it cannot spoil them.
         max_key_views: views remembered over the whole path.
+        representation: `gaussians`, the method's. `points`: an ablation, coloured points that are seeded alike and
+            never optimised. `none`: an ablation, nothing is kept and every prior is empty.
+        persistent: a chunk adds to the world and refines it. If not, an ablation that does as the public
+            implementation: every chunk throws the world away and builds it anew from its own frames.
     """
 
     first_steps: int = 500
@@ -58,6 +66,14 @@ class CacheSettings:
     anchor_views: int = 2
     max_key_views: int = 64
     fit: FitSettings = field(default_factory=FitSettings)
+    representation: Representation = "gaussians"
+    persistent: bool = True
+
+    def planned_steps(self) -> tuple[int, int]:
+        """Optimisation steps before the first chunk, and after each."""
+        if self.representation != "gaussians":
+            return 0, 0
+        return self.first_steps, self.update_steps if self.persistent else self.first_steps + self.update_steps
 
 
 @dataclass(frozen=True)
@@ -108,11 +124,8 @@ def open_cache(
     finite = torch.isfinite(depth)
     sky_depth = SKY_DISTANCE * float(depth[finite].max())
     wanted = torch.ones_like(finite)
-    seeds, sky = seed_gaussians(
-        SeedView(start.rgb[0], depth, wanted, start.w2c[0], start.K[0]),
-        settings.points_per_view,
-        sky_depth,
-        settings.sh_degree,
+    seeds, sky = _seed(
+        SeedView(start.rgb[0], depth, wanted, start.w2c[0], start.K[0]), settings.points_per_view, sky_depth, settings
     )
     flat = torch.where(finite, depth, torch.full_like(depth, sky_depth))
     views = FitViews(start.rgb, 1 / flat[None], start.trusted, torch.ones_like(flat)[None], start.w2c, start.K)
@@ -139,6 +152,10 @@ def update_cache(
 
     The newest frame seeds first, because the next chunk continues from it; earlier ones fill what it did not see.
     """
+    if settings.representation == "none":
+        return cache
+    if not settings.persistent:
+        cache = yield from _begin_anew(cache, history, estimate_depth, settings, generator)
     history = history[_spread(len(history), settings.key_views)]
     height, width = history.rgb.shape[1:3]
     gaussians, source_frames, sky = cache.gaussians, cache.source_frames, cache.sky
@@ -154,11 +171,8 @@ def update_cache(
         share = float(wanted.float().mean())
         if share >= MIN_NEW_PIXELS and room > 0:
             budget = min(max(int(settings.points_per_view * share), 16), room)
-            seeds, is_sky = seed_gaussians(
-                SeedView(history.rgb[v], depth, wanted, history.w2c[v], history.K[v]),
-                budget,
-                cache.sky_depth,
-                cache.gaussians.sh_degree,
+            seeds, is_sky = _seed(
+                SeedView(history.rgb[v], depth, wanted, history.w2c[v], history.K[v]), budget, cache.sky_depth, settings
             )
             rows = torch.nonzero(~_hides_what_was_seen(seeds.means, cache.views, history.w2c[v])).squeeze(1)[:room]
             seeds, is_sky = seeds[rows], is_sky[rows]
@@ -204,6 +218,21 @@ def update_cache(
     )
 
 
+def _begin_anew(
+    cache: SplatCache,
+    history: History,
+    estimate_depth: EstimateDepth,
+    settings: CacheSettings,
+    generator: torch.Generator,
+) -> Generator[CacheStep, None, SplatCache]:
+    """A world of the newest frame alone. The old one still tells the depth of that frame: the scale must not drift."""
+    newest = history.last(1)
+    height, width = newest.rgb.shape[1:3]
+    so_far = look(cache.gaussians, cache.sky, newest.w2c, newest.K, width, height)
+    depth, _ = estimate_depth(newest.rgb[0], so_far.depth[0], so_far.alpha[0] >= SEEN_ALPHA)
+    return (yield from open_cache(cache.space, newest, depth, settings, generator))
+
+
 def nearest_views(views: KeyViews, w2c: Tensor, count: int) -> Tensor:
     """(min(count, V),) indices of the key views whose cameras are nearest to one (4, 4) camera, nearest first.
 
@@ -219,6 +248,19 @@ def camera_distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(centre_a, centre_b) + cosine.clamp(-1, 1).acos()
 
 
+def _seed(view: SeedView, budget: int, sky_depth: float, settings: CacheSettings) -> tuple[Gaussians, Tensor]:
+    """New Gaussians as the representation has them, and (N,) bool that tells the sky's."""
+    match settings.representation:
+        case "gaussians":
+            return seed_gaussians(view, budget, sky_depth, settings.sh_degree)
+        case "points":
+            return seed_points(view, budget, sky_depth, settings.sh_degree)
+        case "none":
+            return seed_points(replace(view, wanted=torch.zeros_like(view.wanted)), 0, sky_depth, settings.sh_degree)
+        case _:
+            assert_never(settings.representation)
+
+
 def _run(
     gaussians: Gaussians,
     trainable: Tensor,
@@ -227,6 +269,8 @@ def _run(
     settings: CacheSettings,
     generator: torch.Generator,
 ) -> Generator[CacheStep, None, Gaussians]:
+    if settings.representation != "gaussians":
+        return gaussians
     fitting = fit(gaussians, trainable, views, steps, settings.fit, generator)
     step = 0
     while True:

@@ -89,6 +89,33 @@ def seed_gaussians(view: SeedView, budget: int, sky_depth: float, sh_degree: int
     return gaussians, sky[row, col]
 
 
+def seed_points(view: SeedView, budget: int, sky_depth: float, sh_degree: int) -> tuple[Gaussians, Tensor]:
+    """As `seed_gaussians`, but a plain point cloud: round points as large as the pixels that they stand for.
+
+    At most about `budget` of them, evenly spread over the wanted pixels; they know nothing of surfaces.
+    """
+    rows, cols = torch.nonzero(view.wanted, as_tuple=True)
+    every = max(-(-len(rows) // max(budget, 1)), 1)
+    rows, cols = rows[::every], cols[::every]
+    sky = ~torch.isfinite(view.depth)
+    depth = torch.where(sky, torch.full_like(view.depth, sky_depth), view.depth)[rows, cols]
+    pixels = torch.stack([cols + 0.5, rows + 0.5, torch.ones_like(rows)], -1).to(depth.dtype)
+    c2w = torch.linalg.inv(view.w2c)
+    camera = (pixels @ torch.linalg.inv(view.K).T) * depth[:, None]
+    radius = DISC_SIGMA * every**0.5 * depth / (view.K[0, 0] * view.K[1, 1]).sqrt()
+    upright = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=depth.dtype, device=depth.device)
+    colour = view.rgb[rows, cols]
+    gaussians = Gaussians(
+        means=camera @ c2w[:3, :3].T + c2w[:3, 3],
+        quats=upright.repeat(len(rows), 1),
+        scales=radius.clamp_min(1e-9).log()[:, None].repeat(1, 3),
+        opacities=torch.full_like(depth, OPACITY).logit(),
+        sh0=((colour - 0.5) / SH_C0)[:, None],
+        shN=colour.new_zeros(len(rows), (sh_degree + 1) ** 2 - 1, 3),
+    )
+    return gaussians, sky[rows, cols]
+
+
 @dataclass(frozen=True)
 class _Level:
     """The image in square blocks of `size` pixels."""

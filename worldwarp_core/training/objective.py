@@ -31,7 +31,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import WorldWarpError
-from ..noise_map import REFERENCE_SIGMAS, REFERENCE_STEPS, expand_to_latents
+from ..noise_map import REFERENCE_SIGMAS, REFERENCE_STEPS, expand_to_latents, sigma_schedule
 
 Target = Literal["consistent", "paper"]
 
@@ -48,6 +48,8 @@ class ObjectiveSettings:
             these; the ablation with noise that varies in time alone does.
         erased: the share of clips whose prior is not used at all (all blank): the ablation with full noise.
         jitter: levels are drawn between those of the reference schedule too: schedules of few steps stand there.
+        steps: where given, only the states that a sampler of so many steps visits are drawn, and no others: a small
+            network then spends all it has on them. `jitter` and `independent` change nothing then.
     """
 
     target: Target = "consistent"
@@ -56,6 +58,7 @@ class ObjectiveSettings:
     independent: float = 0.1
     erased: float = 0.05
     jitter: bool = True
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.target not in get_args(Target):
@@ -65,6 +68,8 @@ class ObjectiveSettings:
         low, high = self.strengths
         if not 0.0 < low <= high <= 1.0:
             raise WorldWarpError("bad_settings", f"strengths must rise within (0, 1]; got {low} to {high}.")
+        if self.steps is not None and self.steps < 1:
+            raise WorldWarpError("bad_settings", f"A sampler takes at least 1 step; got {self.steps}.")
         for name in ("graded", "independent", "erased"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise WorldWarpError("bad_settings", f"{name} is a share in [0, 1]; got {getattr(self, name)}.")
@@ -76,7 +81,7 @@ class NoisyClips:
 
     Attributes:
         latents: (B, C, T', H/8, W/8), noisy.
-        levels: (51,) float32, falling from 1 to 0.
+        levels: (n,) float32, falling from 1 to 0.
         index: (B, L) int64, the level of each token, in the order t, h, w.
         target: like `latents`: the velocity to predict.
         learned: (B, 1, T', H/8, W/8), 1 where the target counts: not in context.
@@ -112,11 +117,16 @@ def draw_states(
     assert confidence.shape == (clips, frames, height // 2, width // 2), (confidence.shape, truth.shape)
     assert context.shape == (clips,), context.shape
 
-    levels = draw_levels(generator, settings.jitter)
-    start = _draw_starts(confidence, generator, settings)
-    at = torch.maximum(_draw_steps(clips, frames, generator, settings), start)  # a higher index is a lower level
+    start, own = _draw_starts(confidence, generator, settings)
+    if settings.steps is None:
+        levels, now = draw_levels(generator, settings.jitter), _draw_steps(clips, frames, generator, settings)
+    else:
+        levels, places, nodes = _few_levels(settings.steps, truth.device)
+        start, own = places[start], places[own]
+        now = _draw_nodes(nodes, own, generator)
+    at = torch.maximum(now, start)  # a higher index is a lower level
     clean = torch.arange(frames, device=truth.device) < context[:, None]
-    at = at.masked_fill(clean[:, :, None, None], REFERENCE_STEPS)
+    at = at.masked_fill(clean[:, :, None, None], len(levels) - 1)
 
     sigma = expand_to_latents(levels[at])[:, None].to(truth.dtype)
     begin = expand_to_latents(levels[start])[:, None].to(truth.dtype)
@@ -151,8 +161,31 @@ def draw_levels(generator: Generator, jitter: bool = True) -> Tensor:
     return torch.cat([levels[:1], inner, levels[-1:]])
 
 
-def _draw_starts(confidence: Tensor, generator: Generator, settings: ObjectiveSettings) -> Tensor:
-    """(B, T', H/16, W/16) int64: where on the schedule each token starts; 0 is blank."""
+def _few_levels(steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Levels of the reference schedule and of one of few steps together.
+
+    Returns (n,) levels from 1 to 0, (51,) places of the reference's among them, and (steps,) places of the few.
+    """
+    few = sigma_schedule(steps)[:-1]
+    every = sorted({*REFERENCE_SIGMAS, *few}, reverse=True)
+    places = torch.tensor([every.index(sigma) for sigma in REFERENCE_SIGMAS], device=device)
+    nodes = torch.tensor([every.index(sigma) for sigma in few], device=device)
+    return torch.tensor(every, dtype=torch.float32, device=device), places, nodes
+
+
+def _draw_nodes(nodes: Tensor, own: Tensor, generator: Generator) -> Tensor:
+    """(B, 1, 1, 1) int64: a node of each clip's schedule, evenly.
+
+    A clip's schedule has the (steps,) nodes and its own start, (B, 1, 1, 1), as `noise_map.sigma_schedule` inserts it.
+    """
+    schedule = torch.cat([nodes.expand(len(own), -1), own.flatten(1)], 1)
+    drawn = torch.randint(schedule.shape[1], (len(own), 1), generator=generator, device=own.device)
+    return schedule.gather(1, drawn)[..., None, None]
+
+
+def _draw_starts(confidence: Tensor, generator: Generator, settings: ObjectiveSettings) -> tuple[Tensor, Tensor]:
+    """(B, T', H/16, W/16) int64: where on the reference schedule each token starts, 0 is blank; and (B, 1, 1, 1) where
+    a wholly valid one does."""
 
     def draw(share: float) -> Tensor:
         return _uniform(confidence.shape[0], generator) < share
@@ -162,8 +195,11 @@ def _draw_starts(confidence: Tensor, generator: Generator, settings: ObjectiveSe
     trust = torch.where(draw(settings.graded), confidence.double(), (confidence > 0).double())
     trust = torch.where(draw(settings.erased), 0.0, trust)
     # Confidence c acts as strength 1 - c (1 - strength), truncated to a step as noise_map does: 0.6 is index 20.
-    left_out = (trust * (1 - strength)).round(decimals=6)
-    return (left_out * REFERENCE_STEPS).long().clamp(0, REFERENCE_STEPS - 1)
+    starts = [
+        ((share * (1 - strength)).round(decimals=6) * REFERENCE_STEPS).long().clamp(0, REFERENCE_STEPS - 1)
+        for share in (trust, torch.ones_like(strength))
+    ]
+    return starts[0], starts[1]
 
 
 def _draw_steps(clips: int, frames: int, generator: Generator, settings: ObjectiveSettings) -> Tensor:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -40,9 +40,14 @@ from .trainer import Progress, Task, TrainSettings, read_progress, train
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["vae", "stdiff", "depth"]
-NAMES: dict[Kind, str] = {"vae": "autoencoder", "stdiff": "transformer", "depth": "depth"}
+Kind = Literal["vae", "stdiff", "depth", "lora"]
+NAMES: dict[Kind, str] = {"vae": "autoencoder", "stdiff": "transformer", "depth": "depth", "lora": "lora"}
 """What the files of each are called."""
+
+
+LAYOUTS = ("re10k", "dl3dv")
+JUDGED_FOOTAGE = 1 << 30
+"""Seeds of the clips of footage that are judged by, beyond those that are learned from."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ DEFAULTS: dict[Kind, KindDefaults] = {
     "vae": KindDefaults(17, 16, 1e-3, 0.998, 16, 64, 4096, 12),
     "stdiff": KindDefaults(49, 16, 5e-4, 0.999, 8, 64, 20_000, 8),
     "depth": KindDefaults(5, 48, 4e-4, 0.995, 32, 128, 2048, 16),
+    "lora": KindDefaults(49, 1, 1e-4, 0.99, 2, 8, 512, 2),
 }
 
 
@@ -88,7 +94,14 @@ class TrainOptions:
         transformer: folder with a trained transformer: the decoder learns from its latents, its own encoder frozen.
         width, height: of the clips, multiples of 16.
         frames, batch, learning_rate, pool, judged: None takes what suits the network.
+        sampler_steps: of ST-Diff, learn the states alone that a sampler of so many steps visits.
         freeze_encoder: of the autoencoder, learn the decoder alone.
+        wan, base: of a LoRA, the models that it is for: Wan's, and the fine-tuned transformer or `base` for Wan's own.
+        prompt: of a LoRA, the words that it is learned with.
+        rank: of a LoRA.
+        footage, layout: of a LoRA, a folder of clips with cameras to learn from, in the layout of `re10k` or `dl3dv`;
+            None learns from worlds.
+        depth_model: for footage, a depth model of `transformers`.
         share: of the time, spent making clips.
         devices: GPUs to train on.
     """
@@ -108,7 +121,15 @@ class TrainOptions:
     learning_rate: float | None = None
     schedule: Literal["constant", "cosine"] = "cosine"
     target: Target = "consistent"
+    sampler_steps: int | None = None
     freeze_encoder: bool = False
+    wan: str = "wan-1.3b"
+    base: str = "worldwarp"
+    prompt: str = ""
+    rank: int = 16
+    footage: Path | None = None
+    layout: str = "re10k"
+    depth_model: str | None = None
     share: float = 0.25
     pool: int | None = None
     judged: int | None = None
@@ -135,7 +156,13 @@ class TrainOptions:
             raise WorldWarpError("bad_settings", f"device must be auto, cpu or cuda; got {self.device!r}.")
         if self.devices < 1:
             raise WorldWarpError("bad_settings", f"At least 1 device is needed; got {self.devices}.")
-        for name in ("batch", "pool", "judged"):
+        if self.footage is not None and self.depth_model is None:
+            raise WorldWarpError(
+                "bad_settings", "Footage comes without depth: give --depth-model NAME to warp it with."
+            )
+        if self.layout not in LAYOUTS:
+            raise WorldWarpError("bad_settings", f"The layout is {' or '.join(LAYOUTS)}; got {self.layout!r}.")
+        for name in ("batch", "pool", "judged", "rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise WorldWarpError("bad_settings", f"{name} must be at least 1; got {value}.")
@@ -208,12 +235,18 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     size, frames = (options.height, options.width), options.frames or defaults.frames
-    bank, judged_bank = (build_bank(split, options.textures, device=device) for split in ("train", "val"))
-    logger.info("pictures for the worlds: %.1f s", time.monotonic() - started)
-    source = _InFull(ClipSource("train", options.seed, size, frames, device, bank=bank), device)
-    judged = _InFull(ClipSource("val", 0, size, frames, device, bank=judged_bank), device).batch(
-        options.judged or defaults.judged, 0
-    )
+    if options.footage is not None:
+        source = _InFull(_footage(options, frames, device), device)
+        judged = source.batch(options.judged or defaults.judged, JUDGED_FOOTAGE)
+        photos = judged_photos = None
+    else:
+        bank, judged_bank = (build_bank(split, options.textures, device=device) for split in ("train", "val"))
+        photos, judged_photos = _photos(bank), _photos(judged_bank)
+        logger.info("pictures for the worlds: %.1f s", time.monotonic() - started)
+        source = _InFull(ClipSource("train", options.seed, size, frames, device, bank=bank), device)
+        judged = _InFull(ClipSource("val", 0, size, frames, device, bank=judged_bank), device).batch(
+            options.judged or defaults.judged, 0
+        )
     logger.info("clips to judge by: %.1f s", time.monotonic() - started)
     capacity = options.pool or defaults.capacity
     made = min(defaults.made, capacity)
@@ -223,8 +256,8 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
         device,
         source,
         judged,
-        _photos(bank),
-        _photos(judged_bank),
+        photos,
+        judged_photos,
         Lpips.load(options.lpips, device) if options.lpips else None,
         pool,
         read_progress(options.run, NAMES[kind]).clips + rank * made,
@@ -242,7 +275,12 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
         seed=options.seed,
     )
     logger.info("network: %.1f s", time.monotonic() - started)
-    return train(task, options.run, settings, device, started)
+    progress = train(task, options.run, settings, device, started)
+    if kind == "lora" and rank == 0:
+        from .train_lora import export_lora
+
+        export_lora(options.run)
+    return progress
 
 
 def _autoencoder(ready: _Ready) -> Task:
@@ -298,8 +336,36 @@ def _transformer(ready: _Ready) -> Task:
         ready.lpips,
         pool,
         StDiffTraining(
-            clips=options.batch or DEFAULTS["stdiff"].batch, objective=ObjectiveSettings(target=options.target)
+            clips=options.batch or DEFAULTS["stdiff"].batch,
+            objective=ObjectiveSettings(target=options.target, steps=options.sampler_steps),
         ),
+        ready.first_seed,
+        ready.stride,
+    )
+
+
+def _lora(ready: _Ready) -> Task:
+    # Imported here: these take seconds, and only a LoRA needs them.
+    from ..autoencoder import WanAutoencoder
+    from ..text import TextEmbedder
+    from ..weights import load_transformer, load_vae, resolve_models
+    from .train_lora import LoraTask, WanLatents, lora_training, with_adapter
+
+    options, device = ready.options, ready.device
+    precision = torch.bfloat16 if device.type == "cuda" else torch.float32
+    files = resolve_models(options.wan, None if options.base == "base" else options.base)
+    vae: Any = load_vae(files, precision)
+    words = TextEmbedder(files, options.run / "prompts", device, torch.bfloat16).embed([options.prompt, ""])
+    return LoraTask(
+        with_adapter(load_transformer(files, precision), options.rank, device),
+        options.rank,
+        WanLatents(WanAutoencoder(vae, device=device)),
+        words.to(device, torch.float32),
+        ready.source,
+        ready.judged,
+        ready.lpips,
+        replace(ready.pool, first=2 * ready.pool.first, capacity=2 * ready.pool.capacity),  # each clip both ways
+        lora_training(options.batch or DEFAULTS["lora"].batch, ObjectiveSettings(target=options.target)),
         ready.first_seed,
         ready.stride,
     )
@@ -331,7 +397,24 @@ def _depth(ready: _Ready) -> Task:
     )
 
 
-BUILD: dict[Kind, Callable[[_Ready], Task]] = {"vae": _autoencoder, "stdiff": _transformer, "depth": _depth}
+BUILD: dict[Kind, Callable[[_Ready], Task]] = {
+    "vae": _autoencoder,
+    "stdiff": _transformer,
+    "depth": _depth,
+    "lora": _lora,
+}
+
+
+def _footage(options: TrainOptions, frames: int, device: torch.device) -> Source:
+    from ..evaluation.folders import Dl3dv, RealEstate10k
+    from ..geometry.monocular import MonocularDepth
+    from .footage import FootageSource
+
+    assert options.footage is not None
+    assert options.depth_model is not None
+    kind = RealEstate10k if options.layout == "re10k" else Dl3dv
+    scenes = kind(options.footage, (options.height, options.width))
+    return FootageSource(scenes, MonocularDepth.load(options.depth_model, str(device)), frames, device)
 
 
 def _photos(bank: TextureBank) -> Tensor | None:

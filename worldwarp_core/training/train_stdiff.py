@@ -8,16 +8,16 @@ is encoded, as when the loop runs.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from ..denoise import TIMESTEPS, SamplerSettings, compose_latents, denoise
 from ..errors import WorldWarpError
 from ..noise_map import LATENT_FRAMES, NoiseSettings, build_sigma_map, context_latents, sigma_schedule, token_confidence
-from ..preview.autoencoder import PreviewAutoencoder
 from ..preview.transformer import no_text
 from ..priors import VALID, Priors
 from ..transformer import WorldWarpTransformer
@@ -60,6 +60,18 @@ class StDiffTraining:
             raise WorldWarpError("bad_settings", f"A batch needs at least 1 clip; got {self.clips}.")
 
 
+class ClipAutoencoder(Protocol):
+    """What latents are learned on."""
+
+    def encode_clips(self, clips: Tensor) -> Tensor:
+        """(B, T, 3, H, W) in [0, 1] -> (B, C, T', H/8, W/8)."""
+        ...
+
+    def decode(self, latents: Tensor, priors: Priors | None = None) -> Iterator[Tensor]:
+        """See `autoencoder.Autoencoder`."""
+        ...
+
+
 class StDiffTask:
     """A `Task` of the trainer."""
 
@@ -67,8 +79,8 @@ class StDiffTask:
 
     def __init__(
         self,
-        network: WorldWarpTransformer,
-        autoencoder: PreviewAutoencoder,
+        model: WorldWarpTransformer,
+        autoencoder: ClipAutoencoder,
         source: Source,
         judged: Clips,
         lpips: Lpips | None,
@@ -78,7 +90,8 @@ class StDiffTask:
         stride: int | None = None,
     ) -> None:
         """`judged` are clips of worlds kept out of training; the first frame is their history."""
-        self.network, self.settings, self.lpips = network, settings, lpips
+        self.network: nn.Module = model
+        self.settings, self.lpips, self._model = settings, lpips, model
         self._autoencoder, self._source, self._judged = autoencoder, source, judged
         self._batch, self._first_seed = pool.batch, first_seed
         self._pool = ExamplePool(self._make, pool, first_seed, stride or pool.batch)
@@ -86,7 +99,7 @@ class StDiffTask:
         self._judged_latents = self._encode(judged, torch.ones(count, dtype=torch.int64))
 
     def config(self) -> dict[str, Any]:
-        return {name: value for name, value in dict(self.network.config).items() if not name.startswith("_")}
+        return {name: value for name, value in dict(self._model.config).items() if not name.startswith("_")}
 
     def clips_seen(self) -> int:
         return self._first_seed + self._pool.made // len(MIRRORED)
@@ -98,7 +111,7 @@ class StDiffTask:
         return self._noisy(self._pool.draw(self.settings.clips, generator), generator)
 
     def loss(self, batch: NoisyClips, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        return velocity_loss(self._velocity(batch), batch), {}
+        return velocity_loss(self._velocity(batch, generator), batch), {}
 
     @torch.no_grad()
     def validate(self) -> Validation:
@@ -134,9 +147,13 @@ class StDiffTask:
         truth, prior, confidence = (examples[name].float() for name in ("truth", "prior", "confidence"))
         return draw_states(truth, prior, confidence, examples["context"], generator, self.settings.objective)
 
-    def _velocity(self, drawn: NoisyClips) -> Tensor:
-        text = no_text(len(drawn.latents), self.network.config["text_dim"], drawn.latents.device)
-        return self.network(drawn.latents, TIMESTEPS * drawn.levels, drawn.index, text)
+    def _velocity(self, drawn: NoisyClips, generator: Generator | None = None) -> Tensor:
+        text = self._text(len(drawn.latents), generator)
+        return self._model(drawn.latents, TIMESTEPS * drawn.levels, drawn.index, text)
+
+    def _text(self, clips: int, generator: Generator | None = None) -> Tensor:
+        """(B, N, D): the words of clips; `generator` where they are learned from."""
+        return no_text(clips, self._model.config["text_dim"], self._judged.rgb.device)
 
     def _make(self, first_seed: int) -> Examples:
         clips = self._source.batch(self._batch, first_seed)
@@ -170,19 +187,26 @@ class StDiffTask:
 
     def _make_clip(self, row: int) -> Tensor:
         """(T, 3, H, W): a judged clip as the loop would make it, with its first frame as history."""
+        validity = self._judged_validity(row)
+        rgb = self._judged.prior[row].float().permute(0, 2, 3, 1).clone()
+        rgb[0] = self._judged.rgb[row, 0].float().permute(1, 2, 0)
+        priors = Priors(rgb, validity, torch.ones_like(validity), validity)
+        return torch.stack(list(self._autoencoder.decode(self.sample(row), priors))).permute(0, 3, 1, 2)
+
+    def sample(self, row: int) -> Tensor:
+        """(1, C, T', H/8, W/8): the latents of a judged clip, as the sampler makes them."""
         settings, examples = self.settings, self._judged_latents
         device = self._judged.rgb.device
-        validity = self._judged.validity[row].float().clone()
-        validity[:1] = 1.0
-        sigma_map = build_sigma_map(validity, settings.strength, 1)[None]
+        sigma_map = build_sigma_map(self._judged_validity(row), settings.strength, 1)[None]
         truth, prior = (examples[name][row][None].float() for name in ("truth", "prior"))
         noise = torch.randn(truth.shape, generator=Generator(device).manual_seed(row), device=device)
         start = compose_latents(prior, truth[:, :, :1], noise, sigma_map)
         sigmas = sigma_schedule(settings.steps, [settings.strength])
-        text = no_text(1, self.network.config["text_dim"], device)
-        steps = denoise(self.network, start, sigma_map, sigmas, text, None, SamplerSettings(guidance=1.0))
-        latents = deque(steps, maxlen=1).pop()
-        rgb = self._judged.prior[row].float().permute(0, 2, 3, 1).clone()
-        rgb[0] = self._judged.rgb[row, 0].float().permute(1, 2, 0)
-        priors = Priors(rgb, validity, torch.ones_like(validity), validity)
-        return torch.stack(list(self._autoencoder.decode(latents, priors))).permute(0, 3, 1, 2)
+        steps = denoise(self._model, start, sigma_map, sigmas, self._text(1), None, SamplerSettings(guidance=1.0))
+        return deque(steps, maxlen=1).pop()
+
+    def _judged_validity(self, row: int) -> Tensor:
+        """(T, H, W) of a judged clip; its history is valid."""
+        validity = self._judged.validity[row].float().clone()
+        validity[:1] = 1.0
+        return validity

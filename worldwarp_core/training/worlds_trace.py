@@ -2,7 +2,8 @@
 
 All functions take G groups of R rays (or points), each group with its world's table of primitives (G, P, ROW) in the
 order of `CAPACITY` (rows as `worlds_layout.Layout` says), in metres. An absent primitive lies far below the world.
-On CUDA the same formulas run as the kernels of `worlds_triton`.
+The same formulas run as kernels, those of `worlds_triton` on CUDA and of `worlds_numba` on a CPU; `first_hit_plainly`
+and `distance_plainly` are what both are tested against.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _ENDS: dict[str, tuple[int, int]] = {}
 for _name, _count in CAPACITY.items():
     _start = sum(count for name, count in CAPACITY.items() if name in _ENDS)
     _ENDS[_name] = (_start, _start + _count)
+ENDS = tuple(end for _, end in _ENDS.values())
+"""Where the rows of each shape end."""
 FIRST_ROUND = _ENDS["cylinder"][0]
 FIRST_BALL = _ENDS["ellipsoid"][0]
 
@@ -45,6 +48,24 @@ def first_hit(origin: Tensor, direction: Tensor, table: Tensor) -> tuple[Tensor,
         from . import worlds_triton
 
         return worlds_triton.first_hit(origin, direction, table)
+    from . import worlds_numba
+
+    return worlds_numba.first_hit(origin, direction, table, ENDS, NEAR)
+
+
+def distance(points: Tensor, table: Tensor) -> Tensor:
+    """(G, R) metres from (G, R, 3) points to the nearest primitive, negative inside; from balls at most the truth."""
+    if points.is_cuda:
+        from . import worlds_triton
+
+        return worlds_triton.distance(points, table)
+    from . import worlds_numba
+
+    return worlds_numba.distance(points, table, ENDS)
+
+
+def first_hit_plainly(origin: Tensor, direction: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """As `first_hit`, every ray against every primitive."""
     times, which = [], []
     for name, meet in (("box", _meet_box), ("pierced", _meet_pierced), ("cylinder", _meet_cylinder),
                        ("ellipsoid", _meet_ellipsoid)):  # fmt: skip
@@ -59,12 +80,8 @@ def first_hit(origin: Tensor, direction: Tensor, table: Tensor) -> tuple[Tensor,
     return time, torch.stack(which, -1).gather(-1, best[..., None])[..., 0]
 
 
-def distance(points: Tensor, table: Tensor) -> Tensor:
-    """(G, R) metres from (G, R, 3) points to the nearest primitive, negative inside; from balls at most the truth."""
-    if points.is_cuda:
-        from . import worlds_triton
-
-        return worlds_triton.distance(points, table)
+def distance_plainly(points: Tensor, table: Tensor) -> Tensor:
+    """As `distance`, every point against every primitive."""
     nearest = []
     for name, away in (("box", _from_box), ("pierced", _from_pierced), ("cylinder", _from_cylinder),
                        ("ellipsoid", _from_ellipsoid)):  # fmt: skip

@@ -149,6 +149,17 @@ def test_kid_of_one_distribution_is_about_zero_and_its_interval_holds_it():
     assert far.low < far.value < far.high
 
 
+def test_a_feature_that_the_truth_never_shows_does_not_outweigh_all_others():
+    generator = torch.Generator().manual_seed(0)
+    truth, made = torch.randn(200, 32, generator=generator), torch.randn(200, 32, generator=generator)
+    plain = kid(made, truth, generator)
+    truth[:, 0], made[:, 0] = 0.0, 0.0
+    made[0, 0] = 1.0
+    odd = kid(made, truth, generator)
+    assert abs(odd.value - plain.value) < 0.5
+    assert odd.low < 0.5
+
+
 def test_kid_is_unbiased_at_small_sizes():
     generator = torch.Generator().manual_seed(1)
     values = [

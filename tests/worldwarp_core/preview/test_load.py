@@ -1,39 +1,27 @@
 """The engine's parts from weights on disk: they make a chunk, say what they ignore, and nothing stands in for them."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pytest
 import torch
 
+from tests.support.tiny_preview import TINY, save_tiny_preview
 from worldwarp_core.cameras import CameraPath
 from worldwarp_core.chunks import split_chunks
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.fill import FillStep
 from worldwarp_core.history import History
-from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
-from worldwarp_core.preview.depth import DepthNetwork
 from worldwarp_core.preview.load import PRESETS, is_shipped, load_autoencoder, load_depth, load_fill
-from worldwarp_core.preview.transformer import CONFIG, make_transformer
 from worldwarp_core.preview.weights import save_network
 from worldwarp_core.priors import Priors
 from worldwarp_core.spec import GenerateSpec
 
-TINY = CONFIG | {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 48, "num_layers": 2}
-TINY_AUTOENCODER = AutoencoderConfig(encoder=(8, 8, 8), decoder=(8, 8, 8), guide=(8, 8))
 SIZE = (32, 48)
 
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     """A folder as the package has it, of tiny networks."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    autoencoder = PreviewAutoencoder(TINY_AUTOENCODER)
-    save_network(folder, "autoencoder", autoencoder.state_dict(), asdict(TINY_AUTOENCODER), {"steps": 3})
-    save_network(folder, "transformer", make_transformer(TINY).state_dict(), TINY, {"steps": 5, "clips": 7})
-    save_network(folder, "depth", DepthNetwork().state_dict(), {}, {})
-    return folder
+    return save_tiny_preview(tmp_path_factory.mktemp("weights"))
 
 
 def spec(frames, **more):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -186,3 +188,38 @@ def test_a_fit_keeps_every_gaussian_near_where_it_was_seeded(world):
     fitted = world.open(CacheSettings(**{**vars(SETTINGS), "first_steps": 120}))
     radius = seeded.gaussians.scales.exp().median(1).values
     assert ((fitted.gaussians.means - seeded.gaussians.means).norm(dim=1) < 4 * radius).all()
+
+
+def test_points_are_seeded_and_never_fitted(world, opened):
+    settings = replace(SETTINGS, representation="points")
+    points = world.open(settings)
+    assert settings.planned_steps() == (0, 0)
+    assert 0.5 * SETTINGS.points_per_view < len(points.gaussians) <= SETTINGS.points_per_view
+    assert (points.gaussians.scales == points.gaussians.scales[:, :1]).all()
+    more = world.update(points, [10, 20], settings)
+    torch.testing.assert_close(more.gaussians.means[: len(points.gaussians)], points.gaussians.means)
+    assert len(more.gaussians) > len(points.gaussians)
+    # what is not fitted is worse, and the whole picture is there all the same
+    made = world.priors(points, 0)
+    assert 20 < psnr(made.rgb[0], world.rgb(0)) < psnr(world.priors(opened, 0).rgb[0], world.rgb(0))
+    assert (made.validity >= VALID).float().mean() > 0.95
+
+
+def test_without_a_cache_nothing_is_known(world):
+    settings = replace(SETTINGS, representation="none")
+    empty = world.update(world.open(settings), [10], settings)
+    assert len(empty.gaussians) == 0
+    priors = world.priors(empty, 3)
+    assert priors.validity.max() == 0
+    assert torch.isinf(priors.depth).all()
+
+
+def test_a_world_that_is_rebuilt_has_forgotten_where_it_began(world, opened):
+    settings = replace(SETTINGS, persistent=False)
+    assert settings.planned_steps() == (60, 75)
+    rebuilt, kept = world.update(opened, [16, 20], settings), world.update(opened, [16, 20])
+    assert rebuilt.views.numbers[0] == 21
+    assert set(rebuilt.source_frames.tolist()) <= {17, 21}
+    lost, there = (float((world.priors(cache, 0).validity >= VALID).float().mean()) for cache in (rebuilt, kept))
+    assert there > 0.95
+    assert lost < there - 0.1

@@ -4,8 +4,14 @@ import pytest
 import torch
 
 from worldwarp_core.denoise import SamplerSettings, compose_latents, denoise
+from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.noise_map import REFERENCE_SIGMAS, build_sigma_map, expand_to_latents, sigma_schedule
-from worldwarp_core.training.objective import ObjectiveSettings, draw_levels, draw_states, velocity_loss
+from worldwarp_core.training.objective import (
+    ObjectiveSettings,
+    draw_levels,
+    draw_states,
+    velocity_loss,
+)
 
 FRAMES, ROWS, COLS = 4, 4, 6  # latents
 
@@ -153,3 +159,43 @@ def test_frames_at_steps_of_their_own_happen_when_asked_for():
     frames = drawn.index.reshape(FRAMES, -1)
     assert (frames == frames[:, :1]).all()
     assert len(frames[:, 0].unique()) > 1
+
+
+FEW = ObjectiveSettings(strengths=(0.6, 0.6), graded=0.0, independent=0.0, erased=0.0, steps=7)
+
+
+def test_a_sampler_of_few_steps_meets_every_state_that_is_drawn_for_it_and_no_others():
+    truth, prior, confidence, _ = clips(3)
+    none = torch.zeros(3, dtype=torch.int64)
+    schedule = torch.tensor(sigma_schedule(7, [0.6]))
+    start = REFERENCE_SIGMAS[20]
+    seen = set()
+    for seed in range(60):
+        drawn = draw_states(truth, prior, confidence, none, torch.Generator().manual_seed(seed), FEW)
+        now = drawn.levels[drawn.index].reshape(confidence.shape)
+        for clip in range(3):
+            blank = now[clip][confidence[clip] == 0][0]
+            (at,) = torch.nonzero((schedule - blank).abs() < 1e-6).flatten().tolist()
+            seen.add(at)
+            valid = confidence[clip] > 0
+            torch.testing.assert_close(now[clip], torch.where(valid, blank.clamp(max=start), blank))
+    assert seen == set(range(len(schedule) - 1))
+    assert len(schedule) - 1 == 8
+
+
+def test_the_states_of_few_steps_are_those_the_sampler_walks_through():
+    truth, prior, confidence, _ = clips(1)
+    drawn = draw_states(truth, prior, confidence, torch.tensor([1]), torch.Generator().manual_seed(4), FEW)
+    eps = torch.where(drawn.learned > 0, _noise_of(drawn, truth, prior, confidence, 0.6), torch.zeros_like(truth))
+    sigma_map = torch.where(confidence > 0, REFERENCE_SIGMAS[20], 1.0)
+    sigma_map[:, 0] = 0
+    oracle = Oracle(truth, lambda x, sigma, z: (x - z) / sigma.clamp_min(1e-6))
+    outset = compose_latents(prior, truth[:, :, :1], eps, sigma_map)
+    text, settings = torch.zeros(1, 1, 8), SamplerSettings(guidance=1.0)
+    visited = [outset, *denoise(oracle, outset, sigma_map, sigma_schedule(7, [0.6]), text, None, settings)]
+    assert min(float((state - drawn.latents).abs().max()) for state in visited) < 2e-5
+
+
+def test_a_sampler_of_no_steps_is_refused():
+    with pytest.raises(WorldWarpError, match="at least 1 step"):
+        ObjectiveSettings(steps=0)

@@ -9,6 +9,7 @@ from tests.support.toy_clips import ToySource
 from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from worldwarp_core.preview.transformer import CONFIG, make_transformer
 from worldwarp_core.preview.weights import load_state, read_network
+from worldwarp_core.training.objective import ObjectiveSettings
 from worldwarp_core.training.pool import PoolSettings
 from worldwarp_core.training.train_stdiff import StDiffTask, StDiffTraining
 from worldwarp_core.training.trainer import TrainSettings, train
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def task(seed=0):
+def task(seed=0, objective=None):
     torch.manual_seed(seed)
     autoencoder = PreviewAutoencoder(TINY_AUTOENCODER).eval()
     autoencoder.std.fill_(0.3)
@@ -32,7 +33,7 @@ def task(seed=0):
         source.batch(2, 1000),
         None,
         PoolSettings(capacity=8, first=8, batch=4, share=0.0),
-        StDiffTraining(clips=4, steps=2),
+        StDiffTraining(clips=4, objective=objective or ObjectiveSettings(), steps=2),
     )
 
 
@@ -50,6 +51,20 @@ def test_the_loss_falls_and_the_transformer_loads(tmp_path):
     again = make_transformer(found.config)
     load_state(again, found, "transformer")
     assert again.config.num_layers == 2
+
+
+def test_training_for_few_steps_brings_what_they_sample_nearer_to_the_truth(tmp_path):
+    few = ObjectiveSettings(strengths=(0.8, 0.8), graded=0.0, independent=0.0, erased=0.0, steps=2)
+    one = task(objective=few)
+
+    def error():
+        with torch.no_grad():
+            truth = one._judged_latents["truth"].float()
+            return sum(float((one.sample(row)[0] - truth[row]).square().mean()) for row in range(2)) / 2
+
+    before = error()
+    train(one, tmp_path, TrainSettings(minutes=5, steps=60, learning_rate=3e-3, warmup=5, average=0.9), CPU)
+    assert error() < 0.9 * before
 
 
 def test_history_is_in_place_before_a_prior_is_encoded():

@@ -21,7 +21,14 @@ from worldwarp_core.training.worlds import (
     world_seed,
 )
 from worldwarp_core.training.worlds_layout import CAPACITY, KINDS, lay_out
-from worldwarp_core.training.worlds_trace import ROW, distance, first_hit, surface
+from worldwarp_core.training.worlds_trace import (
+    ROW,
+    distance,
+    distance_plainly,
+    first_hit,
+    first_hit_plainly,
+    surface,
+)
 
 SIZE = (36, 64)
 
@@ -98,6 +105,24 @@ def test_the_hole_of_an_arch_lets_rays_through_and_its_wall_stops_them():
     time, _ = first_hit(origin, direction, SOLIDS["pierced"])
     assert time[0].isfinite().tolist() == [False, False, True, True, False]
     assert distance(origin[:, 4:], SOLIDS["pierced"])[0, 0] > 0.3  # in the doorway is free
+
+
+@pytest.mark.parametrize("kind", ["rooms", "colonnade", "table"])  # together every shape, and arches
+def test_the_kernels_find_what_the_plain_functions_find(bank, kind):
+    worlds = build_worlds([5], bank, kinds=[kind])
+    generator = torch.Generator().manual_seed(0)
+    place = worlds.places.repeat_interleave(40, 1)
+    origin = place[..., :3] + place[..., 3:] * (2 * torch.rand(place[..., 3:].shape, generator=generator) - 1)
+    direction = torch.randn(origin.shape, generator=generator)
+    time, which = first_hit(origin, direction, worlds.table)
+    plain, same = first_hit_plainly(origin, direction, worlds.table)
+    torch.testing.assert_close(time, plain, rtol=1e-5, atol=1e-6)
+    hit = plain.isfinite()
+    assert hit.float().mean() > 0.2
+    assert torch.equal(which[hit], same[hit])
+    torch.testing.assert_close(
+        distance(origin, worlds.table), distance_plainly(origin, worlds.table), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_terrain_is_met_at_its_height():

@@ -19,7 +19,7 @@ from worldwarp_core.training.worlds import (
     ground_time,
 )
 from worldwarp_core.training.worlds_layout import CAPACITY
-from worldwarp_core.training.worlds_trace import distance, first_hit
+from worldwarp_core.training.worlds_trace import distance_plainly, first_hit_plainly
 
 ROOT = Path(__file__).parents[3]
 
@@ -56,7 +56,7 @@ def test_the_kernels_find_what_the_plain_functions_find(tmp_path):
     assert done.returncode == 0, done.stderr
     got = torch.load(tmp_path / "result.pt", weights_only=True)
 
-    time, index = first_hit(origin, direction, worlds.table)
+    time, index = first_hit_plainly(origin, direction, worlds.table)
     hit = time.isfinite()
     assert hit.float().mean() > 0.3
     assert (got["time"].isfinite() == hit).float().mean() > 0.998  # a ray along an edge may fall on either side
@@ -67,7 +67,7 @@ def test_the_kernels_find_what_the_plain_functions_find(tmp_path):
     # every shape was met
     assert len({int(name) for name in torch.bucketize(index[hit], torch.tensor([111, 127, 155])).unique()}) == 4
 
-    torch.testing.assert_close(got["away"], distance(origin, worlds.table), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got["away"], distance_plainly(origin, worlds.table), atol=1e-4, rtol=1e-4)
 
     ground = ground_time(worlds, which, origin, direction)
     assert 0.02 < ground.isfinite().float().mean() < 0.5

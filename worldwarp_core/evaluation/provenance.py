@@ -1,4 +1,4 @@
-"""Where and on what a benchmark ran: every results file carries this."""
+"""Where and on what figures were measured: every file of results carries this."""
 
 from __future__ import annotations
 

@@ -1,0 +1,390 @@
+"""`worldwarp eval`: how good the fills are, measured against the truth; `experiment` and `report`.
+
+A run of hours can be stopped and goes on where it was: every path's results are written as it ends.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from worldwarp_core.errors import WorldWarpError
+
+from .cli_engine import CaptionerName, EngineArguments, GpusPerJob, Loras, NoCompile, Preset, Transformer, Vram
+
+if TYPE_CHECKING:
+    from worldwarp_core.evaluation.run import EvalOptions, Step
+    from worldwarp_core.evaluation.scenes import SceneSet
+    from worldwarp_core.evaluation.variants import Variant
+
+eval_app = typer.Typer(help="Measure the fills against the truth, and show it.", rich_markup_mode=None)
+out_console = Console()
+console = Console(stderr=True)
+
+DEFAULT_OUT = Path("worldwarp_eval")
+QUALITY_FILE = "preview_quality.json"
+REPORT_FILE = "report.html"
+
+Out = Annotated[Path, typer.Option("--out", help="Folder of the results; one that holds some goes on.")]
+Results = Annotated[
+    Path | None, typer.Option("--results", help="Folder for the JSON files and plots; --out if not given.")
+]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option("--engine", help="cache, preview or wan; may be repeated. Without it, cache and, if here, preview."),
+]
+Data = Annotated[str, typer.Option("--data", help="worlds (our held-out ones), re10k or dl3dv.")]
+Footage = Annotated[
+    Path | None, typer.Option("--footage", help="With re10k and dl3dv: the folder, in the data set's own layout.")
+]
+Textures = Annotated[
+    Path | None,
+    typer.Option("--textures", help="Pictures for the worlds (.npz), as in training; none: patterns alone."),
+]
+Paths = Annotated[int | None, typer.Option("--paths", help="How many paths, evenly over the strata; all if not given.")]
+Revisits = Annotated[
+    int | None, typer.Option("--revisits", help="How many paths that go out and come back; all if not given.")
+]
+Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT, multiples of 16.")]
+LpipsFile = Annotated[
+    Path | None, typer.Option("--lpips", help="LPIPS weights with AlexNet (safetensors), for LPIPS and KID.")
+]
+InceptionFile = Annotated[
+    Path | None, typer.Option("--inception", help="Inception weights (pytorch-fid's file), for FID.")
+]
+Depth = Annotated[
+    str, typer.Option("--depth", help="Depth of the start frame: given, or estimated by the engine's depth model.")
+]
+DepthModel = Annotated[
+    str | None, typer.Option("--depth-model", help="Depth model (name or folder, transformers) for --depth estimated.")
+]
+PosesEvery = Annotated[
+    int, typer.Option("--poses-every", help="Every how manieth frame is placed anew by COLMAP; 0 leaves poses out.")
+]
+WindowEvery = Annotated[
+    int, typer.Option("--window-every", help="Of the frames 45-55 and 190-200, every how manieth is judged.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", help="Paths at once, each in a process of its own.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of the fills; the paths are a fixed list.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+PreviewOrWanWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights", help="Engine preview: folder of a training run. Engine wan: folder or name of the Wan 2.1 models."
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds these commands to the program."""
+    app.add_typer(eval_app, name="eval")
+
+
+@eval_app.callback(invoke_without_command=True)
+def evaluate(
+    context: typer.Context,
+    out: Out = DEFAULT_OUT,
+    results: Results = None,
+    engine: Engines = None,
+    data: Data = "worlds",
+    footage: Footage = None,
+    textures: Textures = None,
+    paths: Paths = None,
+    revisits: Revisits = None,
+    size: Size = "256x144",
+    lpips: LpipsFile = None,
+    inception: InceptionFile = None,
+    depth: Depth = "given",
+    depth_model: DepthModel = None,
+    poses_every: PosesEvery = 8,
+    window_every: WindowEvery = 1,
+    jobs: Jobs = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
+    weights: PreviewOrWanWeights = None,
+    transformer: Transformer = None,
+    lora: Loras = None,
+    vram: Vram = None,
+    captioner: CaptionerName = None,
+    no_compile: NoCompile = False,
+    gpus_per_job: GpusPerJob = None,
+    preset: Preset = None,
+) -> None:
+    """Measure fills on paths that nothing was trained on; writes preview_quality.json and a report."""
+    if context.invoked_subcommand:
+        return
+    given = dict(locals())
+    options, base = _options(given)
+    core = _core()
+    scenes, missing = _open(core, options)
+    chosen, absent = _engines(core, options, base, engine)
+    missing |= absent
+    tasks = [core.Task(i, variant) for variant in chosen for i in range(len(scenes))]
+    with _progress() as tell:
+        core.run_tasks(options, tasks, scenes, tell)
+
+    from worldwarp_core.evaluation.quality import quality
+    from worldwarp_core.evaluation.results import ResultFolder, write_json
+
+    kept = ResultFolder(out)
+    names = [scenes.scene(i).name for i in range(len(scenes))]
+    measured = {variant.engine: kept.load(variant.name, names) for variant in chosen}
+    target = (results or out) / QUALITY_FILE
+    trained = Path(weights) if weights and any(v.engine == "preview" for v in chosen) else None
+    document = quality(measured, missing, options.settings() | {"depth": depth, "seed": seed}, trained, target)
+    write_json(out / QUALITY_FILE, document)
+    if target != out / QUALITY_FILE:
+        write_json(target, document)
+    for variant in chosen:
+        _show(variant.engine, document[variant.engine])
+    out_console.print(f"Figures: {target}", soft_wrap=True, highlight=False)
+    write_page(out, results)
+
+
+@eval_app.command()
+def report(out: Annotated[Path, typer.Argument(help="Folder of an evaluation.")] = DEFAULT_OUT) -> None:
+    """Make the report again, of what a folder holds: one HTML page with all pictures in it."""
+    write_page(out, None)
+
+
+@eval_app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="strength, cache, noise, cache-steps, depth-errors or persistence.")],
+    out: Out = DEFAULT_OUT,
+    results: Results = None,
+    engine: Engines = None,
+    data: Data = "worlds",
+    footage: Footage = None,
+    textures: Textures = None,
+    paths: Paths = None,
+    revisits: Revisits = None,
+    size: Size = "256x144",
+    lpips: LpipsFile = None,
+    inception: InceptionFile = None,
+    depth: Depth = "given",
+    depth_model: DepthModel = None,
+    poses_every: PosesEvery = 8,
+    window_every: WindowEvery = 1,
+    jobs: Jobs = 1,
+    seed: Seed = 0,
+    device: Device = "auto",
+    weights: PreviewOrWanWeights = None,
+    transformer: Transformer = None,
+    lora: Loras = None,
+    vram: Vram = None,
+    captioner: CaptionerName = None,
+    no_compile: NoCompile = False,
+    gpus_per_job: GpusPerJob = None,
+    preset: Preset = None,
+) -> None:
+    """Run one of the paper's experiments; writes a JSON file, a table and a plot."""
+    from worldwarp_core.evaluation.experiments import EXPERIMENTS, arms_of, tabulate, variant_of
+
+    if name not in EXPERIMENTS:
+        raise WorldWarpError(
+            "bad_settings", f"There is no experiment called {name!r}. Choose: {', '.join(EXPERIMENTS)}."
+        )
+    asked = EXPERIMENTS[name]
+    given = dict(locals())
+    options, base = _options(given)
+    if len(engine or []) > 1:
+        raise WorldWarpError("bad_settings", "An experiment is run with one engine: give --engine once.")
+    base = _with_engine(base, engine[0] if engine else "preview" if asked.needs_fill else "cache")
+    learned = base.engine != "cache"
+    arms, notes = arms_of(asked, learned)
+    variants = [variant_of(arm, base) for arm in arms]
+    core = _core()
+    loaded = core.open_engine(options, base.engine)
+    for variant in variants:
+        variant.check(loaded)
+    del loaded
+    scenes, missing = _open(core, options)
+    notes += missing.values()
+    rows = [i for i in range(len(scenes)) if scenes.scene(i).out_and_back == (asked.paths == "revisits")]
+    if not rows:
+        raise WorldWarpError("bad_settings", f"This experiment needs {asked.paths}, and there are none.")
+    with _progress() as tell:
+        # path by path, so that what is there after a stop can be compared
+        core.run_tasks(options, [core.Task(i, variant) for i in rows for variant in variants], scenes, tell)
+
+    from worldwarp_core.evaluation.plots import plot_arms, save_png
+    from worldwarp_core.evaluation.provenance import provenance
+    from worldwarp_core.evaluation.results import ResultFolder, write_json
+
+    kept = ResultFolder(out)
+    names = [scenes.scene(i).name for i in rows]
+    table = tabulate(asked, arms, [kept.load(variant.name, names) for variant in variants], learned)
+    document = {**provenance(), "settings": options.settings() | {"seed": seed, "engine": base.engine}, **table}
+    document["notes"] = notes
+    stem = f"experiment_{name.replace('-', '_')}"
+    for folder in dict.fromkeys((out / "experiments", results or out / "experiments")):
+        write_json(folder / f"{stem}.json", document)
+        shown = [figure for figure in asked.figures if not figure.startswith("unregistered")]
+        save_png(plot_arms(table, _most_telling(table, shown)), folder / f"{stem}.png")
+    _show_table(table)
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False)
+    out_console.print(
+        f"Figures: {(results or out / 'experiments') / stem}.json and .png", soft_wrap=True, highlight=False
+    )
+
+
+def write_page(out: Path, results: Path | None) -> None:
+    """Writes the report of what a folder holds."""
+    import json
+
+    from worldwarp_core.evaluation.report import write_report
+    from worldwarp_core.evaluation.results import ResultFolder
+
+    file = out / QUALITY_FILE
+    if not file.is_file():
+        raise WorldWarpError("no_results", f"{out} holds no figures yet: run `worldwarp eval --out {out}`.")
+    try:
+        quality = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorldWarpError("bad_results", f"{file} cannot be read ({error}). Run `worldwarp eval` again.") from error
+    page = out / REPORT_FILE
+    write_report(ResultFolder(out), quality, sorted((out / "experiments").glob("experiment_*.json")), page)
+    out_console.print(f"Report: {page}", soft_wrap=True, highlight=False)
+
+
+# ---------------------------------------------------------------- helpers
+
+
+def _core() -> Any:
+    """The evaluation, loaded only now: it needs the engine's packages.
+
+    Raises:
+        WorldWarpError: `engine_not_installed`.
+    """
+    # GNU OpenMP reads this when it is loaded: threads that spin while they wait cost a fit ten times its own time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        from worldwarp_core.evaluation import run
+    except ModuleNotFoundError as error:
+        raise WorldWarpError(
+            "engine_not_installed",
+            f"An evaluation needs the Python package {error.name!r}, which is missing: "
+            "pip install -c constraints.txt 'worldwarp[engine,evaluation]'",
+        ) from error
+    return run
+
+
+def _options(given: dict[str, Any]) -> tuple[EvalOptions, Variant]:
+    """What the command line says, for a run and for every variant."""
+    core = _core()
+    from worldwarp_core.evaluation.variants import Variant
+
+    width, times, height = given["size"].partition("x")
+    if not (times and width.isdigit() and height.isdigit()):
+        raise WorldWarpError("bad_settings", "--size must be WIDTHxHEIGHT in pixels, such as 256x144.")
+    learned = EngineArguments(
+        given["weights"], given["transformer"], tuple(given["lora"] or ()), False, given["vram"], given["captioner"],
+        given["no_compile"], given["gpus_per_job"],
+    ).options()  # fmt: skip
+    preview = {"weights": learned["weights"]} if "weights" in learned else {}
+    named = ("out", "data", "textures", "paths", "revisits", "lpips", "inception", "poses_every", "window_every",
+             "device", "depth_model", "jobs")  # fmt: skip
+    options = core.EvalOptions(
+        **{name: given[name] for name in named},
+        folder=given["footage"],
+        width=int(width),
+        height=int(height),
+        engine_options={name: values for name, values in (("preview", preview), ("wan", learned)) if values},
+    )
+    return options, Variant(depth=given["depth"], preset=given["preset"] or "", seed=given["seed"])
+
+
+def _with_engine(base: Variant, engine: str) -> Variant:
+    from dataclasses import replace
+
+    from worldwarp_core.api import ENGINES
+
+    if engine not in ENGINES:
+        raise WorldWarpError("unknown_engine", f"There is no engine called {engine!r}. Choose: {', '.join(ENGINES)}.")
+    return replace(base, engine=engine)
+
+
+def _engines(
+    core: Any, options: EvalOptions, base: Variant, asked: list[str] | None
+) -> tuple[list[Variant], dict[str, str]]:
+    """The engines to measure, each found to work; and why one that was not asked for by name is left out."""
+    chosen, absent = [], {}
+    for name in asked or ("cache", "preview"):
+        variant = _with_engine(base, name)
+        try:
+            variant.check(core.open_engine(options, name))
+        except WorldWarpError as error:
+            if asked or error.code != "no_weights":
+                raise
+            absent[name] = error.message
+            console.print(f"{name} is left out: {error.message}", soft_wrap=True, highlight=False)
+            continue
+        chosen.append(variant)
+    return chosen, absent
+
+
+def _open(core: Any, options: EvalOptions) -> tuple[SceneSet, dict[str, str]]:
+    """The scenes, and what cannot be measured and why; both said."""
+    _, missing = core.open_judges(options)
+    for name, sentence in missing.items():
+        console.print(f"{name} cannot be measured: {sentence}", soft_wrap=True, highlight=False)
+    with console.status("getting the scenes ready"):
+        scenes = core.open_scenes(options)
+    console.print(f"{len(scenes)} paths: {scenes.name}", highlight=False)
+    return scenes, missing
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar over all paths; where nobody looks at a terminal, a line a path."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        row = bar.add_task("starting", total=1.0)
+        said = ""
+
+        def tell(step: Step) -> None:
+            nonlocal said
+            text = f"{step.done} of {step.total}: {step.what}"
+            bar.update(row, description=text, total=step.total, completed=step.done + step.share)
+            if not console.is_terminal and text != said:
+                console.print(text, highlight=False)
+            said = text
+
+        yield tell
+
+
+def _show(fill: str, summary: dict[str, Any]) -> None:
+    table = Table("frame", "PSNR", "valid", "holes", "SSIM", "LPIPS", "KID", "R_dist", "T_dist", "unreg.", title=fill)
+    names = ("psnr", "psnr_valid", "psnr_holes", "ssim", "lpips", "kid", "r_dist", "t_dist", "unregistered")
+    for window in ("50", "200"):
+        table.add_row(window, *(_text(summary[window].get(name)) for name in names))
+    out_console.print(table)
+    if summary["revisits"]:
+        out_console.print(f"Revisit PSNR {_text(summary['revisit_psnr'])} over {summary['revisits']} paths")
+
+
+def _show_table(document: dict[str, Any]) -> None:
+    names = [name for name in document["rows"][0] if name not in ("arm", "at")]
+    table = Table(document["axis"], *names, title=f"{document['question']} ({len(document['paths'])} paths)")
+    for row in document["rows"]:
+        table.add_row(row["arm"], *(_text(row[name]) for name in names))
+    out_console.print(table)
+
+
+def _most_telling(table: dict[str, Any], figures: list[str], most: int = 4) -> list[str]:
+    """The first figures that any arm has."""
+    known = [f for f in figures if any(_text(row[f]) != "-" for row in table["rows"])]
+    return known[:most]
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, int | float) and value == value else "-"

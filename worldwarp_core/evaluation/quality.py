@@ -1,0 +1,101 @@
+"""The figures of the fills side by side, as `preview_quality.json` has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import WorldWarpError
+from ..preview.load import WEIGHTS
+from ..preview.weights import network_files, read_network
+from .provenance import provenance
+from .results import Measured, by_group, summarise
+
+PAPER = {
+    "data": "RealEstate10K, which is another data set than what was measured here",
+    "200": {"psnr": 17.13, "ssim": 0.281, "lpips": 0.352, "r_dist": 0.697, "t_dist": 0.203},
+}
+TRAINED = {"autoencoder_photo_db": "autoencoder", "autoencoder_world_db": "autoencoder", "depth_absrel": "depth"}
+"""Figures that training measures, and the network whose file has them."""
+CHUNK_S = ("chunk_s_2_cores", "chunk_s_h100")
+NOTES = {
+    "windows": "50 is the mean of frames 45 to 55, 200 of 190 to 200; then the median over paths.",
+    "unregistered": "the mean over paths; r_dist and t_dist are of what was registered.",
+    "spectrum_distance": "in the holes of the prior; spectrum_distance_all over whole frames.",
+    "psnr_valid": "on the pixels valid in the fill's own prior.",
+    "kid": "on AlexNet's features of 64x64 crops, with a 95% interval.",
+}
+
+
+def quality(
+    measured: Mapping[str, Sequence[Measured]],
+    missing: Mapping[str, str],
+    settings: Mapping[str, Any],
+    weights: Path | None = None,
+    before: Path | None = None,
+) -> dict[str, Any]:
+    """What `preview_quality.json` holds.
+
+    Args:
+        measured: by fill.
+        missing: why a fill or a figure is not there.
+        settings: of the evaluation.
+        weights: folder of the preview's networks; None takes the package's.
+        before: an earlier file, whose seconds on other hardware are kept.
+    """
+    where = provenance()
+    document: dict[str, Any] = {**where, "settings": dict(settings), "notes": NOTES, "paper": PAPER}
+    why = dict(missing)
+    for fill in ("cache", "preview", *(name for name in measured if name not in ("cache", "preview"))):
+        some = measured.get(fill)
+        document[fill] = _of_fill(some) if some else None
+        if not some:
+            why.setdefault(fill, "not measured")
+    for figure, network in TRAINED.items():
+        document[figure] = _trained(weights or WEIGHTS, network, figure)
+        if document[figure] is None:
+            why[figure] = f"the {network} network has not been trained, or its training did not measure this"
+    document |= dict.fromkeys(CHUNK_S, None) | _chunk_seconds(before)
+    preview = measured.get("preview")
+    if preview:
+        seconds = document["preview"]["chunk_s"]
+        gpu = str(where["gpu"] or "")
+        if "H100" in gpu:
+            document["chunk_s_h100"] = seconds
+        elif not gpu and where["cores"] == 2:
+            document["chunk_s_2_cores"] = seconds
+    for figure in CHUNK_S:
+        if document[figure] is None:
+            why[figure] = "the preview has not been timed on this hardware"
+    document["missing"] = why
+    return document
+
+
+def _of_fill(measured: Sequence[Measured]) -> dict[str, Any]:
+    seeds = sorted({m.figures["variant"]["seed"] for m in measured})
+    kept = {"variant": measured[0].folder.parent.name, "scenes": [m.scene["name"] for m in measured], "seeds": seeds}
+    strata = {name: summarise(some, pooled=False) for name, some in by_group(measured, "stratum").items()}
+    return summarise(measured) | kept | {"strata": strata}
+
+
+def _trained(folder: Path, network: str, figure: str) -> float | None:
+    if not network_files(folder, network):
+        return None
+    try:
+        found = read_network(folder, network).progress.get("figures", {}).get(figure)
+    except WorldWarpError:
+        return None
+    return float(found) if isinstance(found, int | float) else None
+
+
+def _chunk_seconds(before: Path | None) -> dict[str, float]:
+    """Seconds of a chunk that an earlier file has of other hardware."""
+    if before is None or not before.is_file():
+        return {}
+    try:
+        found = json.loads(before.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: found[name] for name in CHUNK_S if isinstance(found, dict) and isinstance(found.get(name), float)}

@@ -1,0 +1,259 @@
+"""Runs an evaluation: every scene by every variant, one by one or several at once, going on where it stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..engine import Engine, make_engine
+from ..errors import WorldWarpError
+from ..training.lpips import Lpips
+from .folders import Dl3dv, RealEstate10k
+from .inception import Inception
+from .judge import Judges, judge_scene
+from .metrics import load_lpips
+from .results import ResultFolder
+from .scenes import HeldOutWorlds, Scene, SceneSet
+from .variants import Variant
+
+Data = Literal["worlds", "re10k", "dl3dv"]
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What a user says.
+
+    Attributes:
+        out: folder of the results; one that holds some goes on.
+        data: held-out worlds of our own, or a folder in the layout of RealEstate10K or DL3DV.
+        folder: of the footage; worlds need none.
+        textures: pictures for the worlds; without them they wear procedural patterns alone.
+        paths: how many, over all strata; None takes all.
+        revisits: of the worlds, how many paths that come back; None takes all.
+        width, height: of what is judged, multiples of 16.
+        lpips: weights of LPIPS with AlexNet, which KID's features come from too; None takes the package `lpips`.
+        inception: weights for FID, or None for KID alone.
+        poses_every, window_every: see `Judges`.
+        device: auto, cpu or cuda.
+        depth_model: for the engines that have none.
+        engine_options: for `load_engine`, by the engine's name.
+        jobs: scenes at once, each in a process of its own with its share of the cores.
+    """
+
+    out: Path
+    data: Data = "worlds"
+    folder: Path | None = None
+    textures: Path | None = None
+    paths: int | None = None
+    revisits: int | None = None
+    width: int = 256
+    height: int = 144
+    lpips: Path | None = None
+    inception: Path | None = None
+    poses_every: int = 8
+    window_every: int = 1
+    device: str = "auto"
+    depth_model: str | None = None
+    engine_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        def settle(ok: bool, message: str) -> None:
+            if not ok:
+                raise WorldWarpError("bad_settings", message)
+
+        settle(self.data in get_args(Data), f"The data is one of {', '.join(get_args(Data))}; got {self.data!r}.")
+        settle(
+            (self.data == "worlds") == (self.folder is None),
+            "re10k and dl3dv need --footage FOLDER, and worlds take none.",
+        )
+        settle(
+            self.width % 16 == self.height % 16 == 0 and min(self.width, self.height) >= 32,
+            f"The sides must be multiples of 16, at least 32; got {self.width}x{self.height}.",
+        )
+        for name, least in (("jobs", 1), ("window_every", 1), ("poses_every", 0), ("paths", 1), ("revisits", 0)):
+            value = getattr(self, name)
+            settle(value is None or value >= least, f"{name.replace('_', ' ')} must be at least {least}; got {value}.")
+
+    def settings(self) -> dict[str, Any]:
+        """What the figures depend on: a folder of results has the same for all of them."""
+        return {
+            "data": self.data,
+            "folder": None if self.folder is None else str(self.folder),
+            "textures": None if self.textures is None else self.textures.name,
+            "size": [self.width, self.height],
+            "lpips": "package lpips" if self.lpips is None else self.lpips.name,
+            "inception": None if self.inception is None else self.inception.name,
+            "poses_every": self.poses_every,
+            "window_every": self.window_every,
+            "depth_model": self.depth_model,
+            "engine_options": self.engine_options,
+        }
+
+
+class KeptScenes:
+    """A set whose scenes are made once: choosing a path through a world takes a second."""
+
+    def __init__(self, scenes: SceneSet) -> None:
+        self.name, self._scenes = scenes.name, scenes
+        self._kept: dict[int, Scene] = {}
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def scene(self, index: int) -> Scene:
+        if index not in self._kept:
+            self._kept[index] = self._scenes.scene(index)
+        return self._kept[index]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One scene by one variant."""
+
+    scene: int
+    variant: Variant
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a run is: `done` of `total` tasks, and `share` of the one at hand (0 where several are)."""
+
+    done: int
+    total: int
+    share: float
+    what: str
+
+
+def open_scenes(options: EvalOptions) -> SceneSet:
+    """The scenes that the options name.
+
+    Raises:
+        WorldWarpError: `bad_textures`, `bad_footage`.
+    """
+    size = (options.height, options.width)
+    if options.data == "worlds":
+        device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+        return KeptScenes(HeldOutWorlds(options.paths, options.revisits, size, options.textures, device))
+    assert options.folder is not None
+    kind = RealEstate10k if options.data == "re10k" else Dl3dv
+    return KeptScenes(kind(options.folder, size, options.paths))
+
+
+def open_engine(options: EvalOptions, name: str) -> Engine:
+    """As `load_engine`, with what the options say for this engine."""
+    return make_engine(name, options.device, options.depth_model, options.engine_options.get(name, {}))
+
+
+def open_judges(options: EvalOptions) -> tuple[Judges, dict[str, str]]:
+    """What measures, and figure by figure what cannot be measured and why."""
+    missing: dict[str, str] = {}
+    network, distance = None, None
+    try:
+        distance = load_lpips(options.lpips)
+    except WorldWarpError as error:
+        if options.lpips is not None:
+            raise
+        missing["lpips"] = missing["kid"] = error.message
+    if isinstance(distance, Lpips):
+        network = distance
+    elif distance is not None:
+        missing["kid"] = "it needs AlexNet's weights as a file: --lpips FILE"
+    if options.inception is None:
+        missing["fid"] = "it needs Inception's weights (pytorch-fid's file): --inception FILE; KID stands in its place"
+    inception = None if options.inception is None else Inception.load(options.inception)
+    if options.poses_every == 0:
+        missing["r_dist"] = missing["t_dist"] = "left out, as asked"
+    return Judges(distance, network, inception, options.poses_every, options.window_every), missing
+
+
+def run_tasks(
+    options: EvalOptions, tasks: Sequence[Task], scenes: SceneSet, tell: Callable[[Step], None] = lambda step: None
+) -> None:
+    """Does what is not done yet; the results are in the folder, task by task.
+
+    Args:
+        tell: called as the work goes on; what it raises, ends it, with what is done kept.
+
+    Raises:
+        WorldWarpError: as engines and judges do.
+    """
+    results = ResultFolder(options.out, options.settings())
+    names: dict[int, str] = {}
+    todo = []
+    for task in tasks:
+        if task.scene not in names:
+            names[task.scene] = scenes.scene(task.scene).name
+        if not results.done(task.variant.name, names[task.scene]):
+            todo.append(task)
+    before, total = len(tasks) - len(todo), len(tasks)
+    tell(Step(before, total, 0.0, "starting"))
+    if not todo:
+        return
+    if options.jobs == 1:
+        bench = _Bench(options, scenes)
+        for done, task in enumerate(todo, before):
+            what = f"{names[task.scene]} by {task.variant.name}"
+            bench.do(task, lambda share, done=done, what=what: tell(Step(done, total, share, what)))  # type: ignore[misc]
+    else:
+        for done, task in enumerate(_at_once(options, todo), before + 1):
+            tell(Step(done, total, 0.0, f"{names[task.scene]} by {task.variant.name}"))
+    tell(Step(total, total, 0.0, "done"))
+
+
+class _Bench:
+    """Everything loaded: scenes, judges, and one engine at a time."""
+
+    def __init__(self, options: EvalOptions, scenes: SceneSet) -> None:
+        self._options, self._scenes = options, scenes
+        self._judges, _ = open_judges(options)
+        self._results = ResultFolder(options.out)
+        self._engine: Engine | None = None
+
+    def do(self, task: Task, tell: Callable[[float], None] = lambda share: None) -> None:
+        if self._engine is None or self._engine.name != task.variant.engine:
+            self._engine = open_engine(self._options, task.variant.engine)
+        task.variant.check(self._engine)
+        scene = self._scenes.scene(task.scene).remembered(self._results.truth)
+        judged = judge_scene(scene, task.variant, self._engine, self._judges, tell)
+        self._results.save(task.variant.name, scene.name, judged)
+
+
+_bench: _Bench | None = None
+
+
+def _at_once(options: EvalOptions, tasks: Sequence[Task]) -> Iterator[Task]:
+    """Yields tasks as they are done, several processes at once; the first that fails ends all."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(torch.get_num_threads() // options.jobs, 1)
+    with ProcessPoolExecutor(options.jobs, context, _start_process, (options, threads)) as pool:
+        left: dict[Future[None], Task] = {pool.submit(_do_in_process, task): task for task in tasks}
+        try:
+            while left:
+                finished, _ = wait(left, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    yield left.pop(future)
+        finally:
+            for future in left:
+                future.cancel()
+
+
+def _start_process(options: EvalOptions, threads: int) -> None:
+    global _bench
+    import numba
+
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    _bench = _Bench(options, open_scenes(options))
+
+
+def _do_in_process(task: Task) -> None:
+    assert _bench is not None
+    _bench.do(task)
