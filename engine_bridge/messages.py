@@ -559,6 +559,13 @@ class LoadFailed:
 
 
 @frozen(kw_only=True)
+class Lost:
+    """The process that holds the engine is gone; the worker ends."""
+
+    how: str = field(validator=_SHORT)
+
+
+@frozen(kw_only=True)
 class Shown:
     """Event `seq` is in a slot of the shared memory `name` (hot.py), and will be in the log in a moment."""
 
@@ -592,4 +599,4 @@ class Ended:
     summary: dict[str, Any] = field(factory=dict, validator=_plain)
 
 
-WorkerReport = Ready | LoadFailed | Shown | Logged | Progress | Ended
+WorkerReport = Ready | LoadFailed | Lost | Shown | Logged | Progress | Ended

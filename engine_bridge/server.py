@@ -69,7 +69,7 @@ from .session import FINAL, JobTable, ServerFacts, ServerSession
 from .store import JobStore, StoredState, default_data_dir
 from .version import package_version
 from .viewer import ViewConfig, ViewProcess
-from .worker import WorkerConfig, read_spec, read_wish
+from .worker import RayPlace, WorkerConfig, read_spec, read_wish
 from .workers import Gone, Worker, Workers
 
 _log = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ class ServerConfig:
     limits: codec.Limits = codec.LIMITS
     devices: tuple[str, ...] = ("",)
     """A worker for each: its GPUs as CUDA_VISIBLE_DEVICES names them, or "" to leave that to the engine."""
+    ray: RayPlace | None = None
+    """The Ray cluster that every worker's engine is on; None for this machine."""
     max_queued: int = 1000
     max_queued_by_client: int = 250
     keep_bytes: int = KEEP_BYTES
@@ -290,7 +292,13 @@ class Server:
         config, logs = self.config, self.config.data_dir / "logs"
         return [
             WorkerConfig(
-                str(config.data_dir), config.factory, config.engine, config.options, device, str(logs / f"{slot}.log")
+                str(config.data_dir),
+                config.factory,
+                config.engine,
+                config.options,
+                device,
+                str(logs / f"{slot}.log"),
+                config.ray,
             )
             for slot, device in enumerate(config.devices)
         ]

@@ -39,7 +39,8 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.ply import write_ply
 
 from . import codec
-from .gpu_lock import only_job_on
+from .errors import EngineLost
+from .gpu_lock import gpus_of, only_job_on
 from .hot import ShowCase
 from .logs import add_log_file
 from .messages import (
@@ -52,6 +53,7 @@ from .messages import (
     FrameEvent,
     LoadFailed,
     Logged,
+    Lost,
     NoticeEvent,
     Progress,
     Quit,
@@ -84,6 +86,15 @@ PROGRESS_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
+class RayPlace:
+    """Where on a Ray cluster a worker's engine is (ray_engine.py)."""
+
+    address: str = "auto"
+    gpus: int = 0
+    """That it has for itself."""
+
+
+@dataclass(frozen=True)
 class WorkerConfig:
     """What the server tells its worker at the start."""
 
@@ -97,6 +108,8 @@ class WorkerConfig:
     """The GPUs that are this worker's alone, as CUDA_VISIBLE_DEVICES names them; "" where the server was not told."""
     log_path: str = ""
     """Where the structured log goes; "" for none."""
+    ray: RayPlace | None = None
+    """None has the engine in the worker's own process."""
 
 
 def run_worker(connection: Connection, config: WorkerConfig) -> None:
@@ -111,14 +124,24 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = config.device
     server = _Server(connection)
     try:
+        _work(config, server)
+    except EngineLost as lost:
+        server.report(Lost(how=str(lost)))
+
+
+def _work(config: WorkerConfig, server: _Server) -> None:
+    try:
         engine = _load(config)
         server.report(Ready(engine_info=as_plain(engine.describe())))
+    except EngineLost:
+        raise
     except BaseException as error:
         code, message, log_id = _explain(error, "engine_unavailable", "The engine could not be started")
         server.report(LoadFailed(code=code, message=message, log_id=log_id))
         return
     store = JobStore(Path(config.store_root))
-    gpus = _gpus_of(engine.describe())
+    # Of an engine that is elsewhere, GPUs are seen to there.
+    gpus = gpus_of(engine.describe()) if config.ray is None else []
     show_case = ShowCase()
     while (run := server.next_job()) is not None:
         server.report(_Run(engine, store.open(run.job_id), run, server, gpus, show_case).to_its_end())
@@ -246,10 +269,19 @@ class _Server:
                 self._jobs.put(None)
 
 
+def make_engine(factory: str, name: str, options: dict[str, Any]) -> Any:
+    """The engine that `factory`, a `module:function`, makes."""
+    module, _, function = factory.partition(":")
+    make: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return make(name=name, **options)
+
+
 def _load(config: WorkerConfig) -> Any:
-    module, _, function = config.factory.partition(":")
-    factory: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return factory(name=config.engine, **config.options)
+    if config.ray is None:
+        return make_engine(config.factory, config.engine, config.options)
+    from .ray_engine import RayEngine
+
+    return RayEngine(config)
 
 
 class _Stopped(Exception):
@@ -359,7 +391,8 @@ class _Run:
                     self._log(event, log)
                 if self._server.wants_stop(self._job_id):
                     return None
-                if isinstance(event, Checkpoint) and self._server.draining:
+                waiting = isinstance(event, core.Progress) and event.stage == "gpu"
+                if self._server.draining and (waiting or isinstance(event, Checkpoint)):
                     raise _Drained
         finally:
             # Runs the generator's own clean-up now, in this thread.
@@ -503,13 +536,6 @@ def _yield_to_others() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19))
-
-
-def _gpus_of(engine_info: dict[str, Any]) -> list[str]:
-    """The GPUs that the engine may work on; none for one that needs none. Without word of which, the first."""
-    if engine_info.get("device_kind") != "cuda":
-        return []
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
 
 
 def _progress(event: core.Progress, job_id: str) -> Progress:
