@@ -15,16 +15,20 @@ import json
 import logging
 import math
 import os
+import queue
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, cast
+
+import numpy as np
 
 from worldwarp_core import spec as core
 from worldwarp_core.checkpoint import Checkpoint
@@ -144,13 +148,31 @@ class RayEngine:
         Raises:
             EngineLost: the actor has died.
         """
-        began = self._actor.begin.remote(spec, resume)
+        return self._pull(self._actor.begin.remote(spec, resume))
+
+    def draw(self, settings: core.FirstFrameSettings, on_step: core.OnDrawStep) -> np.ndarray:
+        """A picture drawn from words; see `worldwarp_core.api`.
+
+        Raises:
+            EngineLost: the actor has died.
+        """
+        with closing(self._pull(self._actor.begin_drawing.remote(settings))) as coming:
+            for made in coming:
+                if isinstance(made, np.ndarray):
+                    return made
+                # It is a step, or the progress of one who waits for a GPU.
+                step = made if isinstance(made, DrawStep) else DrawStep("load", 0, 1)
+                on_step(step.part, step.step, step.steps)
+        raise WorldWarpError("engine_failed", "The engine stopped before it had drawn the picture.")
+
+    def _pull(self, began: Any) -> Generator[Any, None, None]:
+        """What the job that was begun makes, to its end."""
         coming = deque(self._actor.next.remote() for _ in range(AHEAD))
         try:
             self._get(began)
-            while (event := self._get(coming.popleft())) is not None:
+            while (made := self._get(coming.popleft())) is not None:
                 coming.append(self._actor.next.remote())
-                yield event
+                yield made
         finally:
             self._actor.end.remote()
 
@@ -206,12 +228,21 @@ class Failure:
         return error
 
 
+@dataclass(frozen=True)
+class DrawStep:
+    """How far a picture is that is being drawn."""
+
+    part: core.DrawPart
+    step: int
+    steps: int
+
+
 class HostedEngine:
     """The actor. Its methods run one after the other, in the order in which the worker called them."""
 
     def __init__(self) -> None:
         self._engine: Any = None
-        self._events: Iterator[core.Event] = iter(())
+        self._events: Iterator[Any] = iter(())
         self._progress = ("", -math.inf)
         """The stage of which progress was passed on last, and when."""
 
@@ -231,10 +262,14 @@ class HostedEngine:
             return Failure.of(error)
 
     def begin(self, spec: core.GenerateSpec, resume: Checkpoint | None) -> None:
-        """Begins a job, or goes on with one."""
-        self._events = self._generate(spec, resume)
+        """Begins a shot, or goes on with one."""
+        self._events = self._with_its_gpus(lambda: self._engine.generate(spec, resume=resume))
 
-    def next(self) -> core.Event | Failure | None:
+    def begin_drawing(self, settings: core.FirstFrameSettings) -> None:
+        """Begins a picture."""
+        self._events = self._with_its_gpus(lambda: self._draw(settings))
+
+    def next(self) -> core.Event | DrawStep | np.ndarray | Failure | None:
         """The next event of the job; None after the last. Progress within a stage comes a few times a second."""
         try:
             return next((event for event in self._events if self._is_due(event)), None)
@@ -248,7 +283,7 @@ class HostedEngine:
         if close is not None:
             close()
 
-    def _generate(self, spec: core.GenerateSpec, resume: Checkpoint | None) -> Iterator[core.Event]:
+    def _with_its_gpus(self, begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         with ExitStack() as held:
             # Ray gives a GPU to one actor; this asks whether a server without Ray has a job on it.
             while True:
@@ -257,9 +292,35 @@ class HostedEngine:
                     break
                 except _Busy:
                     yield core.Progress(cast(core.Stage, "gpu"), 0, 1, 0, 1, 0.0, None)
-            yield from self._engine.generate(spec, resume=resume)
+            yield from begin()
 
-    def _is_due(self, event: core.Event) -> bool:
+    def _draw(self, settings: core.FirstFrameSettings) -> Iterator[DrawStep | np.ndarray | Failure]:
+        """The steps of a picture, and the picture: the engine calls back with each, on a thread, and is asked here."""
+        made: queue.SimpleQueue[DrawStep | np.ndarray | Failure] = queue.SimpleQueue()
+        ended = threading.Event()
+
+        def on_step(part: core.DrawPart, step: int, steps: int) -> None:
+            if ended.is_set():
+                raise _Ended
+            made.put(DrawStep(part, step, steps))
+
+        def draw() -> None:
+            try:
+                made.put(self._engine.draw(settings, on_step))
+            except Exception as error:
+                made.put(Failure.of(error))
+
+        drawing = threading.Thread(target=draw, name="drawing")
+        drawing.start()
+        try:
+            while isinstance(newest := made.get(), DrawStep):
+                yield newest
+            yield newest
+        finally:
+            ended.set()
+            drawing.join()
+
+    def _is_due(self, event: Any) -> bool:
         if not isinstance(event, core.Progress):
             return True
         now_s = time.monotonic()
@@ -267,6 +328,10 @@ class HostedEngine:
             return False
         self._progress = (event.stage, now_s)
         return True
+
+
+class _Ended(Exception):
+    """Nobody wants the picture any more."""
 
 
 class _Busy(Exception):

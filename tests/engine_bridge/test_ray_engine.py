@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,11 +21,11 @@ from engine_bridge.client import Client
 from engine_bridge.errors import BridgeError
 from engine_bridge.gpu_lock import only_job_on
 from engine_bridge.logs import read_logs
-from engine_bridge.ray_engine import Cluster, Failure, HostedEngine, look_at, places_on
+from engine_bridge.ray_engine import Cluster, DrawStep, Failure, HostedEngine, look_at, places_on
 from engine_bridge.version import package_version
 from engine_bridge.worker import RayPlace
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.spec import CacheUpdate, Finished, Frame, Progress
+from worldwarp_core.spec import CacheUpdate, Finished, FirstFrameSettings, Frame, Progress
 
 from .conftest import FAKE_ENGINE, RunningServer
 from .shots import shot
@@ -97,6 +98,10 @@ def test_jobs_run_side_by_side_on_a_cluster_and_nothing_stays_there(cluster: Any
         assert "Traceback" not in end.message
         (record,) = read_logs(server.data_dir / "logs", log_id=end.log_id)
         assert "fake_engine.py" in record["message"], "the actor's own traceback"
+
+        drawn = run(client, client.draw(FirstFrameSettings("an abbey", width=64, height=48, seed=77)))
+        assert drawn[-1].state == "done"
+        assert (frames(drawn)[0].rgb == 77).all()
 
         client.cancel(waits)
         assert run(client, waits)[-1].state == "cancelled"
@@ -187,10 +192,18 @@ def hosted(**options: Any) -> HostedEngine:
     return engine
 
 
+def made_by(engine: HostedEngine) -> list[Any]:
+    """Everything that the job still makes."""
+    made = []
+    while (newest := engine.next()) is not None:
+        made.append(newest)
+    return made
+
+
 def test_an_actor_gives_every_event_in_order_and_then_none() -> None:
     engine = hosted()
     engine.begin(shot(3, prompt="progress=50"), None)
-    events = list(iter(engine.next, None))
+    events = made_by(engine)
     assert [event.index for event in events if isinstance(event, Frame)] == [0, 1, 2]
     assert sum(isinstance(event, CacheUpdate) for event in events) == 1
     assert sum(isinstance(event, Progress) for event in events) < 20, "some progress is enough"
@@ -204,7 +217,7 @@ def test_an_actor_gives_every_event_in_order_and_then_none() -> None:
 def test_an_actor_tells_what_went_wrong() -> None:
     engine = hosted()
     engine.begin(shot(prompt="fail=0"), None)
-    failure = next(event for event in iter(engine.next, None) if isinstance(event, Failure))
+    failure = next(event for event in made_by(engine) if isinstance(event, Failure))
     error = failure.as_error()
     assert (type(error).__name__, str(error)) == ("RuntimeError", "a secret of the inside")
     assert "fake_engine.py" in error.__notes__[0]
@@ -229,6 +242,26 @@ def test_a_node_of_another_version_is_refused() -> None:
     assert "the server 0.0.1: install the same" in failure.message
 
 
+def test_an_actor_draws_and_stops_within_a_step() -> None:
+    engine = hosted()
+    engine.begin_drawing(FirstFrameSettings("an abbey", width=64, height=48, seed=7, steps=2))
+    *steps, picture = made_by(engine)
+    assert [step.part for step in steps] == ["text", "steps", "steps", "decode"]
+    assert (picture == 7).all()
+    for prompt, kind in (("refuse", "WorldWarpError"), ("fail=0", "RuntimeError")):
+        engine.begin_drawing(FirstFrameSettings(prompt, width=64, height=48, steps=2))
+        failure = made_by(engine)[-1]
+        assert isinstance(failure, Failure)
+        assert failure.kind == kind
+    engine.begin_drawing(FirstFrameSettings("slow=0.02", width=64, height=48, steps=500))
+    assert engine.next() == DrawStep("text", 0, 1)
+    began_s = time.monotonic()
+    engine.end()
+    assert time.monotonic() - began_s < 5
+    assert engine.next() is None
+    assert all(thread.name != "drawing" for thread in threading.enumerate())
+
+
 def test_an_actor_waits_for_a_gpu_that_another_server_uses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
@@ -238,7 +271,7 @@ def test_an_actor_waits_for_a_gpu_that_another_server_uses(monkeypatch: pytest.M
         waiting = engine.next()
         assert isinstance(waiting, Progress)
         assert waiting.stage == "gpu"
-    events = list(iter(engine.next, None))
+    events = made_by(engine)
     assert any(isinstance(event, Frame) for event in events)
     with only_job_on(["7"], lambda: pytest.fail("the lock is held after the job")):
         pass
