@@ -125,6 +125,15 @@ def serve(
             "GPUs, which share each chunk's work."
         ),
     ] = None,
+    executor: Annotated[
+        str, typer.Option(help="Where the engines run: process (this machine) or ray (a Ray cluster that is there).")
+    ] = "process",
+    ray_address: Annotated[
+        str, typer.Option(help="With --executor ray: HOST:PORT of its head; auto finds the one this machine is in.")
+    ] = "auto",
+    ray_workers: Annotated[
+        int | None, typer.Option(help="With --executor ray: how many; one for each GPU there if not given.", min=1)
+    ] = None,
     engine: EngineName = "cache",
     device: Device = "auto",
     depth_model: DepthModel = None,
@@ -182,7 +191,20 @@ def serve(
     if engine == "wan" and shared is not None:
         learned["gpus"] = shared
     options = {"device": device, "depth_model": depth_model, **learned}
-    if engine == "wan":
+    ray = None
+    if executor == "ray":
+        from .ray_engine import places_on
+
+        if gpus:
+            raise BridgeError("bad_settings", "On a Ray cluster Ray chooses the GPUs: --ray-workers, not --gpus.")
+        ray, count = places_on(ray_address, workers=ray_workers, gpus_each=gpus_per_job, device=device)
+        devices = ("",) * count
+    elif executor != "process":
+        raise BridgeError("bad_settings", f"--executor is process or ray; got {executor!r}.")
+    elif ray_workers is not None or ray_address != "auto":
+        raise BridgeError("bad_settings", "--ray-address and --ray-workers need --executor ray.")
+    # On a cluster every node keeps its own, beside its models.
+    if engine == "wan" and ray is None:
         options["prompt_cache"] = str(default_data_dir().parent / "prompts")
     config = ServerConfig(
         address=f"tcp://{f'[{host}]' if ':' in host else host}:{port or '*'}",
@@ -196,6 +218,7 @@ def serve(
         view=view and not until_stdin_closes,
         keys_dir=(keys_dir or default_keys_dir()) if keys or keys_dir else None,
         devices=devices,
+        ray=ray,
     )
     server = JobServer(config)
     if ready_file is not None:

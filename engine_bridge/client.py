@@ -577,9 +577,7 @@ class _Link:
         return 0
 
     def check(self) -> None:
-        """Raises _Lost where the peer is gone; says that we are here where it is time to."""
-        if self.monitor.poll(0):
-            raise _Lost("the server closed the connection")
+        """Raises _Lost where the peer is silent; says that we are here where it is time to."""
         now_s = time.monotonic()
         if self.session.is_open and self.session.is_silent(now_s):
             raise _Lost(f"the server said nothing for {UNANSWERED_LIMIT_S:g} s")
@@ -737,35 +735,45 @@ class _Wire:
             self._ask_block(request_id, fetch)
 
     def _converse(self, wake: zmq.Socket) -> None:
+        """Takes what comes until the client is closed; looks whether the server is still there now and then.
+
+        Raises:
+            _Lost: it is not.
+        """
+        next_check_s = 0.0
         while not self._client._closed:
             assert self._control is not None
             assert self._data is not None
-            for link in (self._control, self._data):
+            links = (self._control, self._data)
+            for link in links:
                 self._hear(link)
-                try:
+            if time.monotonic() >= next_check_s:
+                next_check_s = time.monotonic() + TICK_MS / 1000
+                for link in links:
                     link.check()
-                except _Lost:
-                    # What arrived between the last look and the end is still there to be read.
-                    self._hear(self._data)
-                    raise
-            self._wait(wake, self._control, self._data)
+            arrived = self._wait(wake, *links)
+            if any(link.monitor in arrived for link in links):
+                # What arrived between the last look and the end is still there to be read.
+                self._hear(self._data)
+                raise _Lost("the server closed the connection")
 
     def _hear(self, link: _Link) -> None:
         for message, size_bytes in link.receive():
             self._take(message, size_bytes)
 
-    def _wait(self, wake: zmq.Socket, *links: _Link) -> None:
-        """Sleeps until something arrives or is asked for, then does what was asked for."""
+    def _wait(self, wake: zmq.Socket, *links: _Link) -> set[zmq.Socket]:
+        """Sleeps until something arrives or is asked for, and does what was asked for; returns where it arrived."""
         sockets = (wake, *(link.socket for link in links), *(link.monitor for link in links if self._open))
         if sockets != self._polled:
             self._polled, self._poller = sockets, zmq.Poller()
             for socket in sockets:
                 self._poller.register(socket, zmq.POLLIN)
-        self._poller.poll(TICK_MS)
-        while wake.poll(0):
+        arrived = {socket for socket, _ in self._poller.poll(TICK_MS)}
+        while wake in arrived and wake.poll(0):
             wake.recv()
         while self._client._todo:
             self._client._todo.popleft()()
+        return arrived
 
     def _hang_up(self) -> None:
         self._open = False

@@ -77,6 +77,13 @@ def printable(text: str, most: int = 200) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:most])
 
 
+class EngineLost(BaseException):
+    """The process that holds a worker's engine is gone, and the worker with it; the text says how.
+
+    Nothing that a job could end with: the job goes on in another worker, so whoever handles errors of jobs lets it by.
+    """
+
+
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns what the disk says while `path` is written into `disk_full` or `cannot_write`."""

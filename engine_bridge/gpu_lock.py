@@ -7,13 +7,22 @@ it. The system lets go of the lock of a process that dies.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from .store import default_data_dir
 
 POLL_S = 0.25
+
+
+def gpus_of(engine_info: dict[str, Any]) -> list[str]:
+    """The GPUs that the engine may work on; none for one that needs none. Without word of which, the first."""
+    if engine_info.get("device_kind") != "cuda":
+        return []
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
 
 
 @contextmanager

@@ -1,19 +1,27 @@
-"""The newest large event of a worker in shared memory, so that the server can send it before the disk has it.
+"""The newest large events of a worker in shared memory: the server sends them from there, before the disk has them.
 
-Writing a frame to the log takes milliseconds and reading it back some more; a copy through shared memory takes a few
-tenths of one. The log stays the truth: the worker appends the same event right after, and shows the next one only then,
-so what is not (or no longer) to be had here is in the log.
+Writing a frame to the log takes milliseconds, and many more while the disk is busy; a copy into shared memory takes
+one, and the server makes none. The log stays the truth: the worker appends the same event right after, and shows the
+next one only then, so what is not to be had here is in the log.
 
-    bytes 0-7   the event's `seq` once it is whole, 0 while it is being written
-    bytes 8-    the event, as the log has it (`codec.join`)
+    bytes 0 ... SLOTS - 1    of each slot: FREE, COPYING or WHOLE
+    from HEAD_BYTES on       the slots; in each an event, as the log has it (`codec.join`)
+
+The server is told of an event when its copying begins, since to wake up takes it as long. A slot is free again when
+the server has sent what is in it to everybody.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
+import shutil
+import sys
+import time
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
+
+import numpy as np
 
 from . import codec
 from .codec import Part
@@ -22,7 +30,12 @@ from .messages import Shown
 
 SMALLEST_BYTES = 100_000
 """Of an event for which this is worth it."""
-_SEQ = struct.Struct("<Q")
+SLOTS = 4
+"""Events that may be on their way at a time; while all are, more go by the disk."""
+HEAD_BYTES = 4096
+FREE, COPYING, WHOLE = range(3)
+COPY_LIMIT_S = 0.05
+"""How long the server waits for a copy: a worker that is held up must not hold up others' clients."""
 
 
 class ShowCase:
@@ -30,30 +43,40 @@ class ShowCase:
 
     def __init__(self) -> None:
         self._memory: SharedMemory | None = None
+        self._slot_bytes = 0
 
-    def show(self, job_id: str, seq: int, parts: Sequence[Part], frames_done: int) -> Shown | None:
-        """Puts an event there; what to tell the server of it, or None for one that is not worth it or does not fit."""
-        record = codec.joined(list(parts))
+    def show(
+        self, job_id: str, seq: int, parts: Sequence[Part], frames_done: int, report: Callable[[Shown], None]
+    ) -> bool:
+        """Puts an event there and reports it, unless it is too small or finds no room; returns whether it did."""
+        record = codec.joined(parts)
         size = codec.size_of(record)
         if size < SMALLEST_BYTES:
-            return None
+            return False
         try:
-            memory = self._with_room(_SEQ.size + size)
+            memory = self._with_room(size)
         except OSError:
             # No shared memory to be had (a container with little of it, say): the disk is the way.
-            return None
+            return False
         buffer = memory.buf
         assert buffer is not None
-        _SEQ.pack_into(buffer, 0, 0)
-        at = _SEQ.size
+        slot = next((slot for slot in range(SLOTS) if buffer[slot] == FREE), None)
+        if slot is None:
+            return False
+        buffer[slot] = COPYING
+        at = HEAD_BYTES + slot * self._slot_bytes
+        shown = Shown(
+            job_id=job_id, seq=seq, name=memory.name, slot=slot, offset=at, size_bytes=size, frames_done=frames_done
+        )
+        report(shown)
         for piece in record:
             buffer[at : at + len(piece)] = piece
             at += len(piece)
-        _SEQ.pack_into(buffer, 0, seq)
-        return Shown(job_id=job_id, seq=seq, name=memory.name, size_bytes=size, frames_done=frames_done)
+        buffer[slot] = WHOLE
+        return True
 
     def close(self) -> None:
-        """Gives the memory back."""
+        """Gives the memory back; what the server is sending stays until it is sent."""
         if self._memory is not None:
             self._memory.close()
             with suppress(FileNotFoundError):
@@ -61,9 +84,18 @@ class ShowCase:
             self._memory = None
 
     def _with_room(self, size: int) -> SharedMemory:
-        if self._memory is None or self._memory.size < size:
+        """The memory, with slots of at least `size` bytes.
+
+        Raises:
+            OSError: there is not so much.
+        """
+        if self._memory is None or self._slot_bytes < size:
             self.close()
-            self._memory = SharedMemory(create=True, size=size)
+            total = HEAD_BYTES + SLOTS * size
+            # Linux promises memory that it does not have, and ends the process that then writes there.
+            if sys.platform == "linux" and shutil.disk_usage("/dev/shm").free < 2 * total:
+                raise OSError(f"{total} bytes of shared memory are not to be had")
+            self._memory, self._slot_bytes = SharedMemory(create=True, size=total), size
         return self._memory
 
 
@@ -72,9 +104,14 @@ class Looker:
 
     def __init__(self) -> None:
         self._memory: SharedMemory | None = None
+        self._late: set[int] = set()
+        """Slots whose copy took too long to wait for."""
 
     def take(self, shown: Shown) -> list[Part] | None:
-        """A copy of the event's parts; None where another has taken its place, and the log has it."""
+        """The event's parts, where they are; None where they cannot be had, and the log has it.
+
+        The worker puts nothing else there until the last of the parts, and of what was made of them, is gone.
+        """
         try:
             if self._memory is None or self._memory.name != shown.name:
                 self.close()
@@ -83,25 +120,53 @@ class Looker:
             return None
         buffer = self._memory.buf
         assert buffer is not None
-        if len(buffer) < _SEQ.size + shown.size_bytes or _SEQ.unpack_from(buffer)[0] != shown.seq:
+        if shown.slot >= SLOTS or len(buffer) < shown.offset + shown.size_bytes:
             return None
-        record = bytes(buffer[_SEQ.size : _SEQ.size + shown.size_bytes])
-        if _SEQ.unpack_from(buffer)[0] != shown.seq:
-            return None
+        for slot in [slot for slot in self._late if buffer[slot] == WHOLE]:
+            self._late.discard(slot)
+            buffer[slot] = FREE
+        deadline_s = time.monotonic() + COPY_LIMIT_S
+        while buffer[shown.slot] != WHOLE:
+            if time.monotonic() > deadline_s:
+                self._late.add(shown.slot)
+                return None
+            time.sleep(0.0001)
+        record = np.frombuffer(buffer, np.uint8, shown.size_bytes, shown.offset)
+        weakref.finalize(record, _free, self._memory, shown.slot).atexit = False
         try:
-            return codec.split(record)
+            return codec.split(record.data)
         except ProtocolError:
             return None
 
     def close(self) -> None:
-        """Lets go of the memory."""
+        """Lets go of the memory, as soon as nothing of it is being sent any more."""
         if self._memory is not None:
-            self._memory.close()
+            _left.append(self._memory)
             self._memory = None
+            self._late.clear()
+        _left[:] = [memory for memory in _left if not _closed(memory)]
 
     def bury(self) -> None:
         """Lets go of the memory of a worker that has died, and frees it in its place."""
         if self._memory is not None:
             with suppress(FileNotFoundError):
                 self._memory.unlink()
-            self.close()
+        self.close()
+
+
+_left: list[SharedMemory] = []
+"""Memories that nothing new is taken from, of which something may still be on its way."""
+
+
+def _closed(memory: SharedMemory) -> bool:
+    """Closes it, unless something of it is still in use."""
+    try:
+        memory.close()
+    except BufferError:
+        return False
+    return True
+
+
+def _free(memory: SharedMemory, slot: int) -> None:
+    if memory.buf is not None:
+        memory.buf[slot] = FREE

@@ -559,12 +559,21 @@ class LoadFailed:
 
 
 @frozen(kw_only=True)
+class Lost:
+    """The process that holds the engine is gone; the worker ends."""
+
+    how: str = field(validator=_SHORT)
+
+
+@frozen(kw_only=True)
 class Shown:
-    """Event `seq` is in the shared memory `name` (hot.py), and will be in the log in a moment."""
+    """Event `seq` is in a slot of the shared memory `name` (hot.py), and will be in the log in a moment."""
 
     job_id: str = field(validator=_JOB_ID)
     seq: int = field(validator=_between(1, MAX_INT))
     name: str = field(validator=_SHORT)
+    slot: int = field(validator=_COUNT)
+    offset: int = field(validator=_COUNT)
     size_bytes: int = field(validator=_COUNT)
     frames_done: int = field(validator=_COUNT)
 
@@ -590,4 +599,4 @@ class Ended:
     summary: dict[str, Any] = field(factory=dict, validator=_plain)
 
 
-WorkerReport = Ready | LoadFailed | Shown | Logged | Progress | Ended
+WorkerReport = Ready | LoadFailed | Lost | Shown | Logged | Progress | Ended

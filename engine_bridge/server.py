@@ -69,7 +69,7 @@ from .session import FINAL, JobTable, ServerFacts, ServerSession
 from .store import JobStore, StoredState, default_data_dir
 from .version import package_version
 from .viewer import ViewConfig, ViewProcess
-from .worker import WorkerConfig, read_spec, read_wish
+from .worker import RayPlace, WorkerConfig, read_spec, read_wish
 from .workers import Gone, Worker, Workers
 
 _log = logging.getLogger(__name__)
@@ -105,6 +105,8 @@ class ServerConfig:
     limits: codec.Limits = codec.LIMITS
     devices: tuple[str, ...] = ("",)
     """A worker for each: its GPUs as CUDA_VISIBLE_DEVICES names them, or "" to leave that to the engine."""
+    ray: RayPlace | None = None
+    """The Ray cluster that every worker's engine is on; None for this machine."""
     max_queued: int = 1000
     max_queued_by_client: int = 250
     keep_bytes: int = KEEP_BYTES
@@ -168,8 +170,8 @@ class Server:
         self._jobs = JobTable(config.max_queued, config.max_queued_by_client)
         self._sessions: dict[bytes, ServerSession] = {}
         self._progress: dict[str, Progress] = {}
-        self._hot: dict[str, tuple[int, list[codec.Part]]] = {}
-        """The newest large event of each running job: (seq, parts)."""
+        self._hot: dict[str, dict[int, list[codec.Part]]] = {}
+        """Events by job and `seq` that the disk may not have: a running job's newest, and what found no room there."""
         self._engine_info: dict[str, Any] = {}
         self._failed_starts = 0
         """Workers that died before they were ready, since the last one that was."""
@@ -290,7 +292,13 @@ class Server:
         config, logs = self.config, self.config.data_dir / "logs"
         return [
             WorkerConfig(
-                str(config.data_dir), config.factory, config.engine, config.options, device, str(logs / f"{slot}.log")
+                str(config.data_dir),
+                config.factory,
+                config.engine,
+                config.options,
+                device,
+                str(logs / f"{slot}.log"),
+                config.ray,
             )
             for slot, device in enumerate(config.devices)
         ]
@@ -407,6 +415,7 @@ class Server:
                 self._log_state(request.job_id)
             except WorldWarpError:
                 self._jobs.remove(request.job_id)
+                self._hot.pop(request.job_id, None)
                 raise
             self._metrics.job("queued")
             _log_job(job.job_id, f"{job.frames} frames of {request.width}x{request.height} for {job.client}")
@@ -530,16 +539,24 @@ class Server:
 
     def _event(self, job_id: str, seq: int) -> list[codec.Part]:
         """An event of a job, from memory where the worker has just shown it."""
-        hot_seq, parts = self._hot.get(job_id, (0, []))
-        return parts if hot_seq == seq else self._store.open(job_id).log.read(seq)
+        parts = self._hot.get(job_id, {}).get(seq)
+        return parts if parts is not None else self._store.open(job_id).log.read(seq)
+
+    def _last_seq(self, job_id: str) -> int:
+        return max(len(self._store.open(job_id).log), *self._hot.get(job_id, {}), 0)
 
     def _cool(self, job_id: str) -> None:
-        """Lets go of the event in memory; where its worker died before the log had it, appends it."""
-        seq, parts = self._hot.pop(job_id, (0, []))
-        log = self._store.open(job_id).log
-        if seq == len(log) + 1:
+        """Lets go of a job's events in memory, and appends those that the log does not have.
+
+        Raises:
+            BridgeError: `disk_full` or `cannot_write`; they stay then, for who follows the job.
+        """
+        events, log = self._hot.get(job_id, {}), self._store.open(job_id).log
+        if missing := [events[seq] for seq in sorted(events) if seq > len(log)]:
             with log.appending() as append:
-                append(parts)
+                for parts in missing:
+                    append(parts)
+        self._hot.pop(job_id, None)
 
     # ------------------------------------------------------------ jobs
 
@@ -562,24 +579,28 @@ class Server:
         try:
             self._log_state(job_id, log_id, summary, **stored)
         except WorldWarpError as error:
-            # The disk is full, say. The state holds in memory, and after a restart the job goes on.
+            # The disk is full, say. The state holds in memory, for who follows the job too; after a restart it goes on.
             _log.error("Job %s: its state could not be stored: %s", job_id, error, extra={"job_id": job_id})
 
     def _log_state(self, job_id: str, log_id: str = "", summary: dict[str, Any] | None = None, **stored: Any) -> None:
-        """Appends the job's state to its log and stores it; only while no worker writes there."""
+        """Appends the job's state to its log and stores it; only while no worker writes there.
+
+        Raises:
+            BridgeError: `disk_full` or `cannot_write`; who follows the job hears of the state all the same.
+        """
         info, job = self._jobs[job_id], self._store.open(job_id)
         event = StateEvent(
             job_id=job_id,
-            seq=len(job.log) + 1,
+            seq=self._last_seq(job_id) + 1,
             state=info.state,
             code=info.code,
             message=info.message,
             log_id=log_id,
             summary=summary or {},
         )
-        with job.log.appending() as append:
-            seq = append(codec.encode(event))
-        self._jobs.update(job_id, last_seq=seq)
+        self._hot.setdefault(job_id, {})[event.seq] = codec.encode(event)
+        self._jobs.update(job_id, last_seq=event.seq)
+        self._cool(job_id)
         facts: dict[str, Any] = {
             "state": info.state,
             "frames_done": info.frames_done,
@@ -624,13 +645,12 @@ class Server:
             elif isinstance(message, Shown):
                 parts = worker.looker.take(message)
                 if parts is not None:
-                    self._hot[message.job_id] = (message.seq, parts)
+                    self._hot[message.job_id] = {message.seq: parts}
                     self._note_events(message.job_id, message.seq, message.frames_done)
             elif isinstance(message, Logged):
                 self._note_events(message.job_id, message.last_seq, message.frames_done)
             elif isinstance(message, Ended):
                 worker.job_id = ""
-                self._hot.pop(message.job_id, None)
                 self._end_job(message)
 
     def _note_events(self, job_id: str, last_seq: int, frames_done: int) -> None:
@@ -650,17 +670,12 @@ class Server:
     def _interrupt(self, job_id: str, state: JobState, code: str, message: str, **stored: Any) -> None:
         """Moves a job on whose attempt was cut short; queued again, it is its client's first then, as the oldest."""
         job = self._store.open(job_id)
-        self._jobs.update(job_id, last_seq=len(job.log), frames_done=job.commits.read().frames)
+        self._jobs.update(job_id, last_seq=self._last_seq(job_id), frames_done=job.commits.read().frames)
         self._move(job_id, state, code, message, **stored)
 
     def _bury(self, worker: Worker, gone: Gone) -> None:
         """Lets the job of a worker that has died go on in another, unless it was the death of too many."""
         failure = worker.load_failure
-        if worker.job_id:
-            try:
-                self._cool(worker.job_id)
-            except WorldWarpError as error:
-                _log.error("Job %s: an event is lost: %s", worker.job_id, error, extra={"job_id": worker.job_id})
         if self._stops:
             if worker.job_id:
                 self._interrupt(worker.job_id, "queued", "server_stopped", STOPPED)
@@ -742,6 +757,7 @@ class Server:
             if job_id in followed:
                 continue
             self._jobs.remove(job_id)
+            self._hot.pop(job_id, None)
             total -= size
             _log.info("Job %s: deleted to make room (%.1f MiB)", job_id, size / 2**20)
             try:

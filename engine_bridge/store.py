@@ -297,6 +297,11 @@ class Appender:
         self._count, self._end = self._count + 1, self._end + length
         return self._count
 
+    @property
+    def last_seq(self) -> int:
+        """The newest event's `seq`."""
+        return self._count
+
     def sync(self) -> None:
         """Waits until the disk has everything that was appended."""
         with disk_errors(self._path):

@@ -11,17 +11,20 @@ and with what options is the server's own configuration; nothing of it ever come
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import math
 import os
 import queue
 import signal
+import sys
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,7 +39,8 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.ply import write_ply
 
 from . import codec
-from .gpu_lock import only_job_on
+from .errors import EngineLost
+from .gpu_lock import gpus_of, only_job_on
 from .hot import ShowCase
 from .logs import add_log_file
 from .messages import (
@@ -49,6 +53,7 @@ from .messages import (
     FrameEvent,
     LoadFailed,
     Logged,
+    Lost,
     NoticeEvent,
     Progress,
     Quit,
@@ -81,6 +86,15 @@ PROGRESS_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
+class RayPlace:
+    """Where on a Ray cluster a worker's engine is (ray_engine.py)."""
+
+    address: str = "auto"
+    gpus: int = 0
+    """That it has for itself."""
+
+
+@dataclass(frozen=True)
 class WorkerConfig:
     """What the server tells its worker at the start."""
 
@@ -94,6 +108,8 @@ class WorkerConfig:
     """The GPUs that are this worker's alone, as CUDA_VISIBLE_DEVICES names them; "" where the server was not told."""
     log_path: str = ""
     """Where the structured log goes; "" for none."""
+    ray: RayPlace | None = None
+    """None has the engine in the worker's own process."""
 
 
 def run_worker(connection: Connection, config: WorkerConfig) -> None:
@@ -108,14 +124,24 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = config.device
     server = _Server(connection)
     try:
+        _work(config, server)
+    except EngineLost as lost:
+        server.report(Lost(how=str(lost)))
+
+
+def _work(config: WorkerConfig, server: _Server) -> None:
+    try:
         engine = _load(config)
         server.report(Ready(engine_info=as_plain(engine.describe())))
+    except EngineLost:
+        raise
     except BaseException as error:
         code, message, log_id = _explain(error, "engine_unavailable", "The engine could not be started")
         server.report(LoadFailed(code=code, message=message, log_id=log_id))
         return
     store = JobStore(Path(config.store_root))
-    gpus = _gpus_of(engine.describe())
+    # Of an engine that is elsewhere, GPUs are seen to there.
+    gpus = gpus_of(engine.describe()) if config.ray is None else []
     show_case = ShowCase()
     while (run := server.next_job()) is not None:
         server.report(_Run(engine, store.open(run.job_id), run, server, gpus, show_case).to_its_end())
@@ -243,10 +269,19 @@ class _Server:
                 self._jobs.put(None)
 
 
+def make_engine(factory: str, name: str, options: dict[str, Any]) -> Any:
+    """The engine that `factory`, a `module:function`, makes."""
+    module, _, function = factory.partition(":")
+    make: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return make(name=name, **options)
+
+
 def _load(config: WorkerConfig) -> Any:
-    module, _, function = config.factory.partition(":")
-    factory: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return factory(name=config.engine, **config.options)
+    if config.ray is None:
+        return make_engine(config.factory, config.engine, config.options)
+    from .ray_engine import RayEngine
+
+    return RayEngine(config)
 
 
 class _Stopped(Exception):
@@ -267,14 +302,19 @@ class _Run:
         self._frames_done = 0
         self._told: set[tuple[str, str]] = set()
         """Notices that are in the log: each attempt has the same to say."""
-        self._shown = ("", -math.inf)
+        self._reported = ("", -math.inf)
+        """The stage of which progress was reported last, and when."""
 
     def to_its_end(self) -> Ended:
         """Runs to whatever end it comes to. The log is closed then: its last event is for the server to write."""
         job_id = self._job_id
         try:
-            with only_job_on(self._gpus, self._wait_for_gpu), self._job.log.appending() as append:
-                summary = self._follow(append)
+            with (
+                only_job_on(self._gpus, self._wait_for_gpu),
+                self._job.log.appending() as append,
+                _LogWriter(append, self._server.appending, self._report_log) as log,
+            ):
+                summary = self._follow(log)
             if summary is not None:
                 return Ended(job_id=job_id, state="done", summary=as_plain(summary))
         except _Drained:
@@ -296,24 +336,24 @@ class _Run:
         )
         self._server.report(waiting)
 
-    def _follow(self, append: Appender) -> dict[str, Any] | None:
+    def _follow(self, log: _LogWriter) -> dict[str, Any] | None:
         """Logs the engine's events as they come; returns its summary, or None when the job was stopped."""
-        saved = self._take_up(append)
+        saved = self._take_up(log)
         request = self._job.request()
         if isinstance(request, Draw):
-            return self._draw(read_wish(request), append)
+            return self._draw(read_wish(request), log)
         spec = read_spec(request)
         if saved is not None:
             _log.info("Job %s goes on after chunk %d", self._job_id, saved.chunk, extra={"job_id": self._job_id})
             try:
-                return self._make(self._engine.generate(spec, resume=saved), append)
+                return self._make(self._engine.generate(spec, resume=saved), log)
             except WorldWarpError as error:
                 if error.code != "bad_checkpoint":
                     raise
-                self._start_over(error, append)
-        return self._make(self._engine.generate(spec), append)
+                self._start_over(error, log)
+        return self._make(self._engine.generate(spec), log)
 
-    def _draw(self, wish: core.FirstFrameSettings, append: Appender) -> dict[str, Any]:
+    def _draw(self, wish: core.FirstFrameSettings, log: _LogWriter) -> dict[str, Any]:
         """Logs the one picture; returns what it was made with.
 
         Raises:
@@ -330,28 +370,29 @@ class _Run:
             taken_s = time.monotonic() - started_s
             done = begins + share * step / steps
             left_s = taken_s * (1 - done) / done if part == "steps" and step else None
-            self._show(core.Progress(DRAW_STAGES[part], step, steps, 0, 1, done, left_s))
+            self._report_progress(core.Progress(DRAW_STAGES[part], step, steps, 0, 1, done, left_s))
 
         rgb = self._engine.draw(wish, on_step)
         unknown = np.full(rgb.shape[:2], core.BACKGROUND_DEPTH, np.float32)
-        self._log(core.Frame(0, 0, 0, rgb, unknown, np.zeros(rgb.shape[:2], np.uint8)), append)
+        self._log(core.Frame(0, 0, 0, rgb, unknown, np.zeros(rgb.shape[:2], np.uint8)), log)
         seconds = {"draw": round(time.monotonic() - started_s, 3)}
         return {"settings": asdict(wish), "seconds": seconds, "engine": self._engine.describe()}
 
-    def _make(self, events: Iterator[core.Event], append: Appender) -> dict[str, Any] | None:
+    def _make(self, events: Iterator[core.Event], log: _LogWriter) -> dict[str, Any] | None:
         try:
             for event in events:
                 if isinstance(event, core.Finished):
                     return event.summary
                 if isinstance(event, core.Progress):
-                    self._show(event)
+                    self._report_progress(event)
                 elif isinstance(event, Checkpoint):
-                    self._save(event, append)
+                    self._save(event, log)
                 elif not self._is_known(event):
-                    self._log(event, append)
+                    self._log(event, log)
                 if self._server.wants_stop(self._job_id):
                     return None
-                if isinstance(event, Checkpoint) and self._server.draining:
+                waiting = isinstance(event, core.Progress) and event.stage == "gpu"
+                if self._server.draining and (waiting or isinstance(event, Checkpoint)):
                     raise _Drained
         finally:
             # Runs the generator's own clean-up now, in this thread.
@@ -360,7 +401,7 @@ class _Run:
                 close()
         raise WorldWarpError("engine_failed", "The engine stopped before the end of the path.")
 
-    def _take_up(self, append: Appender) -> Checkpoint | None:
+    def _take_up(self, log: _LogWriter) -> Checkpoint | None:
         """Finds out what earlier attempts left, and finishes a commit that died between its state and its message."""
         for event in self._job.log.small_events():
             if isinstance(event, ChunkCommitted):
@@ -369,39 +410,38 @@ class _Run:
                 self._told.add((event.code, event.message))
         saved = self._job.commits.read()
         if saved.frames > self._final:
-            self._commit(saved.chunk, saved.attempt, saved.frames, append)
+            self._commit(saved.chunk, saved.attempt, saved.frames, log)
         self._frames_done = self._final
         try:
             return self._job.commits.load()
         except WorldWarpError as error:
-            self._start_over(error, append)
+            self._start_over(error, log)
             return None
 
-    def _start_over(self, error: WorldWarpError, append: Appender) -> None:
+    def _start_over(self, error: WorldWarpError, log: _LogWriter) -> None:
         _log.error("Job %s starts over: %s", self._job_id, error, extra={"job_id": self._job_id})
         message = "What the job had saved cannot be used, so it is made from its beginning; final frames stay."
-        self._log(core.Notice("starts_over", message), append)
+        self._log(core.Notice("starts_over", message), log)
 
-    def _show(self, event: core.Progress) -> None:
+    def _report_progress(self, event: core.Progress) -> None:
         now_s = time.monotonic()
-        if event.stage != self._shown[0] or now_s - self._shown[1] >= PROGRESS_EVERY_S:
-            self._shown = (event.stage, now_s)
+        if event.stage != self._reported[0] or now_s - self._reported[1] >= PROGRESS_EVERY_S:
+            self._reported = (event.stage, now_s)
             self._server.report(_progress(event, self._job_id))
 
-    def _save(self, checkpoint: Checkpoint, append: Appender) -> None:
+    def _save(self, checkpoint: Checkpoint, log: _LogWriter) -> None:
         """Saves the engine's state; where it completes a chunk, that chunk is committed."""
-        append.sync()
+        log.sync()
         saved = self._job.commits.save(checkpoint, self._attempt)
         if saved.frames > self._final:
-            self._commit(checkpoint.chunk, self._attempt, saved.frames, append)
+            self._commit(checkpoint.chunk, self._attempt, saved.frames, log)
 
-    def _commit(self, chunk: int, attempt: int, frames: int, append: Appender) -> None:
-        seq = len(self._job.log) + 1
+    def _commit(self, chunk: int, attempt: int, frames: int, log: _LogWriter) -> None:
+        seq = log.next_seq()
         event = ChunkCommitted(job_id=self._job_id, seq=seq, chunk=chunk, attempt=attempt, frames=frames)
-        append(codec.encode(event))
-        append.sync()
+        log.append(codec.encode(event))
+        log.sync()
         self._final = frames
-        self._report_log()
 
     def _is_known(self, event: core.Event) -> bool:
         """Whether the log has it from an earlier attempt, and it must not come again."""
@@ -409,28 +449,93 @@ class _Run:
             return event.index < self._final
         return isinstance(event, core.Notice) and (event.code[:200], event.message[:MAX_TEXT_CHARS]) in self._told
 
-    def _log(self, event: core.Event, append: Appender) -> None:
-        seq = len(self._job.log) + 1
+    def _log(self, event: core.Event, log: _LogWriter) -> None:
+        seq = log.next_seq()
         parts = codec.encode(_logged(event, self._job, self._job_id, seq, self._attempt))
         self._frames_done += isinstance(event, core.Frame)
+        show = functools.partial(self._show_case.show, self._job_id, seq, parts, self._frames_done, self._server.report)
+        log.append(parts, show)
+
+    def _report_log(self, last_seq: int) -> None:
+        self._server.report(Logged(job_id=self._job_id, last_seq=last_seq, frames_done=self._frames_done))
+
+
+class _LogWriter:
+    """Appends to the job's log; what was shown, on a thread of its own, so that the engine need not wait for the disk.
+
+    Args:
+        append: see `EventLog.appending`.
+        appending: held while an event is shown and appended.
+        appended: called with the `seq` of each event that is in the log.
+    """
+
+    def __init__(self, append: Appender, appending: threading.Lock, appended: Callable[[int], None]) -> None:
+        self._append, self._appending, self._appended = append, appending, appended
+        self._thread = ThreadPoolExecutor(1, "log", initializer=_yield_to_others)
+        self._behind: Future[None] | None = None
+
+    def __enter__(self) -> _LogWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._wait()
+        finally:
+            self._thread.shutdown()
+
+    def next_seq(self) -> int:
+        """The `seq` of the event that is appended next.
+
+        Raises:
+            BridgeError: `disk_full` or `cannot_write`, of the event before it.
+        """
+        self._wait()
+        return self._append.last_seq + 1
+
+    def append(self, parts: list[codec.Part], show: Callable[[], bool] = lambda: False) -> None:
+        """Shows an event, where it can be, and appends it.
+
+        Raises:
+            BridgeError: `disk_full` or `cannot_write`.
+        """
+        self._wait()
         # What was shown is on its way to clients: it must be in the log, too, whoever dies.
-        with self._server.appending:
-            shown = self._show_case.show(self._job_id, seq, parts, self._frames_done)
-            if shown is not None:
-                self._server.report(shown)
-            append(parts)
-        self._report_log()
+        self._appending.acquire()
+        shown = True
+        try:
+            shown = show()
+        finally:
+            self._behind = self._thread.submit(self._write, parts)
+        if not shown:
+            self._wait()
 
-    def _report_log(self) -> None:
-        seq = len(self._job.log)
-        self._server.report(Logged(job_id=self._job_id, last_seq=seq, frames_done=self._frames_done))
+    def sync(self) -> None:
+        """Waits until the disk has all of it.
+
+        Raises:
+            BridgeError: `disk_full` or `cannot_write`.
+        """
+        self._wait()
+        self._append.sync()
+
+    def _write(self, parts: list[codec.Part]) -> None:
+        try:
+            self._appended(self._append(parts))
+        finally:
+            self._appending.release()
+
+    def _wait(self) -> None:
+        behind, self._behind = self._behind, None
+        if behind is not None:
+            behind.result()
 
 
-def _gpus_of(engine_info: dict[str, Any]) -> list[str]:
-    """The GPUs that the engine may work on; none for one that needs none. Without word of which, the first."""
-    if engine_info.get("device_kind") != "cuda":
-        return []
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+def _yield_to_others() -> None:
+    """Lets other threads run before this one, where threads have priorities of their own."""
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19))
 
 
 def _progress(event: core.Progress, job_id: str) -> Progress:

@@ -19,7 +19,7 @@ import zmq
 
 from . import codec
 from .hot import Looker
-from .messages import LoadFailed, Ready, WorkerReport
+from .messages import LoadFailed, Lost, Ready, WorkerReport
 from .worker import WorkerConfig, run_worker
 
 _log = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ class Worker:
         self.job_id = ""
         self.ready = False
         self.load_failure: LoadFailed | None = None
+        self.lost: Lost | None = None
         self.looker = Looker()
         # Spawned, never forked: a fork would copy the server's sockets and, with CUDA, not work at all.
         spawn = multiprocessing.get_context("spawn")
@@ -114,13 +115,15 @@ class Workers:
                 del self._workers[token]
                 worker.process.join()
                 worker.looker.bury()
-                yield worker, Gone(_how(worker.process.exitcode))
+                yield worker, Gone(worker.lost.how if worker.lost else _how(worker.process.exitcode))
                 continue
             message = codec.decode(codec.split(record), WorkerReport)
             if isinstance(message, Ready):
                 worker.ready = True
             elif isinstance(message, LoadFailed):
                 worker.load_failure = message
+            elif isinstance(message, Lost):
+                worker.lost = message
             yield worker, message
 
     def tell_all(self, command: Any) -> None:

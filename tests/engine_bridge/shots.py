@@ -135,7 +135,8 @@ def one_of_each() -> list[Any]:
         m.Quit(),
         m.Ready(engine_info={}),
         m.LoadFailed(code="engine_not_installed", message="!", log_id=""),
-        m.Shown(job_id=JOB, seq=3, name="psm_1", size_bytes=5, frames_done=1),
+        m.Lost(how="?"),
+        m.Shown(job_id=JOB, seq=3, name="psm_1", slot=1, offset=4096, size_bytes=5, frames_done=1),
         m.Logged(job_id=JOB, last_seq=1, frames_done=1),
         m.Ended(job_id=JOB, state="done", summary={"seconds": {"fill": 1.5}}),
     ]  # fmt: skip

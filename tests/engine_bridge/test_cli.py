@@ -413,3 +413,16 @@ def test_cameras_says_what_it_cannot_use(tmp_path: Path, arguments: list[str], s
 def test_serve_says_how_much_it_keeps() -> None:
     assert re.search(r"--keep-gib .*20\.0", worldwarp("serve", "--help").stdout.replace("\n", " "))
     assert worldwarp("serve", "--keep-gib", "-1").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--executor", "cloud"], "--executor is process or ray; got 'cloud'"),
+        (["--ray-workers", "2"], "need --executor ray"),
+        (["--executor", "ray", "--gpus", "0"], "Ray chooses the GPUs: --ray-workers"),
+    ],
+)
+def test_serve_says_where_engines_can_run(tmp_path: Path, arguments: list[str], says: str) -> None:
+    fails(worldwarp("serve", "--port", "0", "--data-dir", tmp_path / "jobs", *arguments), says)
+    assert not (tmp_path / "jobs").exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
+import os
 import random
 import signal
 import socket
@@ -249,6 +251,56 @@ def test_a_cancelled_job_can_be_resumed_and_a_done_one_stays_done(connect: Conne
     check_whole(everything, noise())
     client.resume(job_id)
     assert frames(run(client, job_id)) == frames(everything)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file while which exists, the disk of this server and of its workers is full."""
+    flag = tmp_path / "full"
+    monkeypatch.setenv("FULL_DISK_FLAG", str(flag))
+    monkeypatch.setattr("engine_bridge.store._write", _write_unless_full)
+    return flag
+
+
+def _write_unless_full(file: Any, *pieces: Any) -> None:
+    if os.path.exists(os.environ["FULL_DISK_FLAG"]):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    for piece in pieces:
+        file.write(piece)
+
+
+def load_on_small_disk(name: str = "", **options: Any) -> FakeEngine:
+    """The fake engine in a worker whose disk is full now and then."""
+    from engine_bridge import store
+
+    store._write = _write_unless_full
+    return FakeEngine()
+
+
+@pytest.mark.parametrize("size", [(48, 32), (320, 180)], ids=["small", "large"])
+def test_a_disk_that_is_full_in_the_middle_is_said_and_nothing_is_lost(
+    start_server: Callable[..., RunningServer], full_disk: Path, size: tuple[int, int]
+) -> None:
+    server = start_server(factory="tests.engine_bridge.test_durability:load_on_small_disk")
+    spec = noise(prompt="noise slow=0.05", width=size[0], height=size[1])
+    with Client(server.address) as client:
+        job_id = client.submit(spec)
+        seen = until(client, m.FrameEvent, 8)
+        full_disk.touch()
+        seen += run(client, job_id)
+        assert (seen[-1].state, seen[-1].code) == ("failed", "disk_full"), "who follows hears of it from memory"
+        # Still no room: said again, and still nothing is lost.
+        client.resume(job_id, after_seq=seen[-1].seq)
+        seen += run(client, job_id)
+        assert (seen[-1].state, seen[-1].code) == ("failed", "disk_full")
+        full_disk.unlink()
+        client.resume(job_id, after_seq=seen[-1].seq)
+        seen += run(client, job_id)
+        check_whole(seen, spec)
+    with Client(server.address) as late:
+        late.subscribe(job_id)
+        got = logged(run(late, job_id))
+    assert got == [event for event in logged(seen) if not (isinstance(event, m.StateEvent) and event.state == "failed")]
 
 
 # ---------------------------------------------------------------- states on disk

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import struct
+import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,10 @@ import attrs
 import numpy as np
 import pytest
 
-from engine_bridge import codec
+from engine_bridge import codec, hot
 from engine_bridge import messages as m
 from engine_bridge.client import Client
-from engine_bridge.hot import Looker, ShowCase
+from engine_bridge.hot import SLOTS, Looker, ShowCase
 
 from .conftest import RunningServer
 from .shots import JOB, shot
@@ -36,42 +37,110 @@ def ends() -> Any:
     case.close()
 
 
+def show(case: ShowCase, seq: int, side: int = 400) -> m.Shown | None:
+    """Shows an event whose every byte is `seq`; what the server is told of it."""
+    told: list[m.Shown] = []
+    case.show(JOB, seq, parts_of(seq, side), 7, told.append)
+    return told[0] if told else None
+
+
+def seen(looker: Looker, shown: m.Shown | None) -> list[bytes]:
+    assert shown is not None
+    return [bytes(part) for part in looker.take(shown) or []]
+
+
 def test_what_is_shown_is_seen(ends: tuple[ShowCase, Looker]) -> None:
     case, looker = ends
     for seq, side in ((1, 320), (2, 330), (3, 1000), (4, 400)):
-        shown = case.show(JOB, seq, parts_of(seq, side), 7)
+        shown = show(case, seq, side)
         assert shown is not None
         assert (shown.seq, shown.frames_done) == (seq, 7)
-        assert [bytes(part) for part in looker.take(shown) or []] == parts_of(seq, side)
+        assert seen(looker, shown) == parts_of(seq, side)
 
 
-def test_what_has_been_replaced_or_is_half_written_is_not_seen(ends: tuple[ShowCase, Looker]) -> None:
+def test_what_is_still_being_sent_stays_as_it_is(ends: tuple[ShowCase, Looker]) -> None:
     case, looker = ends
-    first = case.show(JOB, 1, parts_of(1, 400), 0)
+    on_the_way = [looker.take(shown) for seq in range(1, SLOTS + 1) if (shown := show(case, seq)) is not None]
+    assert len(on_the_way) == SLOTS
+    assert show(case, 9) is None, "every slot is taken: by the disk"
+    assert [[bytes(part) for part in parts or []] for parts in on_the_way] == [parts_of(n, 400) for n in range(1, 5)]
+    # A part of one message keeps all of it.
+    last = (on_the_way.pop() or [])[1]
+    on_the_way.clear()
+    for seq in range(10, 10 + 2 * SLOTS):
+        assert seen(looker, show(case, seq)) == parts_of(seq, 400)
+    assert bytes(last) == parts_of(SLOTS, 400)[1]
+
+
+def test_larger_memory_takes_the_place_of_one_that_is_still_in_use(ends: tuple[ShowCase, Looker]) -> None:
+    case, looker = ends
+    first = show(case, 1)
     assert first is not None
-    second = case.show(JOB, 2, parts_of(2, 400), 0)
-    assert second is not None
-    assert looker.take(first) is None
-    assert looker.take(second) is not None
+    held = looker.take(first)
+    assert seen(looker, show(case, 2, side=1000)) == parts_of(2, 1000)
+    assert [bytes(part) for part in held or []] == parts_of(1, 400)
+    looker.bury()
+    assert [bytes(part) for part in held or []] == parts_of(1, 400)
+    assert hot._left
+    del held
+    looker.close()
+    assert not hot._left
+
+
+def test_a_copy_that_takes_too_long_is_left_to_the_log(
+    ends: tuple[ShowCase, Looker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hot, "COPY_LIMIT_S", 0.01)
+    case, looker = ends
+    late = show(case, 1)
+    assert late is not None
     assert case._memory is not None
-    struct.pack_into("<Q", case._memory.buf, 0, 0)
-    assert looker.take(second) is None
-    assert looker.take(attrs.evolve(second, name="nowhere")) is None
-    assert looker.take(attrs.evolve(second, size_bytes=2**40)) is None
+    case._memory.buf[late.slot] = hot.COPYING
+    assert looker.take(late) is None
+    case._memory.buf[late.slot] = hot.WHOLE
+    others = [show(case, seq) for seq in range(2, SLOTS + 1)]
+    assert show(case, 9) is None
+    assert seen(looker, others[0]) == parts_of(2, 400)
+    again = show(case, 10)
+    assert again is not None
+    assert again.slot == late.slot, "free again, though nobody has read it"
+
+
+def test_what_cannot_be_had_is_in_the_log(ends: tuple[ShowCase, Looker], monkeypatch: pytest.MonkeyPatch) -> None:
+    case, looker = ends
+    shown = show(case, 1)
+    assert shown is not None
+    for wrong in ({"name": "nowhere"}, {"size_bytes": 2**40}, {"slot": SLOTS}):
+        assert looker.take(attrs.evolve(shown, **wrong)) is None
+    monkeypatch.setattr(hot, "SharedMemory", no_memory)
+    assert show(case, 2, side=1000) is None
+
+
+def no_memory(*_: Any, **__: Any) -> None:
+    raise OSError("no shared memory")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux promises memory that it does not have")
+def test_memory_that_is_only_promised_is_not_written_to(
+    ends: tuple[ShowCase, Looker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little = shutil.disk_usage("/dev/shm")._replace(free=300_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: little)
+    assert show(ends[0], 1) is None
 
 
 def test_small_events_go_by_the_log(ends: tuple[ShowCase, Looker]) -> None:
-    assert ends[0].show(JOB, 1, parts_of(1, 20), 0) is None
+    assert show(ends[0], 1, side=20) is None
 
 
 def test_frames_are_the_same_in_memory_and_in_the_log(server: RunningServer) -> None:
     spec = shot(10, prompt="noise slow=0.03", width=320, height=180)
     with Client(server.address) as live, Client(server.address) as late:
         job_id = live.submit(spec)
-        seen = logged(run(live, job_id))
+        events = logged(run(live, job_id))
         late.subscribe(job_id)
-        assert logged(run(late, job_id)) == seen
-        assert len(frames(seen)) == 10
+        assert logged(run(late, job_id)) == events
+        assert len(frames(events)) == 10
 
 
 def test_an_event_that_was_shown_is_in_the_log_though_the_worker_died_before(
@@ -80,12 +149,12 @@ def test_an_event_that_was_shown_is_in_the_log_though_the_worker_died_before(
     server = start_server(factory="tests.engine_bridge.test_hot:load_dying")
     with Client(server.address) as client:
         job_id = client.submit(shot(10, prompt="noise slow=0.05", width=320, height=180))
-        seen = logged(run(client, job_id))
+        events = logged(run(client, job_id))
     assert (server.data_dir / job_id / "died").exists()
-    assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
     with Client(server.address) as late:
         late.subscribe(job_id)
-        assert logged(run(late, job_id)) == seen
+        assert logged(run(late, job_id)) == events
 
 
 def load_dying(name: str = "", **options: Any) -> Any:
@@ -114,8 +183,8 @@ def test_killing_a_worker_in_the_middle_of_large_frames_leaves_no_gap(server: Ru
     with Client(server.address) as client:
         spec = shot(15, prompt="noise slow=0.02", width=320, height=180)
         job_id = client.submit(spec)
-        seen = until(client, m.FrameEvent, 7)
+        events = until(client, m.FrameEvent, 7)
         worker_process().kill()
-        seen = logged(seen + run(client, job_id))
-        assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
-        assert {frame.index for frame in frames(seen)} == set(range(15))
+        events = logged(events + run(client, job_id))
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert {frame.index for frame in frames(events)} == set(range(15))
