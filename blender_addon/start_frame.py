@@ -133,7 +133,7 @@ def sharp_render(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer, camera
         ),
         kept(camera.data.dof, use_dof=False),
         kept(view_layer, use=True, use_pass_z=True, samples=0),
-        kept(scene.cycles, time_limit=0.0),
+        kept(getattr(scene, "cycles", None), time_limit=0.0),
     ):
         yield
 

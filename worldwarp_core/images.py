@@ -18,13 +18,11 @@ from PIL import Image, ImageCms, ImageOps
 from .errors import WorldWarpError
 from .exr import MAX_SIDE_PX, read_depth_exr
 from .framing import resize_map
-from .spec import BACKGROUND_DEPTH, PathDepth
+from .spec import BACKGROUND_DEPTH, PATH_DEPTH_PIXELS, PathDepth
 
 MAX_PIXELS = 89_000_000
 """Of a start frame, a little below where Pillow begins to warn of decompression bombs."""
 
-PATH_DEPTH_PIXELS = 480 * 270
-"""Of each frame's map along a path: 200 of them take 52 MB in half precision."""
 _NUMBERED = re.compile(r"((?:(?<![A-Za-z0-9])-)?\d+)\.(?:exr|npy)$", re.IGNORECASE)
 """A hyphen after a letter separates, as in shot-0001.exr; elsewhere it is a sign."""
 
