@@ -19,6 +19,7 @@ from .camera_export import render_size, scene_frames
 from .look import prompt_markers, prompt_of
 from .preferences import server_address
 from .preflight import Report
+from .properties import WORLDWARP_PG_shot
 from .shot_operators import why_not, why_not_here
 from .takes import UNFINISHED, WORLDWARP_PG_take, active_take
 from .words import duration_in_words, shortened
@@ -76,10 +77,13 @@ class WORLDWARP_PT_start(WorldWarpPanel, bpy.types.Panel):
         layout.row().prop(group, "start_source", expand=True)
         if group.start_source == "RENDER":
             layout.prop(group, "samples")
+        else:
+            if group.start_source == "TEXT":
+                draw_from_words(layout, context.scene)
+            layout.template_ID(group, "start_image", open="image.open", text="Image")
+        draw_layout(layout, group)
+        if group.start_source == "RENDER" or group.keep_layout != "OFF":
             return
-        if group.start_source == "TEXT":
-            draw_from_words(layout, context.scene)
-        layout.template_ID(group, "start_image", open="image.open", text="Image")
         layout.template_ID(group, "start_depth", open="image.open", text="Depth Map")
         if group.start_depth is not None:
             layout.prop(group, "depth_kind")
@@ -110,6 +114,13 @@ def draw_from_words(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
     if group.start_image is not None and first_frame.SEED in group.start_image:
         row.operator("worldwarp.draw_first_frame", text="Another", icon="FILE_REFRESH").another = True
         layout.label(text=f"Drawn with seed {group.start_image[first_frame.SEED]}", icon="CHECKMARK")
+
+
+def draw_layout(layout: bpy.types.UILayout, group: WORLDWARP_PG_shot) -> None:
+    """Draws how much of the scene's shapes is kept, and what is left out of it."""
+    layout.prop(group, "keep_layout")
+    if group.keep_layout == "PATH" or (group.keep_layout == "START" and group.start_source != "RENDER"):
+        layout.prop(group, "leave_out")
 
 
 class WORLDWARP_PT_look(WorldWarpPanel, bpy.types.Panel):

@@ -20,6 +20,7 @@ from worldwarp_core.cameras import CameraPath, jumps
 from worldwarp_core.errors import WorldWarpError
 
 from .camera_export import export_camera_path, frame_kept, render_size, scene_frames
+from .layout import frames_to_measure, map_size
 from .look import prompt_keys
 from .scale import start_distance
 from .seen_depth import grid_pixels, seen_depth, view_rays
@@ -94,6 +95,7 @@ def check_shot(context: bpy.types.Context, past_shots: Path | None = None) -> Re
     findings += check_motion(path, shared)
     findings += check_start_view(path, known)
     findings += check_size(scene)
+    findings += check_layout(scene, path)
     if (seconds := past_seconds(past_shots, path)) is not None:
         findings.append(Finding("INFO", f"About {duration_in_words(seconds)}, judging by earlier shots."))
     return Report(scene.name, sorted_findings(findings), path, known)
@@ -169,6 +171,22 @@ def check_size(scene: bpy.types.Scene) -> list[Finding]:
                 Finding("WARNING", f"The start image is only {image.size[0]} x {image.size[1]}: it will look soft.")
             )
     return findings
+
+
+def check_layout(scene: bpy.types.Scene, path: CameraPath) -> list[Finding]:
+    """Returns what keeping the layout along the path costs."""
+    if scene.worldwarp.keep_layout != "PATH":
+        return []
+    size = map_size(path.width, path.height)
+    frames = len(frames_to_measure(len(path), size))
+    megabytes = 2 * frames * size[0] * size[1] / 1e6
+    return [
+        Finding(
+            "INFO",
+            f"To keep the layout, the depth of {frames} frames is rendered before the shot is sent, at {size[0]} x "
+            f"{size[1]} ({megabytes:.0f} MB); cancel works meanwhile.",
+        )
+    ]
 
 
 def past_seconds(folder: Path | None, path: CameraPath) -> float | None:

@@ -25,6 +25,21 @@ START_SOURCES = (
     ("TEXT", "Text", "A picture that the server draws from your words; from there on it is like an image"),
 )
 
+LAYOUTS = (
+    ("OFF", "Off", "The server estimates how far things are; nothing but the picture says what the world is like"),
+    (
+        "START",
+        "Start Frame",
+        "What the first frame shows lies where your scene has it; what the camera finds later is free",
+    ),
+    (
+        "PATH",
+        "Whole Path",
+        "Blockout to world: along the whole path, what is generated lies on your scene's surfaces, and nothing is seen "
+        "through them. Where the scene is empty the world is free",
+    ),
+)
+
 DEPTH_KINDS = (
     ("NEARNESS", "Nearness", "Bright is near: what most depth estimators give (disparity, Depth Anything, MiDaS)"),
     ("DISTANCE", "Distance", "Bright is far: numbers that grow with the distance, as in a render's depth pass"),
@@ -55,6 +70,11 @@ def _whole_chunk(self: bpy.types.PropertyGroup, context: bpy.types.Context) -> N
         self.overlap = self.chunk - 4
 
 
+def _fitting_layout(self: bpy.types.PropertyGroup, context: bpy.types.Context) -> None:
+    """A render is of the scene, so its shapes are the scene's; of a picture that is the artist's to say."""
+    self.keep_layout = "START" if self.start_source == "RENDER" else "OFF"
+
+
 def _is_still(self: bpy.types.PropertyGroup, image: bpy.types.Image) -> bool:
     """Offers the pictures that can be read: no render results, no movies."""
     return image.type in ("IMAGE", "UV_TEST") and image.source in ("FILE", "GENERATED", "SEQUENCE")
@@ -79,6 +99,19 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         description="Where the first picture of the shot comes from; everything after it is made to match",
         items=START_SOURCES,
         default="RENDER",
+        update=_fitting_layout,
+    )
+    keep_layout: EnumProperty(
+        name="Keep Layout",
+        description="How much of your scene's own shapes the generated world keeps",
+        items=LAYOUTS,
+        default="START",
+    )
+    leave_out: PointerProperty(
+        name="Leave Out",
+        description="A collection that is no part of the layout: characters, helpers, whatever should not be in the "
+        "generated world. WorldWarp's own objects are always left out",
+        type=bpy.types.Collection,
     )
     start_image: PointerProperty(
         name="Image",

@@ -26,8 +26,9 @@ from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
 from worldwarp_core.errors import WorldWarpError
 
 from . import server_facts
+from .layout import LayoutMeasurement
 from .results import find_sequence, show_behind_camera
-from .shot import Left, OnEvent, PreparedShot, SplatsOnDisk, Stop, resume_shot, run_shot
+from .shot import Left, OnEvent, PreparedShot, SplatsOnDisk, Stop, resume_shot, run_shot, with_layout
 from .takes import add_take, refresh, show_take
 
 TICK_S = 0.1
@@ -36,6 +37,8 @@ BUDGET_S = 0.005
 SHOW_EVERY_S = 1.0
 """Between two looks into the frames folder while frames arrive."""
 JOIN_S = 5.0
+MEASURE_PAUSE_S = 0.01
+"""Between two frames of a layout, for Blender to draw and to take the artist's clicks."""
 
 
 @dataclass
@@ -95,7 +98,17 @@ class Session:
             self.events.put(Ended(None))
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """A layout that is measured frame by frame, and the shot that is sent once it is whole."""
+
+    layout: LayoutMeasurement
+    send: Callable[[PreparedShot], None]
+    shot: PreparedShot
+
+
 _session: Session | None = None
+_measuring: Measuring | None = None
 _status = Status()
 
 
@@ -104,16 +117,31 @@ def status() -> Status:
     return _status
 
 
-def start(shot: PreparedShot, address: str, out: Path, show: bool, key: ClientKey | None = None) -> None:
+def start(
+    shot: PreparedShot,
+    address: str,
+    out: Path,
+    show: bool,
+    key: ClientKey | None = None,
+    layout: LayoutMeasurement | None = None,
+) -> None:
     """Begins to make `shot` in its own thread, writing into the folder `out`.
 
     Args:
         show: bring frames in while they arrive, and everything at the end.
         key: for a server that asks for one.
+        layout: is measured first, a frame each time that Blender has nothing else to do, and sent with the shot.
 
     Raises:
         WorldWarpError: `busy` while another shot is being made.
     """
+    global _measuring, _status
+    if layout is not None:
+        check_free()
+        _status = Status(running=True, stage="measuring the layout", frames=layout.total)
+        _measuring = Measuring(layout, lambda whole: start(whole, address, out, show, key), shot)
+        bpy.app.timers.register(_measure, first_interval=MEASURE_PAUSE_S)
+        return
     frames = shot.spec.cameras.frames.tolist()
     begin(lambda on_event, stop: run_shot(shot, out, address, on_event, stop, key), address, out, show, frames)
     based_on = shot.goes_on_from.name if shot.goes_on_from is not None else ""
@@ -139,16 +167,23 @@ def begin(work: Work, address: str, out: Path, show: bool, frames: list[int]) ->
         WorldWarpError: `busy` while another shot is being made.
     """
     global _session, _status
-    if _status.running:
-        raise WorldWarpError("busy", "A shot is being made already. Cancel it first, or wait until it is done.")
+    check_free()
     _status = Status(running=True, stage="connecting", frames=len(frames))
     _session = Session(work, address, out, show)
     _session.thread.start()
     bpy.app.timers.register(_tick, first_interval=TICK_S, persistent=True)
 
 
+def check_free() -> None:
+    """Raises `busy` while another shot is being made."""
+    if _status.running:
+        raise WorldWarpError("busy", "A shot is being made already. Cancel it first, or wait until it is done.")
+
+
 def cancel() -> None:
     """Asks the running shot to stop; what was delivered stays on disk."""
+    if _measuring is not None:
+        _status.cancelling = True
     if _session is not None:
         _status.cancelling = True
         _session.stop.cancelled.set()
@@ -166,14 +201,45 @@ def dismiss_error() -> None:
 
 def close() -> None:
     """Leaves the running shot to the server and joins the thread; before unregistering, another file and exit."""
-    global _session
-    if bpy.app.timers.is_registered(_tick):
-        bpy.app.timers.unregister(_tick)
+    global _session, _measuring
+    for timer in (_tick, _measure):
+        if bpy.app.timers.is_registered(timer):
+            bpy.app.timers.unregister(timer)
+    _measuring = None
     if _session is not None:
         _session.stop.left.set()
         _session.thread.join(JOIN_S)
         _session = None
     _status.running = _status.cancelling = False
+
+
+def _measure() -> float | None:
+    """Measures one frame of a layout, and sends the shot after the last; returns the seconds to the next frame."""
+    global _measuring
+    if _measuring is None:
+        return None
+    measuring, layout = _measuring, _measuring.layout
+    redraw()
+    if not _status.cancelling:
+        try:
+            layout.step()
+            _status.frames_done, _status.fraction = layout.done, layout.done / layout.total
+            if layout.done < layout.total:
+                return MEASURE_PAUSE_S
+            whole = with_layout(measuring.shot, layout.result())
+        except WorldWarpError as error:
+            _status.error = error.message
+        except Exception as error:
+            # As for the thread: a fault of ours ends it in words, not with a panel that says forever that it runs.
+            _status.error = f"WorldWarp failed: {type(error).__name__}: {error}"
+    _measuring, _status.running = None, False
+    if _status.cancelling:
+        _status.cancelling, _status.outcome = False, "Cancelled before anything was sent."
+    elif not _status.error:
+        measuring.send(whole)
+        if layout.notice:
+            _status.notices.append(layout.notice)
+    return None
 
 
 def _tick() -> float | None:

@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ from worldwarp_core.camera_files import read_cameras, write_cameras
 from worldwarp_core.cameras import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.exr import write_depth_exr
-from worldwarp_core.spec import GenerateSpec, PromptKey
+from worldwarp_core.spec import BACKGROUND_DEPTH, GenerateSpec, PathDepth, PromptKey
 
 from .camera_export import export_camera_path
 from .earlier_frames import copy_frames_before
+from .layout import LayoutMeasurement
 from .look import prompt_keys, strength_mask, style_picture
 from .pictures import cropped_to_aspect, picture_of
 from .results import bring_in
@@ -78,6 +79,10 @@ class ShotSettings:
     """(h2, w2) float32 planar z in scene units of `start_picture` as it is cropped; None has the server estimate it."""
     scene_scale: float | None = None
     """Median depth of `start_picture`, in scene units."""
+    keep_layout: str = "START"
+    """What of the scene's own shapes the world keeps: OFF, START (the first frame's) or PATH (the whole path's)."""
+    leave_out: str = ""
+    """Name of a collection that is no part of the layout."""
 
     @classmethod
     def of(cls, context: bpy.types.Context, first_frame: bool = True) -> ShotSettings:
@@ -99,7 +104,8 @@ class ShotSettings:
                     "The shot should begin with a picture, and there is none. Pick or draw one under Start Frame.",
                 )
             picture = picture_of(group.start_image)
-            depth = scaled_depth(context, export_camera_path(context, [scene.frame_start]))
+            if group.keep_layout == "OFF":
+                depth = scaled_depth(context, export_camera_path(context, [scene.frame_start]))
         return cls(
             prompt=group.prompt,
             negative_prompt=group.negative_prompt,
@@ -122,7 +128,9 @@ class ShotSettings:
             strength_mask=strength_mask(group.strength_mask, round(group.strength_mask_amount, 6)),
             start_picture=picture,
             start_depth=depth,
-            scene_scale=start_distance(context) if picture is not None and depth is None else None,
+            scene_scale=start_distance(context) if group.keep_layout == "OFF" and depth is None else None,
+            keep_layout=group.keep_layout,
+            leave_out=group.leave_out.name if group.leave_out is not None else "",
         )
 
 
@@ -211,6 +219,8 @@ def generate_shot(
     # A server that is not there is told before anything is rendered.
     ask(address, key)
     shot = prepare_shot(context, settings, on_event)
+    if (layout := layout_of(context, shot, settings)) is not None:
+        shot = with_layout(shot, measured(layout, on_event))
     frames = 0
 
     def counted(event: object) -> None:
@@ -238,9 +248,54 @@ def prepare_shot(context: bpy.types.Context, settings: ShotSettings, on_event: O
     if settings.start_picture is None:
         on_event(Step("rendering the start frame"))
         start = render_start_frame(context, frame, settings.samples)
+        if settings.keep_layout == "OFF":
+            settings = replace(settings, scene_scale=middle_depth(start.depth))
+            start = replace(start, depth=None)
     else:
         start = begin_with(settings.start_picture, settings.start_depth, frame, cameras)
+        if settings.keep_layout == "START":
+            height, width = start.rgb.shape[:2]
+            on_event(Step("measuring the first frame's layout"))
+            first = LayoutMeasurement(context, cameras[:1], settings.leave_out, size=(width, height))
+            first.step()
+            start = replace(start, depth=first.maps[0])
     return shot_of(context, cameras, start, settings)
+
+
+def middle_depth(depth: np.ndarray | None) -> float | None:
+    """Returns the median planar z of the surfaces in a rendered depth; None where there is none."""
+    seen = depth[depth < 0.99 * BACKGROUND_DEPTH] if depth is not None else np.empty(0)
+    return float(np.median(seen)) if len(seen) else None
+
+
+def layout_of(context: bpy.types.Context, shot: PreparedShot, settings: ShotSettings) -> LayoutMeasurement | None:
+    """Returns what is to be measured before the shot can be sent; None where only its first frame's layout is kept."""
+    if settings.keep_layout != "PATH":
+        return None
+    return LayoutMeasurement(context, shot.spec.cameras, settings.leave_out)
+
+
+def measured(layout: LayoutMeasurement, on_event: OnEvent) -> PathDepth:
+    """Returns the layout, measured in one go: for background mode and for a single frame.
+
+    Raises:
+        WorldWarpError: what `LayoutMeasurement.step` raises.
+    """
+    while layout.done < layout.total:
+        on_event(Step(f"measuring the layout, {layout.done + 1} of {layout.total}"))
+        layout.step()
+    if layout.notice:
+        on_event(Step(layout.notice))
+    return layout.result()
+
+
+def with_layout(shot: PreparedShot, path_depth: PathDepth) -> PreparedShot:
+    """Returns the shot with the layout that it keeps.
+
+    Raises:
+        WorldWarpError: `bad_path_depth` when no camera sees anything of it.
+    """
+    return replace(shot, spec=replace(shot.spec, path_depth=path_depth))
 
 
 def begin_with(picture: np.ndarray, depth: np.ndarray | None, frame: int, cameras: CameraPath) -> StartFrame:
@@ -386,7 +441,8 @@ def settings_of(shot: PreparedShot) -> dict[str, Any]:
     asked = {name: getattr(spec, name) for name in names} | {"engine": shot.engine or None}
     asked["prompt_keys"] = [{"frame": key.frame, "prompt": key.prompt} for key in spec.prompt_keys]
     # The pictures themselves lie beside job.json.
-    return asked | {"style_image": spec.style_image is not None, "strength_mask": spec.strength_mask is not None}
+    given = {name: getattr(spec, name) is not None for name in ("style_image", "strength_mask", "path_depth")}
+    return asked | given
 
 
 def write_inputs(out: Path, spec: GenerateSpec) -> None:
@@ -404,6 +460,11 @@ def write_inputs(out: Path, spec: GenerateSpec) -> None:
             (out / "style_image.png").write_bytes(encode_png(spec.style_image))
         if spec.strength_mask is not None:
             write_depth_exr(out / "strength_mask.exr", spec.strength_mask[0])
+        if spec.path_depth is not None:
+            (out / "path_depth").mkdir(exist_ok=True)
+            for number, depth in zip(spec.path_depth.frames.tolist(), spec.path_depth.depth, strict=True):
+                values = np.minimum(depth.astype(np.float32), np.float32(BACKGROUND_DEPTH))
+                write_depth_exr(out / "path_depth" / f"frame_{number:04d}.exr", values)
 
 
 def printed(event: object) -> None:

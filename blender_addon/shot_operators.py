@@ -23,7 +23,7 @@ from .operators import absolute, reported
 from .preferences import connection
 from .preflight import check_shot
 from .server_facts import ask
-from .shot import ShotSettings, generate_shot, prepare_shot, printed
+from .shot import ShotSettings, generate_shot, layout_of, prepare_shot, printed
 from .takes import add_take, refresh
 
 
@@ -117,7 +117,7 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
         else:
             ask(address, key)
             shot = prepare_shot(context, settings, on_event=lambda _: None)
-            session.start(shot, address, out, settings.show_results, key)
+            session.start(shot, address, out, settings.show_results, key, layout_of(context, shot, settings))
         return {"FINISHED"}
 
 

@@ -133,7 +133,7 @@ def sharp_render(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer, camera
         ),
         kept(camera.data.dof, use_dof=False),
         kept(view_layer, use=True, use_pass_z=True, samples=0),
-        kept(scene.cycles, time_limit=0.0),
+        kept(getattr(scene, "cycles", None), time_limit=0.0),
     ):
         yield
 
@@ -194,15 +194,19 @@ def render(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer) -> None:
 def save_render_result(scene: bpy.types.Scene, path: Path, file_format: str) -> Path:
     """Writes the Render Result, with the view transform for PNG and scene-linear for EXR; returns `path`."""
     picture = file_format == "PNG"
-    with kept(
-        scene.render.image_settings,
-        # From Blender 5.0 on the kind of file comes before its format.
-        media_type="IMAGE" if picture else "MULTI_LAYER_IMAGE",
-        file_format=file_format,
-        color_mode="RGB" if picture else "RGBA",
-        color_depth="8" if picture else "32",
-        exr_codec="NONE",
-        color_management="FOLLOW_SCENE",
+    with (
+        # Blender 5.0 cannot write a multi-layer EXR of pixels that are not square.
+        kept(scene.render, pixel_aspect_x=1.0, pixel_aspect_y=1.0),
+        kept(
+            scene.render.image_settings,
+            # From Blender 5.0 on the kind of file comes before its format.
+            media_type="IMAGE" if picture else "MULTI_LAYER_IMAGE",
+            file_format=file_format,
+            color_mode="RGB" if picture else "RGBA",
+            color_depth="8" if picture else "32",
+            exr_codec="NONE",
+            color_management="FOLLOW_SCENE",
+        ),
     ):
         bpy.data.images["Render Result"].save_render(str(path), scene=scene)
     return path

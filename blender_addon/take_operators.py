@@ -14,7 +14,7 @@ from worldwarp_core.errors import WorldWarpError
 from . import session
 from .operators import absolute, reported
 from .preferences import connection
-from .shot import ShotSettings, Stop, printed, resume_shot, run_shot
+from .shot import ShotSettings, Stop, layout_of, measured, printed, resume_shot, run_shot, with_layout
 from .shot_operators import new_folder, output_folder, told_in_panel, why_not
 from .splice import prepare_splice
 from .takes import (
@@ -139,9 +139,12 @@ class WORLDWARP_OT_regenerate(bpy.types.Operator):
         settings = ShotSettings.of(context, first_frame=False)
         shot = prepare_splice(context, settings, earlier, self.frame)
         out = absolute(self.directory) if self.directory else new_folder(scene)
+        layout = layout_of(context, shot, settings)
         if not bpy.app.background:
-            session.start(shot, address, out, settings.show_results, key)
+            session.start(shot, address, out, settings.show_results, key, layout)
             return {"FINISHED"}
+        if layout is not None:
+            shot = with_layout(shot, measured(layout, printed))
         try:
             run_shot(shot, out, address, printed, Stop(), key)
         finally:

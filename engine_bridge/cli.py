@@ -248,6 +248,10 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")],
     depth: Annotated[Path | None, typer.Option(help="Depth of the start frame: EXR, NPY or 16-bit PNG.")] = None,
     depth_scale: Annotated[float | None, typer.Option(help="Scene units of one step of a 16-bit PNG.")] = None,
+    path_depth: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the scene's depth along the path (EXR or NPY, named by frame): it is kept to."),
+    ] = None,
     engine: EngineName = "cache",
     prompt: Annotated[str, typer.Option(help="What the world is like.")] = "",
     negative_prompt: Annotated[str, typer.Option(help="What it is not.")] = "",
@@ -302,7 +306,13 @@ def generate(
     import numpy as np
 
     from worldwarp_core.camera_files import read_cameras
-    from worldwarp_core.images import read_depth, read_start_frame, read_strength_mask, read_style_image
+    from worldwarp_core.images import (
+        read_depth,
+        read_path_depth,
+        read_start_frame,
+        read_strength_mask,
+        read_style_image,
+    )
     from worldwarp_core.spec import GenerateSpec
 
     # Not the preset: that is the shot's.
@@ -350,10 +360,11 @@ def generate(
         guidance=guidance,
         strength_mask=None if strength_mask is None else read_strength_mask(strength_mask),
         graded_validity=graded_validity,
+        path_depth=None if path_depth is None else read_path_depth(path_depth, path.frames),
     )
     files = {
         "start_frame": start_frame, "depth": depth, "cameras": cameras,
-        "style_image": style_image, "strength_mask": strength_mask,
+        "style_image": style_image, "strength_mask": strength_mask, "path_depth": path_depth,
     }  # fmt: skip
     inputs = {name: None if file is None else str(file) for name, file in files.items()}
     make_shot(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import threading
 import time
 import uuid
@@ -36,7 +37,7 @@ import zmq
 import zmq.utils.monitor
 
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.spec import FirstFrameSettings, GenerateSpec
+from worldwarp_core.spec import FirstFrameSettings, GenerateSpec, PathDepth
 
 from . import codec
 from .errors import BridgeError, ProtocolError, disk_errors
@@ -251,10 +252,13 @@ class Client:
                 depth=None if spec.depth is None else np.asarray(spec.depth, np.float32),
                 style_image=spec.style_image,
                 strength_mask=spec.strength_mask,
+                path_depth_frames=None if spec.path_depth is None else spec.path_depth.frames,
+                path_depth=None if spec.path_depth is None else spec.path_depth.depth,
             )
             codec.check_sizes(codec.encode(message))
         except ProtocolError as error:
-            raise BridgeError(error.code, f"These settings cannot be sent: {error.message}") from error
+            advice = "" if spec.path_depth is None else f" {_less_depth(spec.path_depth)}"
+            raise BridgeError(error.code, f"These settings cannot be sent: {error.message}{advice}") from error
         except ValueError as error:
             raise BridgeError("bad_message", f"These settings cannot be sent: {error}.") from error
         self._do(lambda: self._wire.submit(message, after_seq, resume))
@@ -428,6 +432,14 @@ class _Received:
     event: ClientEvent
     job_id: str = ""
     size_bytes: int = 0
+
+
+def _less_depth(path_depth: PathDepth) -> str:
+    """What to do about a message that is too large with maps like these."""
+    size = path_depth.depth.nbytes
+    every = math.ceil(size / (0.9 * codec.LIMITS.message_bytes))
+    fewer = f"for every {every}. frame" if every > 1 else "for fewer frames"
+    return f"The path's depth takes {size / 2**20:.0f} MiB of it: give it {fewer}, or smaller."
 
 
 class _Inbox:

@@ -25,7 +25,7 @@ import numpy as np
 from . import messages
 from .errors import ProtocolError
 
-ARRAY_DTYPES = {"uint8": "|u1", "int64": "<i8", "float32": "<f4", "float64": "<f8"}
+ARRAY_DTYPES = {"uint8": "|u1", "int64": "<i8", "float16": "<f2", "float32": "<f4", "float64": "<f8"}
 """The only dtypes that cross the wire, little-endian."""
 
 Part = bytes | bytearray | memoryview
@@ -40,7 +40,7 @@ class Limits:
     """All parts together."""
     header_bytes: int = 2**20
     """Part 0."""
-    parts: int = 8
+    parts: int = 10
     string_chars: int = messages.MAX_TEXT_CHARS
     rank: int = 4
     side: int = 2**28

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from attrs import cmp_using, field, frozen, validators
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5577"
 """Where a server listens and a client looks for one, unless they are told."""
 
@@ -54,11 +54,12 @@ def _matches(pattern: str, what: str) -> Check:
 
 
 def _array(dtype: str, *shape: int | str) -> Check:
-    """A check for an array of this dtype; equal letters in `shape` stand for equal sides within the array."""
+    """A check for an array of this dtype, or of "A or B"; equal letters in `shape` are equal sides within the array."""
+    dtypes = [np.dtype(name) for name in dtype.split(" or ")]
 
     def check(_: Any, attribute: Any, value: Any) -> None:
         sides: dict[str, int] = {}
-        fits = isinstance(value, np.ndarray) and value.dtype == np.dtype(dtype) and value.ndim == len(shape)
+        fits = isinstance(value, np.ndarray) and value.dtype in dtypes and value.ndim == len(shape)
         if fits:
             for side, wanted in zip(value.shape, shape, strict=True):
                 fits = fits and side == (wanted if isinstance(wanted, int) else sides.setdefault(wanted, side))
@@ -173,6 +174,16 @@ class Submit:
         default=None, validator=validators.optional(_array("float32", "N", "H", "W")), eq=_BY_VALUE
     )
     """Added to the strength by region; N is 1 or the path's length, of any size."""
+    path_depth_frames: np.ndarray | None = field(
+        default=None, validator=validators.optional(_array("int64", "F")), eq=_BY_VALUE
+    )
+    """The numbers of those of the path's frames that `path_depth` is of, in rising order."""
+    path_depth: np.ndarray | None = field(
+        default=None,
+        validator=validators.optional(_array("float16 or float32", "F", "H", "W")),
+        eq=_BY_VALUE,
+    )
+    """Planar z of the scene's own surfaces along the path, in scene units; inf where nothing is known."""
 
     def __attrs_post_init__(self) -> None:
         t = len(self.frames)
@@ -186,6 +197,14 @@ class Submit:
             raise ValueError(
                 f"depth must be float32 of the start frame's size {self.start_frame.shape[:2]}; "
                 f"got {depth.dtype} {depth.shape}"
+            )
+        numbers, maps = self.path_depth_frames, self.path_depth
+        if len(() if numbers is None else numbers) != len(() if maps is None else maps):
+            raise ValueError("path_depth must have one map for each of path_depth_frames")
+        if maps is not None and not (1 <= len(maps) <= t and max(maps.shape[1:]) <= MAX_SIDE_PX):
+            raise ValueError(
+                f"path_depth must be 1 to {t} maps, as many as the path has frames, of at most {MAX_SIDE_PX} pixels a "
+                f"side; got {maps.shape}"
             )
 
 

@@ -157,6 +157,9 @@ def read_spec(submit: Submit) -> core.GenerateSpec:
     K = np.zeros((len(submit.K), 3, 3))
     K[:, [0, 1, 0, 1], [0, 1, 2, 2]] = submit.K
     K[:, 2, 2] = 1.0
+    path_depth = None
+    if submit.path_depth is not None and submit.path_depth_frames is not None:
+        path_depth = core.PathDepth(submit.path_depth_frames, submit.path_depth)
     return core.GenerateSpec(
         cameras=CameraPath(submit.frames, submit.fps, submit.width, submit.height, K, submit.c2w),
         start_frame=submit.start_frame,
@@ -177,6 +180,7 @@ def read_spec(submit: Submit) -> core.GenerateSpec:
         guidance=submit.guidance,
         strength_mask=submit.strength_mask,
         graded_validity=submit.graded_validity,
+        path_depth=path_depth,
     )
 
 

@@ -1,13 +1,15 @@
 """The start frame, its depth and what else a shot is made with, read from files.
 
-In: a path. Out: (H, W, 3) uint8 sRGB, (H, W) float32 planar z in scene units, or (n, H, W) float32 of a strength mask;
-all top row first. The kind of a file is told from its content, not from its name.
+In: a path. Out: (H, W, 3) uint8 sRGB, (H, W) float32 planar z in scene units, the same of a whole path, or (n, H, W)
+float32 of a strength mask; all top row first. The kind of a file is told from its content, not from its name.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,14 @@ from PIL import Image, ImageCms, ImageOps
 
 from .errors import WorldWarpError
 from .exr import MAX_SIDE_PX, read_depth_exr
-from .spec import BACKGROUND_DEPTH
+from .framing import resize_map
+from .spec import BACKGROUND_DEPTH, PATH_DEPTH_PIXELS, PathDepth
 
 MAX_PIXELS = 89_000_000
 """Of a start frame, a little below where Pillow begins to warn of decompression bombs."""
+
+_NUMBERED = re.compile(r"((?:(?<![A-Za-z0-9])-)?\d+)\.(?:exr|npy)$", re.IGNORECASE)
+"""A hyphen after a letter separates, as in shot-0001.exr; elsewhere it is a sign."""
 
 # Decoders for what cameras and renderers write. Pillow knows formats (EPS) that run other programs: not from outside.
 _FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "TGA", "JPEG2000", "PPM")
@@ -151,6 +157,55 @@ def read_depth(path: str | os.PathLike[str], *, scale: float | None = None) -> n
         depth = (stored * np.float64(1.0 if scale is None else scale)).astype(np.float32)
         depth[background | (depth >= BACKGROUND_DEPTH)] = BACKGROUND_DEPTH
     return depth
+
+
+def read_path_depth(folder: str | os.PathLike[str], frames: np.ndarray) -> PathDepth:
+    """The scene's depth along a path: a folder of depth files (EXR or .npy) whose names end in their frame's number.
+
+    Files of other frames than the path's (T,) `frames` are left out, and frames may lack a file. Maps larger than
+    `PATH_DEPTH_PIXELS` are sampled down to it: the path's depth says where surfaces are, not what they look like.
+
+    Raises:
+        WorldWarpError: `bad_path_depth`, or `bad_depth` of a file that cannot be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise WorldWarpError("bad_path_depth", f"There is no folder {folder} with the depth of the path's frames.")
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        named = _NUMBERED.search(path.name)
+        if named is None or int(named[1]) not in frames:
+            continue
+        if other := found.get(int(named[1])):
+            raise WorldWarpError(
+                "bad_path_depth",
+                f"{other.name} and {path.name} in {folder} are both of frame {int(named[1])}: leave only one depth "
+                "file of each frame in the folder.",
+            )
+        found[int(named[1])] = path
+    if not found:
+        raise WorldWarpError(
+            "bad_path_depth",
+            f"{folder} has no depth file of the path's frames {frames[0]} to {frames[-1]}. Files are taken whose names "
+            f"end in the frame's number, such as depth_{int(frames[0]):04d}.exr (or .npy).",
+        )
+    numbers = sorted(found)
+    maps = [_sampled(read_depth(found[number])) for number in numbers]
+    for number, values in zip(numbers, maps, strict=True):
+        if values.shape != maps[0].shape:
+            raise WorldWarpError(
+                "bad_path_depth",
+                f"{found[number].name} and {found[numbers[0]].name} in {folder} differ in size: render all frames "
+                "alike.",
+            )
+    return PathDepth.of(numbers, maps)
+
+
+def _sampled(depth: np.ndarray) -> np.ndarray:
+    """(h, w) depth of at most `PATH_DEPTH_PIXELS`, each pixel the one nearest to its centre."""
+    shrink = min(1.0, math.sqrt(PATH_DEPTH_PIXELS / depth.size))
+    height, width = (max(round(side * shrink), 1) for side in depth.shape)
+    return resize_map(depth, width, height)
 
 
 def _in_srgb(image: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import TypeVar
 
@@ -24,13 +24,14 @@ from .chunks import ChunkPlan, split_chunks
 from .errors import WorldWarpError
 from .fill import Fill, FillStep
 from .framing import resize_map, resize_picture, working_size
+from .geometry.blockout import Blockout, hidden_by, in_front_of, start_of
 from .geometry.complete import complete_depth
 from .geometry.monocular import DepthModel
 from .geometry.start import start_depth
 from .history import History, extend_history, from_bytes, in_levels
 from .host_copy import mark, send_to_host
 from .loop_state import LoopState, restore, saved_unit
-from .priors import VALID, Priors, render_priors
+from .priors import VALID, Priors, keep_to_blockout, render_priors
 from .spec import BACKGROUND_DEPTH, CacheUpdate, Event, Finished, Frame, GenerateSpec, Notice, Progress, Stage
 from .splats.cache import CacheSettings, CacheStep, SplatCache, open_cache, update_cache
 from .splats.space import CacheSpace
@@ -42,6 +43,10 @@ FRAMES_ON_THE_WAY = 8
 """Finished frames that may still be on their way from a GPU: as many as the autoencoder decodes together."""
 NOTHING_IN_VIEW = 0.01
 """A frame of whose pixels less than this share is valid was made from next to nothing, and the user is told."""
+MIN_KNOWN_START = 0.01
+"""Share of the first frame that the path's depth must know to be the start frame's depth too."""
+MAX_CONTRADICTION = 0.02
+"""Share of the first frame in which two depths of it may contradict each other before the user is told."""
 GUESS_S: dict[Stage, float] = {
     "cache": 0.1,
     "priors": 0.05,
@@ -144,7 +149,7 @@ def generate(
         def learn(
             plan: ChunkPlan = plan, cache: SplatCache = cache, new: History = new
         ) -> Generator[Event, None, SplatCache]:
-            updating = update_cache(cache, new, estimate_depth, cache_settings, generator)
+            updating = update_cache(cache, new, estimate_depth, cache_settings, generator, stage.blockout)
             return (yield from _report_fit(updating, timeline, plan.index))
 
         cache = yield from _with_room(learn, models.fill, generator)
@@ -175,6 +180,7 @@ class _Stage:
     history: History  # the start frame
     depth: Tensor  # (H, W) of the start frame, cache units, inf is sky
     depth_source: str
+    blockout: Blockout | None  # in cache units
     cache_settings: CacheSettings
     notices: list[Notice]
 
@@ -230,19 +236,13 @@ def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings, unit
             Notice("start_frame_resized", f"The start frame was resized from {w}x{h} to {path.width}x{path.height}.")
         )
 
-    if spec.depth is not None and spec.scene_scale is not None:
-        notices.append(
-            Notice("no_effect", "The start frame's exact depth sets the scale: scene scale changes nothing.")
-        )
-
     device = torch.device(settings.device)
     rgb = from_bytes(torch.tensor(resize_picture(spec.start_frame, width, height), device=device))
     working = path.resized(width, height)
     K = torch.from_numpy(working.K.astype(np.float32)).to(device)
-    depth, depth_source = start_depth(spec.depth, rgb, models.monocular, spec.scene_scale)
-    if spec.depth is None and spec.scene_scale is None:
-        assumed = "Give --scene-scale (the median depth in scene units) if the world comes out too large or too small."
-        notices.append(Notice("scene_scale_assumed", f"Depth of the start frame: {depth_source}. {assumed}"))
+    blockout = Blockout(spec.path_depth, working, device) if spec.path_depth is not None else None
+    depth, depth_source, said = _start_geometry(spec, rgb, models.monocular, blockout)
+    notices += said
     unit = unit or float(depth[torch.isfinite(depth)].median())
     space = CacheSpace(anchor=path.c2w[0, :3, 3].copy(), unit=unit)
     w2c = space.w2c(path.c2w).to(device)
@@ -257,9 +257,48 @@ def _set_up(spec: GenerateSpec, models: Models, settings: PipelineSettings, unit
         history=History([int(path.frames[0])], rgb[None], torch.ones_like(depth)[None], w2c[:1], K[:1]),
         depth=depth / space.unit,
         depth_source=depth_source,
+        blockout=replace(blockout, unit=space.unit) if blockout is not None else None,
         cache_settings=cache_settings,
         notices=notices,
     )
+
+
+def _start_geometry(
+    spec: GenerateSpec, rgb: Tensor, monocular: DepthModel | None, blockout: Blockout | None
+) -> tuple[Tensor, str, list[Notice]]:
+    """(H, W) planar z of the start frame in scene units (inf is sky), where it comes from, and what is said of it."""
+    first = int(spec.cameras.frames[0])
+    scene = None if blockout is None else blockout.depth(first)
+    estimated = spec.depth is None
+    if estimated and blockout is not None and scene is not None and blockout.given.frames[0] == first:
+        estimated = float(torch.isfinite(scene).float().mean()) < MIN_KNOWN_START
+
+    notices = []
+    if not estimated and spec.scene_scale is not None:
+        notices.append(
+            Notice("no_effect", "The start frame's exact depth sets the scale: scene scale changes nothing.")
+        )
+    if spec.depth is None and not estimated and scene is not None:
+        return *start_of(scene, rgb, monocular), notices
+    depth, source = start_depth(spec.depth, rgb, monocular, spec.scene_scale)
+    if estimated and spec.scene_scale is None:
+        assumed = "Give --scene-scale (the median depth in scene units) if the world comes out too large or too small."
+        notices.append(Notice("scene_scale_assumed", f"Depth of the start frame: {source}. {assumed}"))
+    if scene is None:
+        return depth, source, notices
+    hidden, in_front = hidden_by(scene, depth), in_front_of(scene, depth)
+    behind_share, front_share = (float(x.float().mean()) for x in (hidden, in_front))
+    if max(behind_share, front_share) > MAX_CONTRADICTION:
+        notices.append(
+            Notice(
+                "depth_contradicted",
+                "The start frame's depth and the path's depth contradict each other by more than 10%: in "
+                f"{behind_share:.0%} of the first frame it lies behind the path's surfaces, and theirs is taken; in "
+                f"{front_share:.0%} it stands in front of them, and stays. Where both should show the same, render "
+                "them from the same scene.",
+            )
+        )
+    return torch.where(hidden, scene, depth), source, notices
 
 
 def _out_of_sight(stage: _Stage, plan: ChunkPlan, priors: Priors) -> Iterator[Notice]:
@@ -408,7 +447,10 @@ def _render_priors(
     parts = []
     for first in range(plan.new.start, plan.new.stop, PRIORS_BATCH):
         rows = slice(first, min(first + PRIORS_BATCH, plan.new.stop))
-        parts.append(render_priors(cache, stage.w2c[rows], stage.K[rows], stage.width, stage.height))
+        priors = render_priors(cache, stage.w2c[rows], stage.K[rows], stage.width, stage.height)
+        if stage.blockout is not None:
+            priors = keep_to_blockout(priors, stage.blockout.depths(stage.path.frames[rows].tolist()))
+        parts.append(priors)
         count = rows.stop - rows.start
         yield timeline.tick("priors", plan.index, rows.stop - plan.new.start, len(plan.new), count)
     return Priors(*(torch.cat([getattr(p, name) for p in parts]) for name in ("rgb", "alpha", "depth", "validity")))
@@ -450,6 +492,7 @@ def _summary(
             "auto_prompt": spec.auto_prompt,
             "style_image": spec.style_image is not None,
             "strength_mask": spec.strength_mask is not None,
+            "path_depth": None if spec.path_depth is None else len(spec.path_depth.frames),
             "graded_validity": spec.graded_validity,
             "preset": spec.preset,
             "guidance": spec.guidance,

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .geometry.blockout import hidden_by
 from .splats.cache import DEPTH_TOLERANCE, SOURCE_VIEWS, KeyViews, SplatCache, nearest_views
 from .splats.look import look
 
@@ -22,7 +23,8 @@ class Priors:
     Attributes:
         rgb: (T, H, W, 3) in [0, 1], straight colour where there is any, else black.
         alpha: (T, H, W) in [0, 1].
-        depth: (T, H, W) expected planar z of the surfaces in cache units; inf where the sky or nothing is seen.
+        depth: (T, H, W) expected planar z of the surfaces in cache units; inf where the sky or nothing is seen. Where
+            the blockout hides that, its own.
         validity: (T, H, W) in [0, 1]: alpha where a source view agrees with the depth, else 0.
     """
 
@@ -46,6 +48,22 @@ def render_priors(cache: SplatCache, w2c: Tensor, K: Tensor, width: int, height:
         alpha=view.alpha,
         depth=view.depth,
         validity=view.alpha * agreed,
+    )
+
+
+def keep_to_blockout(priors: Priors, scene: Tensor) -> Priors:
+    """Blank, as if the cache had nothing there, where a surface of the blockout hides what the cache shows.
+
+    Args:
+        scene: (T, H, W) planar z of the blockout in cache units; inf where nothing is known.
+    """
+    hidden = hidden_by(scene, priors.depth)
+    seen = ~hidden
+    return Priors(
+        rgb=priors.rgb * seen[..., None],
+        alpha=priors.alpha * seen,
+        depth=torch.where(hidden, scene, priors.depth),
+        validity=priors.validity * seen,
     )
 
 

@@ -20,6 +20,11 @@ from .splat_files.cloud import SplatCloud
 BACKGROUND_DEPTH = 1e10
 """Planar z of a pixel that sees nothing, as Cycles writes it (scene units)."""
 
+PATH_DEPTH_PIXELS = 480 * 270
+"""About how many a map of the path's depth needs: 200 of them take 52 MB in half precision."""
+HALF_RANGE = (1e-4, 6.5e4)
+"""Depths between these keep their precision as float16."""
+
 Stage = Literal["load", "geometry", "cache", "priors", "fill", "encode", "denoise", "decode", "finish"]
 
 
@@ -32,11 +37,89 @@ class PromptKey:
 
 
 @dataclass(frozen=True)
+class PathDepth:
+    """How far the scene's own surfaces are along the path: the blockout that the generated world keeps to.
+
+    What it knows are surfaces: nothing is seen through them, and what is generated where they are lands on them. Where
+    it says nothing, the world is free. Objects that should not be in the world are left out of it.
+
+    Raises:
+        WorldWarpError: `bad_path_depth`, saying what was got and what was expected.
+    """
+
+    frames: np.ndarray
+    """(F,) int64, rising: the numbers of the path's frames that there is a map for. Others follow from the nearest."""
+    depth: np.ndarray
+    """(F, h, w) float16 or float32 planar z in scene units; `BACKGROUND_DEPTH` or inf where nothing is known."""
+
+    def __post_init__(self) -> None:
+        def settle(ok: bool, message: str) -> None:
+            if not ok:
+                raise WorldWarpError("bad_path_depth", message)
+
+        frames, depth = self.frames, self.depth
+        settle(
+            depth.ndim == 3 and depth.dtype in (np.float16, np.float32) and min(depth.shape) >= 1,
+            f"The path's depth must be float16 or float32 maps of one size; got {depth.dtype} {depth.shape}.",
+        )
+        settle(
+            frames.shape == depth.shape[:1] and frames.dtype == np.int64 and bool((np.diff(frames) > 0).all()),
+            f"The path's depth must have one map for each of its frames, in rising order; got {len(depth)} maps for "
+            f"{len(frames)} frames.",
+        )
+        # Whole NaN or negative maps come from broken renders: the first is named, one at a time in little memory.
+        for number, values in zip(frames.tolist(), depth, strict=True):
+            settle(
+                bool((values > 0).all()),  # false for NaN too
+                f"The path's depth has values at frame {number} that are NaN, or at or behind the camera. It must be "
+                f"planar z, positive, in scene units; {BACKGROUND_DEPTH:g} where nothing is known.",
+            )
+
+    @classmethod
+    def of(cls, frames: list[int], maps: list[np.ndarray]) -> PathDepth:
+        """(h, w) float32 maps of one size as they are kept and sent: in half the memory where that loses nothing.
+
+        Half precision is within 0.05% of any depth from 0.0001 to 65,000 scene units.
+        """
+        depth = np.stack(maps)
+        depth[depth >= 0.99 * BACKGROUND_DEPTH] = np.inf
+        known = depth[np.isfinite(depth)]
+        fits = known.size == 0 or (known.min() > HALF_RANGE[0] and known.max() < HALF_RANGE[1])
+        return cls(np.array(frames, np.int64), depth.astype(np.float16 if fits else np.float32))
+
+
+def check_path_depth(given: PathDepth, cameras: CameraPath) -> None:
+    """Raises `bad_path_depth` unless the maps are of frames of the path and of about its aspect."""
+    strange = given.frames[~np.isin(given.frames, cameras.frames)]
+    if len(strange):
+        raise WorldWarpError(
+            "bad_path_depth",
+            f"The path's depth is given for frame {strange[0]}, which is no frame of the path "
+            f"({cameras.frames[0]} to {cameras.frames[-1]}).",
+        )
+    height, width = given.depth.shape[1:]
+    # Small maps cannot have just any aspect: half a pixel is forgiven.
+    if abs(width * cameras.height - height * cameras.width) > 0.02 * width * cameras.height + cameras.height / 2:
+        raise WorldWarpError(
+            "bad_path_depth",
+            f"The path's depth is {width}x{height} but the cameras are {cameras.width}x{cameras.height}: the aspect "
+            "ratios differ. Render it through the same cameras.",
+        )
+    if not any((values < 0.99 * BACKGROUND_DEPTH).any() for values in given.depth):
+        raise WorldWarpError(
+            "bad_path_depth",
+            "The path's depth knows nothing in any frame: no camera sees a surface. Check what is excluded from it, or "
+            "leave it out.",
+        )
+
+
+@dataclass(frozen=True)
 class GenerateSpec:
     """One shot to make.
 
     Raises:
-        WorldWarpError: `bad_settings`, `bad_start_frame` or `bad_depth`, saying what was got and what was expected.
+        WorldWarpError: `bad_settings`, `bad_start_frame`, `bad_depth` or `bad_path_depth`, saying what was got and
+            what was expected.
     """
 
     cameras: CameraPath
@@ -71,6 +154,8 @@ class GenerateSpec:
     """(n, h, w) float32 in [-1, 1] added to the strength by region: n is 1 or the path's length, h x w any size."""
     graded_validity: bool = False
     """Noise between valid and blank by confidence (noise_map.NoiseSettings.graded)."""
+    path_depth: PathDepth | None = None
+    """The scene's own surfaces along the path, which the world keeps to; with the first frame, its depth too."""
 
     def __post_init__(self) -> None:
         def settle(ok: bool, code: str, message: str) -> None:
@@ -147,6 +232,8 @@ class GenerateSpec:
         )
         if self.strength_mask is not None:
             check_strength_mask(self.strength_mask, len(self.cameras))
+        if self.path_depth is not None:
+            check_path_depth(self.path_depth, self.cameras)
 
 
 def check_strength_mask(mask: np.ndarray, frames: int) -> None:
@@ -264,7 +351,9 @@ class Frame:
     """The path's own frame number."""
     chunk: int
     rgb: np.ndarray  # (H, W, 3) uint8 sRGB
-    depth: np.ndarray  # (H, W) float32 planar z of the cache, scene units, BACKGROUND_DEPTH where it has nothing
+    depth: np.ndarray
+    """(H, W) float32 planar z in scene units of the cache, or of the path's depth where that hides what the cache has
+    there; `BACKGROUND_DEPTH` where neither has anything."""
     validity: np.ndarray  # (H, W) uint8, 255 where the prior was valid
 
 

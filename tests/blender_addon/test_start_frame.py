@@ -61,6 +61,15 @@ def test_depth_of_a_tilted_plane_is_exact_at_pixel_centres(small_render: bpy.typ
     np.testing.assert_allclose(start.depth, expected, rtol=1e-4)
 
 
+def test_pixels_that_are_not_square_are_rendered_as_they_are_exported(small_render: bpy.types.Scene) -> None:
+    small_render.render.pixel_aspect_x, small_render.render.pixel_aspect_y = 1.0, 1.5
+    plane = add_plane((0.0, 0.0, -7.0), (0.6, 0.2, 0.0))
+    bpy.context.view_layer.update()
+    start = render_start_frame(bpy.context, frame=1, samples=1)
+    np.testing.assert_allclose(start.depth, plane_depth(plane, frame=1), rtol=1e-4)
+    assert small_render.render.pixel_aspect_y == 1.5
+
+
 def test_background_is_far_away_and_says_so(small_render: bpy.types.Scene) -> None:
     add_plane((0.0, 0.0, -5.0), (0.0, 0.0, 0.0), size=1.0)
     depth = render_start_frame(bpy.context, frame=1, samples=1).depth

@@ -81,6 +81,11 @@ def one_of_each() -> list[Any]:
             depth=rng.random((4, 6)).astype(np.float32),
             style_image=rng.integers(0, 256, (5, 2, 3), np.uint8),
             strength_mask=rng.uniform(-1, 1, (3, 2, 2)).astype(np.float32),
+            path_depth_frames=np.array([-1, 1]),
+            path_depth=np.array([[[1.0, 2.5]], [[65504.0, np.inf]]], np.float16),
+        ),
+        m.Submit(
+            **submit, path_depth_frames=np.array([0]), path_depth=np.full((1, 3, 2), 1e10, np.float32)
         ),
         m.Draw(
             request_id=2, job_id=JOB, prompt="an abbey in the snow", negative_prompt="fog", width=832, height=480,

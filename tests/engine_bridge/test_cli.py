@@ -66,7 +66,9 @@ def job_of(files: Path, out: str = "out") -> dict[str, Any]:
 
 
 def test_generate_leaves_everything_and_nothing_else(files: Path) -> None:
-    done = worldwarp(*generation(files, "--seed", 5))
+    (files / "blockout").mkdir()
+    np.save(files / "blockout" / "z_0002.npy", np.full((3, 5), 4.0, np.float32))
+    done = worldwarp(*generation(files, "--seed", 5, "--path-depth", files / "blockout"))
     assert done.returncode == 0, done.stderr
     assert "7 frames" in done.stdout
     out = files / "out"
@@ -87,6 +89,7 @@ def test_generate_leaves_everything_and_nothing_else(files: Path) -> None:
     assert (job["state"], job["settings"]["seed"], job["settings"]["strength"]) == ("done", 5, 0.8)
     assert job["seconds"] == {"fill": 1.0}
     assert job["inputs"]["cameras"] == str(files / "cameras.json")
+    assert job["inputs"]["path_depth"] == str(files / "blockout")
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
 
 
@@ -113,6 +116,7 @@ def test_generate_uses_a_running_server_and_leaves_it_running(files: Path, serve
         (["--guidance", "0.5"], "guidance"),
         (["--style-image", "nowhere.png"], "style image nowhere.png"),
         (["--strength-mask", "nowhere.npy"], "strength mask nowhere.npy"),
+        (["--path-depth", "nowhere"], "no folder nowhere"),
         (["--engine", "better"], "better"),
         (["--server", "tcp://127.0.0.1:9", "--depth-model", "x"], "worldwarp serve"),
     ],

@@ -156,7 +156,7 @@ def test_a_wrong_field_is_named(tag: str, fields: dict[str, Any], says: str) -> 
     ("declared", "part", "says"),
     [
         (["data", "object", [1]], b"\0" * 8, "dtype"),
-        (["data", "float16", [1]], b"\0" * 2, "dtype"),
+        (["data", "complex64", [1]], b"\0" * 8, "dtype"),
         (["data", "uint8", [-1]], b"", "shape"),
         (["data", "uint8", [2**40]], b"", "shape"),
         (["data", "uint8", [1] * 5], b"\0", "shape"),
@@ -174,6 +174,24 @@ def test_an_array_that_is_not_what_it_says_is_refused(declared: Any, part: bytes
     error = refusal([header("splats_block", fields, [declared]), part], m.ServerMessage)
     assert error.code == "bad_message"
     assert says in error.message
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"path_depth": None}, "one map for each of path_depth_frames"),
+        ({"path_depth_frames": None}, "one map for each of path_depth_frames"),
+        ({"path_depth": np.ones((2, 3, 2), np.float16)}, "one map for each of path_depth_frames"),
+        ({"path_depth": np.ones((1, 3, 2))}, "path_depth must be float16 or float32 .F, H, W.; got float64"),
+        ({"path_depth": np.ones((3, 2), np.float16)}, "must be float16 or float32 .F, H, W.; got float16 .3, 2."),
+        ({"path_depth": np.ones((1, 3, 20_000), np.float16)}, "at most 16384 pixels a side"),
+        ({"path_depth": np.ones((4, 1, 1), np.float16), "path_depth_frames": np.arange(4)}, "1 to 3 maps"),
+    ],
+)
+def test_a_paths_depth_that_breaks_the_protocol_cannot_be_said(change: dict[str, Any], says: str) -> None:
+    (submit,) = [message for message in one_of_each() if getattr(message, "path_depth", None) is not None][1:]
+    with pytest.raises(ValueError, match=says):
+        attrs.evolve(submit, **change)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "0.5", None, True])
@@ -209,7 +227,7 @@ def test_binary_and_extension_types_are_refused() -> None:
         assert refusal([header("ping", {"request_id": 1, "x": odd})]).code == "bad_message"
 
 
-@pytest.mark.parametrize(("version", "older"), [(0, "client"), (1, "client"), (99, "server")])
+@pytest.mark.parametrize(("version", "older"), [(0, "client"), (2, "client"), (99, "server")])
 def test_another_protocol_version_says_which_side_to_update(version: int, older: str) -> None:
     # With fields that this version does not know: the version is what is wrong, not they.
     error = refusal([header("hello", {"request_id": 3, "protocol_version": version, "keys": "curve"})])
@@ -218,14 +236,21 @@ def test_another_protocol_version_says_which_side_to_update(version: int, older:
     assert error.request_id == 3
 
 
-def test_the_previous_version_of_the_extension_is_told_to_update() -> None:
-    # As it sent it, byte for byte.
-    hello = msgpack.packb(
-        ["hello", {"request_id": 0, "protocol_version": 1, "client": "worldwarp-blender", "version": "0.1.0"}, []]
-    )
-    error = refusal([hello])
+@pytest.mark.parametrize(
+    "hello",
+    [
+        {"request_id": 0, "protocol_version": 1, "client": "worldwarp-blender", "version": "0.1.0"},
+        {
+            "request_id": 0, "protocol_version": 2, "client": "worldwarp-blender",
+            "client_id": "0123456789abcdef0123456789abcdef", "version": "0.1.0",
+        },
+    ],
+)  # fmt: skip
+def test_earlier_versions_of_the_extension_are_told_to_update(hello: dict[str, object]) -> None:
+    # As they sent it, byte for byte.
+    error = refusal([msgpack.packb(["hello", hello, []])])
     assert error.message == (
-        "The client speaks protocol 1 and the server protocol 2: "
+        f"The client speaks protocol {hello['protocol_version']} and the server protocol 3: "
         "update the client (in Blender: the WorldWarp extension)."
     )
 

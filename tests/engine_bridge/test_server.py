@@ -26,7 +26,7 @@ from engine_bridge.client import Client, Disconnected
 from engine_bridge.errors import BridgeError
 from engine_bridge.server import HIGH_WATER
 from engine_bridge.worker import read_spec
-from worldwarp_core.spec import GenerateSpec, PromptKey
+from worldwarp_core.spec import GenerateSpec, PathDepth, PromptKey
 
 from .conftest import RunningServer
 from .fake_engine import pixel_of
@@ -125,7 +125,7 @@ def test_every_setting_of_a_shot_reaches_the_engine_as_it_was(connect: Connect, 
         negative_prompt="people", strength=0.5, steps=7, cache_steps=3, seed=-4, scene_scale=2.5,
         prompt_keys=(PromptKey(2, "dusk"), PromptKey(5, "ночь")), auto_prompt=True, preset="draft", guidance=4.5,
         style_image=rng.integers(0, 256, (3, 9, 3), np.uint8), graded_validity=True,
-        strength_mask=rng.uniform(-1, 1, (7, 2, 2)).astype(np.float32),
+        strength_mask=rng.uniform(-1, 1, (7, 2, 2)).astype(np.float32), path_depth=walls(),
     )  # fmt: skip
     client = connect()
     job_id = client.submit(sent)
@@ -136,9 +136,42 @@ def test_every_setting_of_a_shot_reaches_the_engine_as_it_was(connect: Connect, 
         if field.name == "cameras":
             assert (there.K == here.K).all()
             assert (there.c2w == here.c2w).all()
+        elif field.name == "path_depth":
+            assert (there.frames == here.frames).all()
+            assert there.depth.dtype == here.depth.dtype == np.float16
+            assert (there.depth == here.depth).all()
         else:
             assert np.array_equal(there, here), field.name
             assert type(there) is type(here), field.name
+
+
+def walls(frames: tuple[int, ...] = (1, 4), size: tuple[int, int] = (4, 6)) -> PathDepth:
+    """A wall in front of some frames of `shot`'s path, of half a picture; nothing is known of the other half."""
+    wall = np.full(size, 3.5, np.float32)
+    wall[:, size[1] // 2 :] = 1e10
+    return PathDepth.of(list(frames), [wall for _ in frames])
+
+
+def test_a_paths_depth_of_another_path_is_refused_with_the_cores_words(connect: Connect) -> None:
+    sent = shot(path_depth=walls())
+    # As a client that does not look would send it.
+    object.__setattr__(sent, "path_depth", walls((1, 400)))
+    client = connect()
+    with pytest.raises(BridgeError, match="frame 400, which is no frame of the path") as caught:
+        run(client, client.submit(sent))
+    assert caught.value.code == "bad_path_depth"
+
+
+def test_a_paths_depth_that_does_not_fit_is_refused_with_what_to_do(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = codec.Limits(message_bytes=2**20)
+    monkeypatch.setattr(codec, "LIMITS", small)
+    monkeypatch.setattr(codec.check_sizes, "__defaults__", (small,))
+    sent = shot(path_depth=walls((1, 2, 3, 4), (480, 720)))
+    with pytest.raises(BridgeError, match=r"takes 3 MiB of it: give it for every 3\. frame, or smaller") as caught:
+        connect().submit(sent)
+    assert caught.value.code == "too_large"
 
 
 def test_settings_too_large_to_send_are_refused_before_they_are_sent(connect: Connect) -> None:
@@ -534,7 +567,7 @@ def test_another_protocol_version_gets_a_sentence(server: RunningServer, monkeyp
         raw.say(msgpack.packb(["hello", {"request_id": 5, "protocol_version": 7, "new": True}, []]))
         answer = raw.hear()
     assert (answer.code, answer.request_id) == ("wrong_protocol_version", 5)
-    assert answer.message == "The client speaks protocol 7 and the server protocol 2: update the server."
+    assert answer.message == "The client speaks protocol 7 and the server protocol 3: update the server."
     monkeypatch.setattr("engine_bridge.session.PROTOCOL_VERSION", 0)
     with Client(server.address) as client, pytest.raises(BridgeError, match="update the client") as caught:
         client.connect()

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.exr import write_depth_exr
-from worldwarp_core.images import read_depth, read_start_frame, read_strength_mask, read_style_image
+from worldwarp_core.images import read_depth, read_path_depth, read_start_frame, read_strength_mask, read_style_image
 
 RNG = np.random.default_rng(3)
 FRAME = RNG.integers(0, 256, (18, 32, 3), dtype=np.uint8)
@@ -291,3 +291,42 @@ def test_a_picture_that_cannot_be_read_is_called_what_it_is_for(tmp_path):
     refused("bad_strength_mask", "The strength mask .*a.png cannot", read_strength_mask, tmp_path / "a.png")
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY and no more")
     refused("bad_strength_mask", "cannot be read", read_strength_mask, tmp_path / "a.npy")
+
+
+def test_a_paths_depth_is_read_by_the_numbers_in_its_files_names(tmp_path):
+    for name, value in (("shot-0002.exr", 2.0), ("depth_-001.exr", 9.0), ("Z0004.EXR", 4.0), ("z_0099.exr", 1.0)):
+        write_depth_exr(tmp_path / name, np.full((18, 32), value, np.float32))
+    np.save(tmp_path / "depth3.npy", np.full((18, 32), np.inf, np.float32))
+    (tmp_path / "notes_0002.txt").write_text("?")
+    given = read_path_depth(tmp_path, np.arange(-1, 6))
+    assert given.frames.tolist() == [-1, 2, 3, 4]
+    assert given.depth.dtype == np.float16
+    assert given.depth[:, 0, 0].tolist() == [9.0, 2.0, np.inf, 4.0]
+
+
+def test_large_maps_of_a_path_are_sampled_and_never_mixed(tmp_path):
+    depth = np.full((1080, 1920), 2.0, np.float32)
+    depth[:, 960:] = 50.0
+    write_depth_exr(tmp_path / "z_0001.exr", depth)
+    (values,) = read_path_depth(tmp_path, np.array([1])).depth
+    assert values.shape == (270, 480)
+    assert (values[:, :240] == 2.0).all()
+    assert (values[:, 240:] == 50.0).all()
+
+
+def test_a_folder_that_is_no_paths_depth_is_refused_with_what_is_wanted(tmp_path):
+    frames = np.arange(1, 4)
+    refused("bad_path_depth", "There is no folder", read_path_depth, tmp_path / "nowhere", frames=frames)
+    refused("bad_path_depth", "frames 1 to 3.*such as depth_0001.exr", read_path_depth, tmp_path, frames=frames)
+    write_depth_exr(tmp_path / "depth_0001.exr", np.ones((18, 32), np.float32))
+    write_depth_exr(tmp_path / "depth_0002.exr", np.ones((9, 16), np.float32))
+    refused("bad_path_depth", "differ in size", read_path_depth, tmp_path, frames=frames)
+    write_depth_exr(tmp_path / "rgb_0001.exr", np.ones((18, 32), np.float32))
+    refused(
+        "bad_path_depth", "depth_0001.exr and rgb_0001.exr .* both of frame 1", read_path_depth, tmp_path, frames=frames
+    )
+    (tmp_path / "depth_0003.exr").write_bytes(b"no EXR")
+    (tmp_path / "rgb_0001.exr").unlink()
+    with pytest.raises(WorldWarpError, match=r"depth_0003\.exr") as caught:
+        read_path_depth(tmp_path, frames)
+    assert caught.value.code == "bad_depth"

@@ -33,7 +33,7 @@ def start_depth(
         WorldWarpError: `no_depth` with neither depth nor model; `bad_depth` where the model's estimate is unusable.
     """
     if exact is not None:
-        return scene_geometry(exact, (rgb.shape[0], rgb.shape[1])).to(rgb.device), "exact (scene)"
+        return scene_geometry(exact, (rgb.shape[0], rgb.shape[1]), rgb.device), "exact (scene)"
     if monocular is None:
         raise WorldWarpError(
             "no_depth",
@@ -46,7 +46,7 @@ def start_depth(
     return start_depth_from_model(rgb, monocular, scale), f"{monocular.name}, median depth set to {scale:g} scene units"
 
 
-def scene_geometry(depth: np.ndarray, size: tuple[int, int]) -> Tensor:
+def scene_geometry(depth: np.ndarray, size: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """(height, width) float32 planar z at `size`; background becomes inf.
 
     Disparity is interpolated on surfaces (a plane stays that plane); at a depth edge the nearest pixel is taken, so
@@ -55,8 +55,9 @@ def scene_geometry(depth: np.ndarray, size: tuple[int, int]) -> Tensor:
     Args:
         depth: (h, w) planar z, `BACKGROUND_DEPTH` or inf where there is nothing.
         size: (height, width).
+        device: where it is wanted; the CPU unless given.
     """
-    values = torch.from_numpy(np.ascontiguousarray(depth, np.float32))
+    values = torch.from_numpy(np.array(depth, np.float32)).to(device or torch.device("cpu"))
     disparity = torch.where(values >= 0.99 * BACKGROUND_DEPTH, 0.0, 1 / values)
     if disparity.shape != tuple(size):
         disparity = _resize_disparity(disparity, *size)
@@ -88,7 +89,7 @@ def start_depth_from_model(rgb: Tensor, monocular: DepthModel, scene_scale: floa
 
 def _resize_disparity(disparity: Tensor, height: int, width: int) -> Tensor:
     (top, bottom, down), (left, right, across) = (
-        _taps(n, m) for n, m in zip(disparity.shape, (height, width), strict=True)
+        _taps(n, m, disparity.device) for n, m in zip(disparity.shape, (height, width), strict=True)
     )
     corners = [[disparity[r][:, c] for c in (left, right)] for r in (top, bottom)]
     blend = [a + across * (b - a) for a, b in corners]
@@ -98,8 +99,8 @@ def _resize_disparity(disparity: Tensor, height: int, width: int) -> Tensor:
     return torch.where(every.amax(0) <= SURFACE_RATIO * every.amin(0), smooth, near)
 
 
-def _taps(source: int, target: int) -> tuple[Tensor, Tensor, Tensor]:
+def _taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """For each target pixel's centre: the source pixels before and after it, and how far it is between them."""
-    at = ((torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5).clamp(0, source - 1)
+    at = ((torch.arange(target, dtype=torch.float64, device=device) + 0.5) * source / target - 0.5).clamp(0, source - 1)
     before = at.floor().long()
     return before, (before + 1).clamp(max=source - 1), (at - before).float()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..geometry.blockout import Blockout, hidden_by
 from ..history import History, to_bytes
 from .fit import FitSettings, FitViews, fit
 from .gaussians import Gaussians, concatenate
@@ -147,10 +148,12 @@ def update_cache(
     estimate_depth: EstimateDepth,
     settings: CacheSettings,
     generator: torch.Generator,
+    blockout: Blockout | None = None,
 ) -> Generator[CacheStep, None, SplatCache]:
     """Adds what `history` shows and the world lacks, then refines the new Gaussians and their neighbourhood.
 
     The newest frame seeds first, because the next chunk continues from it; earlier ones fill what it did not see.
+    Where the `blockout` (in cache units) knows a surface, what is added lies on it, also before what it hides.
     """
     if settings.representation == "none":
         return cache
@@ -164,9 +167,15 @@ def update_cache(
     depths, confidences, seeded = [], [], []
     for v in reversed(range(len(history))):
         so_far = look(gaussians, sky, history.w2c[v, None], history.K[v, None], width, height)
-        seen = so_far.alpha[0] >= SEEN_ALPHA
+        seen = known = so_far.alpha[0] >= SEEN_ALPHA
+        known_depth = so_far.depth[0]
+        if blockout is not None:
+            scene = blockout.depth(history.numbers[v])
+            seen = seen & ~hidden_by(scene, known_depth)
+            known = seen | torch.isfinite(scene)
+            known_depth = torch.where(seen, known_depth, scene)
         wanted = ~seen
-        depth, confidence = estimate_depth(history.rgb[v], so_far.depth[0], seen)
+        depth, confidence = estimate_depth(history.rgb[v], known_depth, known)
         room = settings.max_gaussians - len(gaussians)
         share = float(wanted.float().mean())
         if share >= MIN_NEW_PIXELS and room > 0:
