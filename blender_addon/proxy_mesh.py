@@ -2,6 +2,7 @@
 """A mesh of the generated world's surfaces, for shadows to fall on and for things to collide with.
 
     read_surface    any thread, never bpy: a shot's depth maps and cameras -> triangles
+    Fusing          the same in a thread of its own, watched and stopped from outside
     add_proxy       Blender's main thread: triangles -> an object
 
 The object catches shadows in Cycles and is not seen otherwise; in EEVEE, which has no shadow catchers, it is not seen
@@ -10,6 +11,7 @@ at all. Making it again for the same shot replaces it, and leaves it where it wa
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +51,53 @@ def read_surface(
     """
     views = read_views(folder, lambda share: told(0.2 * share))
     return fuse_depth(views, cells=cells, reach=reach, told=lambda share: told(0.2 + 0.8 * share))
+
+
+class Stopped(Exception):
+    """The work was asked to end."""
+
+
+class Fusing:
+    """`read_surface` in a thread.
+
+    Attributes:
+        share: of the work that is done.
+        surface: what it ended with, if it ended well.
+        error: what it ended with otherwise; None too where it was stopped.
+    """
+
+    def __init__(self, folder: Path, cells: int, reach: float | None) -> None:
+        self.share = 0.0
+        self.surface: Surface | None = None
+        self.error: WorldWarpError | None = None
+        self._stop = threading.Event()
+        arguments = (folder, cells, reach)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="worldwarp-proxy", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Asks the thread to end; it does within a fraction of a second."""
+        self._stop.set()
+
+    def _run(self, folder: Path, cells: int, reach: float | None) -> None:
+        try:
+            self.surface = read_surface(folder, cells=cells, reach=reach, told=self._told)
+        except Stopped:
+            pass
+        except WorldWarpError as error:
+            self.error = error
+        except Exception as error:
+            # The last line of defence: a fault of ours is told in words, and the thread never ends in silence.
+            self.error = WorldWarpError("internal", f"The mesh could not be made: {type(error).__name__}: {error}")
+
+    def _told(self, share: float) -> None:
+        self.share = share
+        if self._stop.is_set():
+            raise Stopped
 
 
 def read_views(folder: Path, told: Callable[[float], None] = lambda _: None) -> list[DepthView]:

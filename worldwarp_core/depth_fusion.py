@@ -25,7 +25,7 @@ from .spec import BACKGROUND_DEPTH
 TRUNCATION_CELLS = 3.0
 """How far behind a surface a view still says something."""
 EDGE = 0.1
-"""Of the nearness: how far a pixel's neighbours may be off a plane before it counts as an edge, where depth is mixed."""
+"""How far a pixel's neighbours may be off a plane, of its nearness, before it is an edge, where depth is mixed."""
 GRAZING = 0.08
 """Cosine to the surface below which a view says nothing of it: there a pixel spans many cells."""
 JUMP_CELLS = 2.5
@@ -288,7 +288,7 @@ def _surface_nets(distance: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, n
     """(V, 3) float64 vertices in grid units, (Q, 4) quads, facing where distances are positive."""
     shape = np.array(distance.shape)
 
-    def corner(values: np.ndarray, place: tuple[int, int, int]) -> np.ndarray:
+    def corner(values: np.ndarray, place: tuple[int, ...]) -> np.ndarray:
         return values[tuple(slice(start, start + count - 1) for start, count in zip(place, shape, strict=True))]
 
     front = distance > 0
