@@ -62,12 +62,8 @@ def snapshot() -> dict[str, object]:
     # Animated things are where the current frame has them.
     bpy.context.scene.frame_set(1)
     found: dict[str, object] = {
-        kind.identifier: sorted(
-            (thing.name_full, thing.users)
-            for thing in getattr(bpy.data, kind.identifier)
-            # The compositor's own, which Blender counts as it likes.
-            if thing.name_full != "Viewer Node"
-        )
+        # Without the compositor's own image, which comes and goes by itself.
+        kind.identifier: sorted({thing.name_full for thing in getattr(bpy.data, kind.identifier)} - {"Viewer Node"})
         for kind in bpy.types.BlendData.bl_rna.properties
         if kind.type == "COLLECTION" and kind.identifier not in ("window_managers", "workspaces", "screens")
     }
