@@ -6,10 +6,11 @@ with the world's at every pixel: what the render has nearer is laid over the fra
 farther is hidden by the world. Both depths are planar z in scene units.
 
 The group's tolerance lets through what lies on the world's own surfaces, such as the shadows on a proxy mesh. At the
-silhouettes of objects, where a pixel is only partly theirs, the nearest depth around counts: a depth pass has one
-sample a pixel, which may have missed the object.
+silhouettes of objects, where a pixel is only partly theirs, the depth beside it counts: a depth pass has one sample a
+pixel, which may have missed the object.
 
-Until `use_composite` is called nothing of it is linked to what the scene renders.
+Until `use_composite` is called nothing of it is linked to what the scene renders. While it is in use the shot's splats
+stay out of renders: they are the same world once more.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import bpy
 from worldwarp_core.errors import WorldWarpError
 
 from .sequences import Sequence, sequence_image, time_sequence
+from .splats import is_splat_object
 from .stored_paths import mark_source, resolved_path, source_of
 
 GROUP = "WorldWarp Composite"
@@ -36,7 +38,7 @@ OPAQUE = 0.999
 """Alpha from which a pixel is all of the objects that the depth pass has there."""
 
 EDGE_PX = 2
-"""How far from an object's depth its silhouette may reach, and the softening of the cut beside it."""
+"""How far from an object's opaque pixels its silhouette may reach, and the softening of the cut beside it."""
 
 FILM = "worldwarp_film_transparent"
 """Custom property of a scene that is composited: whether its own film was transparent before."""
@@ -112,6 +114,8 @@ def use_composite(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer, compo
         tree.links.new(composite.outputs["Image"], socket)
     tree.links.new(layers.outputs["Image"], composite.inputs["Render"])
     tree.links.new(layers.outputs["Depth"], composite.inputs["Render Depth"])
+    for splats in _splats_of(scene, composite):
+        splats.hide_render = True
 
 
 def use_render(scene: bpy.types.Scene) -> None:
@@ -126,6 +130,8 @@ def use_render(scene: bpy.types.Scene) -> None:
     for socket in (composite.inputs["Render"], composite.inputs["Render Depth"]):
         for link in list(socket.links):
             tree.links.remove(link)
+    for splats in _splats_of(scene, composite):
+        splats.hide_render = splats.hide_viewport
     if FILM in scene:
         scene.render.film_transparent = bool(scene[FILM])
         del scene[FILM]
@@ -190,6 +196,13 @@ def leave(scene: bpy.types.Scene, directory: Path) -> None:
         use_render(scene)
 
 
+def _splats_of(scene: bpy.types.Scene, composite: bpy.types.Node) -> list[bpy.types.Object]:
+    """Returns the splat objects of the composite's shot."""
+    directory = source_of(composite)
+    marked = [(thing, source_of(thing)) for thing in scene.objects if is_splat_object(thing)]
+    return [thing for thing, file in marked if file is not None and file.parent == directory]
+
+
 def _render_of(tree: Any, scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer) -> bpy.types.Node:
     """Returns the node that gives the render of `view_layer`, a new one where there is none."""
     for node in tree.nodes:
@@ -241,33 +254,47 @@ class _Builder:
         self.tree = tree
 
     def build(self) -> None:
-        given, result = self.node("NodeGroupInput", 0, 0), self.node("NodeGroupOutput", 7, 0)
+        given, result = self.node("NodeGroupInput", 0, 0), self.node("NodeGroupOutput", 10, 0)
         inputs = given.outputs
         world = self.fitted(inputs["World"], "Bicubic", 1, 1)
         world_depth = self.fitted(inputs["World Depth"], "Nearest", 1, 0)
         margin = self.math("ADD", 2, 1, inputs["Tolerance"], 1.0)
         reach = self.math("MULTIPLY", 3, 1, world_depth, margin)
-        nearer = self.math("LESS_THAN", 5, 0, self.depth_of_objects(inputs["Render"], inputs["Render Depth"]), reach)
-        smooth = self.node("CompositorNodeAntiAliasing", 6, 0)
+        nearer = self.math("LESS_THAN", 8, 0, self.depth_of_objects(inputs["Render"], inputs["Render Depth"]), reach)
+        smooth = self.node("CompositorNodeAntiAliasing", 9, 0)
         self.tree.links.new(nearer, smooth.inputs[0])
-        self.tree.links.new(self.over(6, 1, smooth.outputs[0], world, inputs["Render"]), result.inputs["Image"])
+        self.tree.links.new(self.over(9, 1, smooth.outputs[0], world, inputs["Render"]), result.inputs["Image"])
         self.tree.links.new(smooth.outputs[0], result.inputs["In Front"])
 
     def depth_of_objects(self, render: bpy.types.NodeSocket, depth: bpy.types.NodeSocket) -> bpy.types.NodeSocket:
-        """The depth where the render is opaque, the nearest depth around where it is not."""
-        colours = self.node("CompositorNodeSeparateColor", 1, -1)
+        """The depth where the render is opaque; beside it that of the farthest opaque pixel, elsewhere the nearest.
+
+        Not the nearest beside it: where an object goes behind a shadow catcher, which is transparent, that would be
+        the catcher's.
+        """
+        colours = self.node("CompositorNodeSeparateColor", 1, -2)
         self.tree.links.new(render, colours.inputs[0])
-        nearest = self.node("CompositorNodeDilateErode", 1, -2)
-        if "Size" in nearest.inputs:
-            nearest.inputs["Size"].default_value = -EDGE_PX
+        opaque = self.math("GREATER_THAN", 2, -2, colours.outputs["Alpha"], OPAQUE)
+        inside = self.math("MULTIPLY", 3, -2, depth, opaque)
+        beside = self.grown(inside, EDGE_PX, 4, -2)
+        nearest = self.grown(depth, -EDGE_PX, 4, -3)
+        alone = self.math("LESS_THAN", 5, -2, beside, 1e-12)
+        fallback = self.math("MULTIPLY", 5, -3, nearest, alone)
+        outside = self.math("MULTIPLY", 6, -3, self.math("ADD", 6, -2, beside, fallback), self.inverted(opaque, 3, -3))
+        return self.math("ADD", 7, -2, inside, outside)
+
+    def inverted(self, share: bpy.types.NodeSocket, column: int, row: int) -> bpy.types.NodeSocket:
+        return self.math("SUBTRACT", column, row, 1.0, share)
+
+    def grown(self, values: bpy.types.NodeSocket, pixels: int, column: int, row: int) -> bpy.types.NodeSocket:
+        """The largest value so many pixels around; for a negative number the smallest."""
+        node = self.node("CompositorNodeDilateErode", column, row)
+        if "Size" in node.inputs:
+            node.inputs["Size"].default_value = pixels
         else:
-            nearest.distance = -EDGE_PX
-        self.tree.links.new(depth, nearest.inputs[0])
-        opaque = self.math("GREATER_THAN", 2, -1, colours.outputs["Alpha"], OPAQUE)
-        partly = self.math("SUBTRACT", 3, -2, 1.0, opaque)
-        inside = self.math("MULTIPLY", 3, -1, depth, opaque)
-        edge = self.math("MULTIPLY", 4, -2, nearest.outputs[0], partly)
-        return self.math("ADD", 4, -1, inside, edge)
+            node.distance = pixels
+        self.tree.links.new(values, node.inputs[0])
+        return node.outputs[0]
 
     def fitted(self, image: bpy.types.NodeSocket, interpolation: str, column: int, row: int) -> bpy.types.NodeSocket:
         """The image at the render's size; depths are not mixed, which would put edges into the air."""

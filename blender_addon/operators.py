@@ -16,7 +16,7 @@ import bpy
 from bpy.props import BoolProperty, EnumProperty, StringProperty
 from bpy_extras.io_utils import ExportHelper, ImportHelper
 
-from worldwarp_core.camera_files import read_cameras, write_cameras
+from worldwarp_core.camera_files import read_cameras, write_cameras, write_transforms
 from worldwarp_core.cameras import jump_warning
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.files import read_splats, write_splats
@@ -63,7 +63,7 @@ def chosen_axes(axes: str) -> str | None:
 
 
 class WORLDWARP_OT_export_camera(bpy.types.Operator, ExportHelper):
-    """Write the scene's camera, evaluated on every frame of the range, to a cameras.json file"""
+    """Write the scene's camera, evaluated on every frame of the range, to a cameras.json or transforms.json file"""
 
     bl_idname = "worldwarp.export_camera"
     bl_label = "Export Camera Path"
@@ -71,6 +71,14 @@ class WORLDWARP_OT_export_camera(bpy.types.Operator, ExportHelper):
 
     filename_ext = ".json"
     filter_glob: StringProperty(default="*.json", options={"HIDDEN"})
+    layout_of: EnumProperty(
+        name="Layout",
+        items=(
+            ("CAMERAS", "cameras.json", "WorldWarp's own: reading it back gives the same numbers to the last bit"),
+            ("TRANSFORMS", "transforms.json", "What Nerfstudio and most trainers of splats and NeRFs read"),
+        ),
+        default="CAMERAS",
+    )
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
         if not self.filepath:
@@ -81,7 +89,7 @@ class WORLDWARP_OT_export_camera(bpy.types.Operator, ExportHelper):
     def execute(self, context: bpy.types.Context) -> set[str]:
         target = absolute(self.filepath)
         path = export_camera_path(context)
-        write_cameras(target, path)
+        (write_transforms if self.layout_of == "TRANSFORMS" else write_cameras)(target, path)
         if (warning := jump_warning(path)) is not None:
             self.report({"WARNING"}, warning)
         self.report({"INFO"}, f"{len(path)} cameras written to {target}")

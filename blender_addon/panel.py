@@ -358,6 +358,7 @@ def draw_import_menu(menu: bpy.types.Menu, context: bpy.types.Context) -> None:
     """Adds to File > Import."""
     menu.layout.operator("worldwarp.import_splats", text="Gaussian Splats (.ply/.spz)")
     menu.layout.operator("worldwarp.import_cameras", text="Camera Path (.json/.npz)")
+    menu.layout.operator("worldwarp.import_sequence", text="Image Sequence to Camera")
 
 
 def draw_export_menu(menu: bpy.types.Menu, context: bpy.types.Context) -> None:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One channel of a multi-layer EXR that Blender has just written, uncompressed.
+"""One channel of an EXR file: of the passes that Blender has just rendered, or of a shot's depth.
 
 The OpenEXR package must not be loaded in Blender: on Linux its calls are bound to Blender's own OpenEXR, another
-version, which ends in a crash. Blender itself gives Python no passes of a render, in no version. An uncompressed file
-of scan lines is simple enough to be read in NumPy; anything else is refused.
+version, which ends in a crash. Blender itself gives Python no passes of a render, in no version. A file of scan lines
+that is not compressed, or by ZIP, is simple enough to be read in NumPy; anything else is refused.
+
+Never touches Blender: threads may read with it.
 
 Layout: https://openexr.com/en/latest/OpenEXRFileLayout.html
 """
@@ -11,6 +13,7 @@ Layout: https://openexr.com/en/latest/OpenEXRFileLayout.html
 from __future__ import annotations
 
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,9 @@ import numpy as np
 
 MAGIC = 20000630
 MULTIPART = 0x1000
-UNCOMPRESSED = 0
+LINES_PER_BLOCK = {0: 1, 2: 1, 3: 16}
+"""By compression: none, ZIP of single lines, ZIP."""
+MAX_SIDE_PX = 16_384
 SAMPLES: dict[int, np.dtype] = {0: np.dtype("<u4"), 1: np.dtype("<f2"), 2: np.dtype("<f4")}
 
 
@@ -35,13 +40,23 @@ class Part:
     """In the order in which a line holds them."""
     width: int
     height: int
+    compression: int
+
+    @property
+    def line_bytes(self) -> int:
+        return sum(dtype.itemsize for _, dtype in self.channels) * self.width
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.height // LINES_PER_BLOCK[self.compression])
 
 
-def read_channel(path: Path, ending: str) -> np.ndarray:
-    """Returns (H, W) float32 of the channel whose name, after its part's, ends in `ending`; top row first.
+def read_channel(path: Path, ending: str | tuple[str, ...]) -> np.ndarray:
+    """Returns (H, W) float32 of the channel whose name, after its part's, ends so; top row first.
 
     Raises:
-        UnexpectedLayout: no such channel, compressed, or cut off.
+        UnexpectedLayout: no such channel, compressed in another way, or cut off.
+        OSError: the file cannot be read.
     """
     content = path.read_bytes()
     try:
@@ -49,9 +64,9 @@ def read_channel(path: Path, ending: str) -> np.ndarray:
         for number, part in enumerate(parts):
             for name, _ in part.channels:
                 if f"{part.name}.{name}".endswith(ending):
-                    before = sum(earlier.height for earlier in parts[:number])
+                    before = sum(earlier.blocks for earlier in parts[:number])
                     return read_lines(content, at + 8 * before, part, name, multipart)
-    except (struct.error, IndexError, KeyError, ValueError) as error:
+    except (struct.error, zlib.error, IndexError, KeyError, OverflowError, ValueError) as error:
         raise UnexpectedLayout(f"{path.name} is damaged: {error}") from error
     named = ", ".join(f"{part.name}.{name}" for part in parts for name, _ in part.channels)
     raise UnexpectedLayout(f"{path.name} has no channel {ending}, only {named}")
@@ -81,9 +96,12 @@ def read_header(content: bytes, at: int) -> tuple[Part, int]:
         (size,) = struct.unpack_from("<i", content, at)
         attributes[name] = content[at + 4 : at + 4 + size]
         at += 4 + size
-    if attributes["compression"][0] != UNCOMPRESSED:
-        raise UnexpectedLayout("the file is compressed")
+    compression = attributes["compression"][0]
+    if compression not in LINES_PER_BLOCK:
+        raise UnexpectedLayout("the file is compressed in a way that is not read: save it with ZIP")
     left, top, right, bottom = struct.unpack("<iiii", attributes["dataWindow"])
+    if not (0 <= right - left < MAX_SIDE_PX and 0 <= bottom - top < MAX_SIDE_PX):
+        raise UnexpectedLayout(f"up to {MAX_SIDE_PX} pixels a side are read")
     channels, place, held = [], 0, attributes["channels"]
     while held[place]:
         channel, place = read_name(held, place)
@@ -91,7 +109,7 @@ def read_header(content: bytes, at: int) -> tuple[Part, int]:
         channels.append((channel, SAMPLES[kind]))
         place += 16
     name = attributes.get("name", b"").decode("utf-8", "replace")
-    return Part(name, channels, right - left + 1, bottom - top + 1), at + 1
+    return Part(name, channels, right - left + 1, bottom - top + 1, compression), at + 1
 
 
 def read_name(content: bytes, at: int) -> tuple[str, int]:
@@ -101,15 +119,32 @@ def read_name(content: bytes, at: int) -> tuple[str, int]:
 
 
 def read_lines(content: bytes, offsets_at: int, part: Part, name: str, multipart: bool) -> np.ndarray:
-    """Returns (H, W) float32 of one channel; an uncompressed line holds its channels one after the other."""
+    """Returns (H, W) float32 of one channel; a line holds its channels one after the other."""
     skipped = 0
     for channel, dtype in part.channels:
         if channel == name:
             break
         skipped += dtype.itemsize * part.width
-    # Before its samples a line says its part (where there are many), its y and its size.
+    # Before its samples a block says its part (where there are many), its y and its size.
     head = 12 if multipart else 8
+    lines = LINES_PER_BLOCK[part.compression]
     values = np.empty((part.height, part.width), np.float32)
-    for row, offset in enumerate(struct.unpack_from(f"<{part.height}Q", content, offsets_at)):
-        values[row] = np.frombuffer(content, dtype, part.width, offset + head + skipped)
+    for block, offset in enumerate(struct.unpack_from(f"<{part.blocks}Q", content, offsets_at)):
+        rows = values[block * lines : (block + 1) * lines]
+        (size,) = struct.unpack_from("<i", content, offset + head - 4)
+        held = unpacked(content[offset + head : offset + head + size], len(rows) * part.line_bytes)
+        own = held.reshape(len(rows), -1)[:, skipped : skipped + dtype.itemsize * part.width]
+        rows[:] = np.ascontiguousarray(own).view(dtype)
     return values
+
+
+def unpacked(block: bytes, size: int) -> np.ndarray:
+    """Returns the (size,) uint8 of a block; one that ZIP did not make smaller is stored as it is."""
+    if len(block) == size:
+        return np.frombuffer(block, np.uint8)
+    differences = np.frombuffer(zlib.decompressobj().decompress(block, size), np.uint8)
+    # Bytes of even and of odd place apart, each as its difference to the one before, from 128 on.
+    apart = np.cumsum(differences, dtype=np.uint8) - (np.arange(len(differences)) * 128).astype(np.uint8)
+    together = np.empty(size, np.uint8)
+    together[0::2], together[1::2] = apart[: (size + 1) // 2], apart[(size + 1) // 2 :]
+    return together

@@ -16,7 +16,17 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.files import read_splats
 
 from .composite import add_nodes
-from .sequences import DATA, LINEAR, SRGB, Sequence, add_strip, find_sequence, show_behind_camera
+from .sequences import (
+    DATA,
+    LINEAR,
+    LINEAR_SUFFIXES,
+    PICTURE_SUFFIXES,
+    SRGB,
+    Sequence,
+    add_strip,
+    find_sequence,
+    show_behind_camera,
+)
 from .splats import add_splat_objects
 from .stored_paths import mark_source, source_of
 
@@ -36,14 +46,14 @@ def bring_in(context: bpy.types.Context, directory: Path) -> list[str]:
         made.append(f'splats "{bring_in_splats(context, directory / "splats.ply").name}"')
     if not made:
         raise WorldWarpError(
-            "missing_file", f"{directory} holds no results: it needs frames/ with numbered PNG files, or splats.ply."
+            "missing_file", f"{directory} holds no results: it needs frames/ with numbered pictures, or splats.ply."
         )
     return made
 
 
 def bring_in_frames(context: bpy.types.Context, directory: Path) -> list[str]:
     """Shows the frames delivered so far behind the scene's camera, in the sequencer and in the compositor."""
-    frames = find_sequence(directory / "frames", ".png", SRGB)
+    frames = find_frames(directory / "frames")
     if frames is None:
         return []
     made = []
@@ -55,6 +65,12 @@ def bring_in_frames(context: bpy.types.Context, directory: Path) -> list[str]:
     add_nodes(context.scene, directory, sequences_of(directory, frames))
     made.append("compositor nodes")
     return made
+
+
+def find_frames(folder: Path) -> Sequence | None:
+    """Returns the pictures of a shot, PNG before other kinds; None where the folder has none."""
+    kinds = ((suffix, LINEAR if suffix in LINEAR_SUFFIXES else SRGB) for suffix in PICTURE_SUFFIXES)
+    return next((found for kind in kinds if (found := find_sequence(folder, *kind)) is not None), None)
 
 
 def sequences_of(directory: Path, frames: Sequence) -> dict[str, Sequence]:

@@ -461,7 +461,9 @@ def splats_shown(context: bpy.types.Context) -> list[tuple[bpy.types.Object, bpy
     shown = []
     for thing in found:
         if thing not in skies and visible(thing):
-            shown.append((thing, next((sky for sky in sky_of(thing) if visible(sky)), None)))
+            # The sky of a world that was appended as an asset came along, and is in no scene.
+            skies_shown = (sky for sky in sky_of(thing) if not sky.users_scene or visible(sky))
+            shown.append((thing, next(skies_shown, None)))
     return shown
 
 

@@ -1,4 +1,4 @@
-"""Camera paths on disk: our `cameras.json`, and Nerfstudio's, BlenderNeRF's and NumPy's files read.
+"""Camera paths on disk: our `cameras.json`, Nerfstudio's and BlenderNeRF's `transforms.json`, and NumPy's files read.
 
 `cameras.json`, version 1, is one JSON object:
 
@@ -22,8 +22,8 @@
 Keys that are not listed are left for others and ignored. Numbers are written so that reading gives back the same bits.
 
 `transforms.json` (Nerfstudio, instant-ngp, BlenderNeRF) has OpenGL camera axes and a world that is Blender's for
-BlenderNeRF and otherwise whatever the file says; it is taken as it stands. An `.npz` has `c2w` (T, 4, 4) and `K`
-(T, 3, 3) or (3, 3) in our own conventions and may have `frames`, `fps`, `width` and `height`.
+BlenderNeRF and otherwise whatever the file says; it is taken as it stands, and written in Blender's. An `.npz` has
+`c2w` (T, 4, 4) and `K` (T, 3, 3) or (3, 3) in our own conventions and may have `frames`, `fps`, `width` and `height`.
 """
 
 from __future__ import annotations
@@ -106,6 +106,30 @@ def write_cameras(path: str | os.PathLike[str], cameras: CameraPath) -> None:
     text = json.dumps(head, allow_nan=False)[:-1] + f', "frames": [\n{rows}\n]}}\n'
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_transforms(path: str | os.PathLike[str], cameras: CameraPath) -> None:
+    """Writes `transforms.json` beside a shot's frames/, whole or not at all: what trainers of splats and NeRFs read.
+
+    Raises:
+        WorldWarpError: `cannot_write`.
+    """
+    # One line turns the axes of cameras, both ways.
+    poses = blender_to_opencv(cameras.c2w)
+    frames = [
+        {
+            "file_path": f"frames/frame_{number:04d}.png",
+            "fl_x": K[0, 0],
+            "fl_y": K[1, 1],
+            "cx": K[0, 2],
+            "cy": K[1, 2],
+            "transform_matrix": c2w.tolist(),
+        }
+        for number, K, c2w in zip(cameras.frames.tolist(), cameras.K, poses, strict=True)
+    ]
+    document = {"camera_model": "PINHOLE", "w": cameras.width, "h": cameras.height, "fps": cameras.fps}
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps({**document, "frames": frames}, indent=1, allow_nan=False) + "\n", "utf-8")
 
 
 def _parsed(path: Path, content: bytes) -> dict[str, Any]:

@@ -30,6 +30,16 @@ def test_the_scene_camera_is_written_as_cameras_json(camera: bpy.types.Object, t
     np.testing.assert_allclose(document["frames"][0]["c2w"], expected, atol=1e-6)
 
 
+def test_the_scene_camera_is_written_as_transforms_json(camera: bpy.types.Object, tmp_path: Path) -> None:
+    camera.location = (1.0, 2.0, 3.0)
+    bpy.ops.worldwarp.export_camera(filepath=str(tmp_path / "transforms.json"), layout_of="TRANSFORMS")
+    first = json.loads((tmp_path / "transforms.json").read_text())["frames"][0]
+    # Blender's own axes of cameras are those of the file.
+    np.testing.assert_allclose(first["transform_matrix"], np.array(camera.matrix_world), atol=1e-6)
+    bpy.ops.worldwarp.import_cameras(filepath=str(tmp_path / "transforms.json"))
+    np.testing.assert_allclose(np.array(bpy.context.scene.camera.location), (1, 2, 3), atol=1e-6)
+
+
 def test_a_refused_camera_is_a_sentence_and_writes_nothing(camera: bpy.types.Object, tmp_path: Path) -> None:
     camera.data.type = "ORTHO"
     with pytest.raises(RuntimeError, match='Camera "Hero Camera" is orthographic at frame 1'):

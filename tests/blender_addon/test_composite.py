@@ -11,6 +11,8 @@ import pytest
 from blender_addon import composite
 from engine_bridge.png_writer import encode_png
 from worldwarp_core.exr import write_depth_exr, write_picture_exr
+from worldwarp_core.splat_files.cloud import SplatCloud
+from worldwarp_core.splat_files.files import write_splats
 
 WIDTH, HEIGHT = 64, 36
 NEAR, FAR = 4.0, 10.0
@@ -158,6 +160,19 @@ def test_off_renders_the_scene_alone_again(scene: bpy.types.Scene, shot: Path) -
     assert not scene.render.film_transparent
     assert is_red(rendered(shot / "after.png")).all()
     assert composite.composite_in_use(scene) is None
+
+
+def test_splats_of_the_shot_are_not_rendered_over_its_frames(scene: bpy.types.Scene, shot: Path) -> None:
+    points = np.zeros((2, 3), np.float32)
+    quats, none = np.eye(4, dtype=np.float32)[:2], np.zeros((2, 0, 3), np.float32)
+    write_splats(shot / "splats.ply", SplatCloud(points, quats, points, points[:, 0], points[:, None], none))
+    bpy.ops.worldwarp.import_results(directory=str(shot))
+    splats = bpy.context.view_layer.objects.active
+    bpy.ops.worldwarp.composite()
+    assert splats.hide_render
+    assert not splats.hide_viewport
+    bpy.ops.worldwarp.composite(enable=False)
+    assert not splats.hide_render
 
 
 def test_what_follows_the_render_in_the_compositor_follows_the_composite(scene: bpy.types.Scene, shot: Path) -> None:

@@ -165,11 +165,9 @@ def test_an_orthographic_camera_is_refused_before_anything_renders(small_render:
         render_start_frame(bpy.context, frame=1)
 
 
-def test_a_compressed_or_broken_file_is_refused_not_misread(small_render: bpy.types.Scene, tmp_path: Path) -> None:
+def test_a_broken_file_is_refused_not_misread(small_render: bpy.types.Scene, tmp_path: Path) -> None:
     path = tmp_path / "depth.exr"
     path.write_bytes(encode_exr({"Depth.Z": np.ones((20, 10), np.float32)}))
-    with pytest.raises(UnexpectedLayout, match="compressed"):
-        read_channel(path, ".Depth.Z")
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(UnexpectedLayout, match="damaged"):
         read_channel(path, ".Depth.Z")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldwarp_core import camera_files
-from worldwarp_core.camera_files import read_cameras, write_cameras
+from worldwarp_core.camera_files import read_cameras, write_cameras, write_transforms
 from worldwarp_core.cameras import CameraPath, blender_to_opencv, preset_path
 from worldwarp_core.errors import WorldWarpError
 
@@ -111,6 +111,18 @@ def test_transforms_json_is_flipped_and_sorted_by_frame_number(tmp_path):
     np.testing.assert_array_equal(path.K[0], [[100, 0, 32.5], [0, 110, 15.5], [0, 0, 1]])
     np.testing.assert_array_equal(path.c2w[:, 0, 3], [9, 10, 11])
     np.testing.assert_array_equal(path.c2w[0, :3, :3], np.diag([1, -1, -1]))
+
+
+def test_transforms_json_is_written_as_nerfstudio_reads_it_and_comes_back(tmp_path):
+    cameras = preset_path(["DOLLY_IN", "PAN_LEFT"], frames=5, fps=23.976, width=640, height=360, first_frame=8)
+    write_transforms(tmp_path / "transforms.json", cameras)
+    document = json.loads((tmp_path / "transforms.json").read_text())
+    assert (document["w"], document["h"], document["camera_model"]) == (640, 360, "PINHOLE")
+    assert [row["file_path"] for row in document["frames"]] == [f"frames/frame_{n:04d}.png" for n in range(8, 13)]
+    # OpenGL axes: the third column points backwards.
+    first = np.array(document["frames"][0]["transform_matrix"])
+    np.testing.assert_array_equal(first[:3, 2], -cameras.c2w[0, :3, 2])
+    assert same(read_cameras(tmp_path / "transforms.json"), cameras)
 
 
 def test_transforms_json_with_angles_only_is_centred(tmp_path):
