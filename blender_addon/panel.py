@@ -230,6 +230,10 @@ def draw_status(layout: bpy.types.UILayout, status: session.Status, reason: str 
     """
     if status.running:
         layout.progress(factor=status.fraction, text=progress_in_words(status))
+        if steps := steps_in_words(status):
+            layout.label(text=steps[0].upper() + steps[1:])
+        if status.lost:
+            draw_text(layout.column(align=True), status.lost, "ERROR")
         layout.operator("worldwarp.cancel", text="Cancelling..." if status.cancelling else "Cancel", icon="X")
     else:
         row = layout.row()
@@ -361,6 +365,7 @@ def menus() -> list[tuple[Any, Callable[[Any, bpy.types.Context], None]]]:
         (bpy.types.TOPBAR_MT_file_import, draw_import_menu),
         (bpy.types.TOPBAR_MT_file_export, draw_export_menu),
         (bpy.types.VIEW3D_HT_header, draw_live_view_button),
+        (bpy.types.STATUSBAR_HT_header, draw_status_bar),
     ]
 
 
@@ -397,6 +402,22 @@ def progress_in_words(status: session.Status) -> str:
     if status.eta_s is not None:
         parts.append(f"{duration_in_words(status.eta_s)} left")
     return ", ".join(part for part in parts if part)
+
+
+def steps_in_words(status: session.Status) -> str:
+    """Returns which chunk of how many is made, and which step of how many of its stage; nothing where there is one."""
+    parts = [f"chunk {status.chunk + 1} of {status.chunks}"] if status.chunks > 1 else []
+    if status.steps > 1:
+        parts.append(f"step {status.step} of {status.steps}")
+    return ", ".join(parts)
+
+
+def draw_status_bar(header: bpy.types.Header, context: bpy.types.Context) -> None:
+    """Adds to the status bar how the running shot is going."""
+    status = session.status()
+    if status.running:
+        words = [part for part in (progress_in_words(status), steps_in_words(status)) if part]
+        header.layout.label(text=f"WorldWarp {status.fraction:.0%}: {', '.join(words)}", icon="RENDER_ANIMATION")
 
 
 def draw_text(layout: bpy.types.UILayout, text: str, icon: str, width: int = 32) -> None:

@@ -18,7 +18,11 @@ from engine_bridge.job_folder import read_job
 from worldwarp_core.errors import WorldWarpError
 
 from .composite import follow, leave
-from .results import bring_in
+from .image_editors import show_at_timeline
+from .results import bring_in_steps
+from .sequences import SRGB, find_sequence
+from .small_steps import Steps, run_through
+from .splats import PreparedSplats
 from .stored_paths import resolved_path, source_of, stored_path, strips_of
 
 UNFINISHED = ("queued", "running")
@@ -107,12 +111,28 @@ def show_take(context: bpy.types.Context, take: WORLDWARP_PG_take) -> list[str]:
     Raises:
         WorldWarpError: `missing_file` when its folder holds no results.
     """
-    folder = folder_of(take)
-    made = bring_in(context, folder)
-    for other in context.scene.worldwarp.takes:
+    return run_through(show_take_in_steps(context, folder_of(take)))
+
+
+def show_take_in_steps(
+    context: bpy.types.Context, folder: Path, splats: PreparedSplats | None = None
+) -> Steps[list[str]]:
+    """Does what `show_take` does with the take in `folder`, in small steps.
+
+    Args:
+        splats: the take's, where they were read already.
+    """
+    made = yield from bring_in_steps(context, folder, splats)
+    yield
+    group = context.scene.worldwarp
+    for other in group.takes:
         set_visible(context.scene, folder_of(other), folder_of(other) == folder)
     follow(context.scene, context.view_layer, folder)
-    context.scene.worldwarp.shown_take = take.directory
+    # Between two steps the list may have changed, and Blender moved what is in it.
+    take = find_take(context.scene, folder)
+    group.shown_take = take.directory if take is not None else ""
+    if (frames := find_sequence(folder / "frames", ".png", SRGB)) is not None:
+        show_at_timeline(frames)
     return made
 
 
