@@ -1,4 +1,4 @@
-"""Image Editors show the newest frame while a shot is made, then that of the timeline; the artist's own are left alone."""
+"""Image Editors show the newest frame while a shot is made, then the timeline's; the artist's own are left alone."""
 
 from __future__ import annotations
 
