@@ -9,16 +9,18 @@ place of a zip. The shot is of a fake engine: 93 frames of noise at 1280x720 (no
 200,000 splats with harmonics of the third degree. A 3D viewport looks through the camera, an Image Editor is open.
 
 addon_worst_ms        the longest that Blender's main thread was in the add-on's own Python at a stretch while frames
-                      came in; addon_worst_where: in which functions.
+                      came in, addon_worst_cpu_ms the same as the thread's own time, without what other programs took
+                      of the processor; addon_worst_where: in which function.
 gap_worst_ms          the longest between two beats of a timer that is due every 2 ms, Blender's own drawing included;
                       gap_p99_ms: of 100 gaps the second longest.
 loop_worst_ms         the longest between two timer events that a modal operator was handed.
 idle_gap_worst_ms     the same gap before the shot, with the same editors drawn again as often and nothing else going
                       on: what this machine's drawing costs without the add-on.
-end_addon_worst_ms, end_gap_worst_ms
+end_addon_worst_ms, end_addon_worst_cpu_ms, end_addon_worst_where, end_gap_worst_ms
                       the same once the last frame has come, while the world and the frames are brought in.
 generate_s            from the click on Generate until Blender answers again: the start frame is rendered then.
-cancel_s              from the click on Cancel, in a second shot, until the server has said that it is cancelled.
+cancel_s              from the click on Cancel, in a second shot, until the server's word that it is cancelled has come;
+                      cancel_shown_s: until the window shows it.
 stream_s, frames      how long the stream took, and how many frames came.
 """
 
@@ -103,6 +105,7 @@ def measure(options: argparse.Namespace) -> Iterator[float]:
         "frames": session.status().frames_done,
         "stream_s": round(time.perf_counter() - began, 1),
         "addon_worst_ms": streamed.addon_worst_ms,
+        "addon_worst_cpu_ms": streamed.addon_worst_cpu_ms,
         "addon_worst_where": streamed.addon_worst_where,
         "gap_worst_ms": streamed.gap_worst_ms,
         "gap_p99_ms": streamed.gap_p99_ms,
@@ -114,21 +117,27 @@ def measure(options: argparse.Namespace) -> Iterator[float]:
         yield 0.05
     yield 3.0
     end = watch.cut()
-    found["end_addon_worst_ms"], found["end_addon_worst_where"] = end.addon_worst_ms, end.addon_worst_where
-    found["end_gap_worst_ms"] = end.gap_worst_ms
-    found["error"] = session.status().error
+    found |= {
+        "end_addon_worst_ms": end.addon_worst_ms,
+        "end_addon_worst_cpu_ms": end.addon_worst_cpu_ms,
+        "end_addon_worst_where": end.addon_worst_where,
+        "end_gap_worst_ms": end.gap_worst_ms,
+        "error": session.status().error,
+    }
 
     scene.worldwarp.prompt = "noise slow=0.5 progress=5"
     click_generate(options.address, folder / "shot_002")
     while session.status().frames_done < 2:
         check_time(began, session)
         yield 0.05
+    told = note_end(session)
     clicked = time.perf_counter()
     bpy.ops.worldwarp.cancel()
     while session.status().running:
         check_time(began, session)
         yield 0.005
-    found["cancel_s"] = round(time.perf_counter() - clicked, 2)
+    found["cancel_s"] = round(told[0] - clicked, 2)
+    found["cancel_shown_s"] = round(time.perf_counter() - clicked, 2)
     watch.stop()
     options.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2), flush=True)
@@ -177,6 +186,21 @@ def click_generate(address: str, out: Path) -> float:
     return round(time.perf_counter() - began, 2)
 
 
+def note_end(session: Any) -> list[float]:
+    """Returns a list that gets the time at which the running shot's last state comes from the server."""
+    told: list[float] = []
+    lightened = session.lightened
+
+    def noting(event: Any) -> Any:
+        # Called by the thread for everything that comes.
+        if getattr(event, "state", "") == "cancelled":
+            told.append(time.perf_counter())
+        return lightened(event)
+
+    session.lightened = noting
+    return told
+
+
 def redraw() -> None:
     """Asks for what a running shot has drawn again."""
     for area in bpy.context.window_manager.windows[0].screen.areas:
@@ -203,13 +227,14 @@ def check_time(began: float, session: Any) -> None:
 class Cut:
     """What was seen between two cuts."""
 
-    def __init__(self, gaps: list[float], loops: list[float], calls: list[tuple[float, str]]) -> None:
+    def __init__(self, gaps: list[float], loops: list[float], calls: list[tuple[float, float, str]]) -> None:
         ordered = sorted(gaps)
         self.gap_worst_ms = in_ms(ordered[-1] if ordered else 0.0)
         self.gap_p99_ms = in_ms(ordered[int(0.99 * (len(ordered) - 1))] if ordered else 0.0)
         self.loop_worst_ms = in_ms(max(loops, default=0.0))
-        longest = max(calls, default=(0.0, ""))
-        self.addon_worst_ms, self.addon_worst_where = in_ms(longest[0]), longest[1]
+        longest = max(calls, key=lambda call: call[1], default=(0.0, 0.0, ""))
+        self.addon_worst_ms = in_ms(max((wall for wall, _, _ in calls), default=0.0))
+        self.addon_worst_cpu_ms, self.addon_worst_where = in_ms(longest[1]), longest[2]
 
 
 class Watch:
@@ -223,9 +248,10 @@ class Watch:
         self.folder = folder
         self.gaps: list[float] = []
         self.loops: list[float] = []
-        self.calls: list[tuple[float, str]] = []
+        self.calls: list[tuple[float, float, str]] = []
+        """(seconds, seconds of the thread, function) of each stretch."""
         self._beat_s = self._loop_s = time.perf_counter()
-        self._depth, self._began_s, self._name = 0, 0.0, ""
+        self._depth, self._began_s, self._began_cpu_s, self._name = 0, 0.0, 0.0, ""
 
     def start(self) -> None:
         bpy.utils.register_class(WINDOW_OT_watch_events)
@@ -267,13 +293,14 @@ class Watch:
         """Measures calls from Blender into the add-on, not those within it."""
         if kind == "call" and (self._depth or frame.f_code.co_filename.startswith(self.folder)):
             if not self._depth:
-                self._began_s = time.perf_counter()
+                self._began_s, self._began_cpu_s = time.perf_counter(), time.thread_time()
                 self._name = f"{Path(frame.f_code.co_filename).name}: {frame.f_code.co_qualname}"
             self._depth += 1
         elif kind == "return" and self._depth:
             self._depth -= 1
             if not self._depth:
-                self.calls.append((time.perf_counter() - self._began_s, self._name))
+                cpu_s = time.thread_time() - self._began_cpu_s
+                self.calls.append((time.perf_counter() - self._began_s, cpu_s, self._name))
 
 
 class WINDOW_OT_watch_events(bpy.types.Operator):
