@@ -20,7 +20,7 @@ from .look import prompt_markers, prompt_of
 from .preferences import server_address
 from .preflight import Report
 from .shot_operators import why_not, why_not_here
-from .takes import UNFINISHED, WORLDWARP_PG_take, active_take
+from .takes import UNFINISHED, WORLDWARP_PG_take, active_take, earlier_take
 from .words import duration_in_words, shortened
 
 
@@ -196,12 +196,14 @@ class WORLDWARP_PT_generate(WorldWarpPanel, bpy.types.Panel):
 
 
 def draw_going_on(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
-    """Draws the ways to go on with the selected take."""
-    take = active_take(scene)
-    if take is None:
+    """Draws the takes that were left to the server, and the ways to go on with the selected one."""
+    for index, left in enumerate(scene.worldwarp.takes):
+        if left.state in UNFINISHED:
+            box = layout.box()
+            draw_text(box.column(align=True), f"{left.name} was left to the server, which went on with it.", "INFO")
+            box.operator("worldwarp.fetch_take", text=f"Fetch {left.name}", icon="IMPORT").index = index
+    if active_take(scene) is None:
         return
-    if take.state in UNFINISHED:
-        draw_text(layout.column(align=True), f"{take.name} was left to the server: resume to fetch it.", "INFO")
     row = layout.row(align=True)
     row.operator("worldwarp.resume", icon="PLAY")
     row.operator("worldwarp.regenerate", text=f"From Frame {scene.frame_current}", icon="FILE_REFRESH")
@@ -313,6 +315,12 @@ def draw_takes(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
     column = row.column(align=True)
     column.operator("worldwarp.find_takes", text="", icon="FILE_REFRESH")
     column.operator("worldwarp.remove_take", text="", icon="REMOVE")
+    earlier = earlier_take(scene)
+    layout.operator(
+        "worldwarp.flip_takes",
+        text=f"Flip to {earlier.name}" if earlier is not None else "Flip Takes",
+        icon="ARROW_LEFTRIGHT",
+    )
     take = active_take(scene)
     if take is not None and take.message and take.state == "failed":
         draw_text(layout.column(align=True), take.message, "ERROR")

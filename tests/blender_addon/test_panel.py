@@ -115,7 +115,7 @@ def test_a_take_is_drawn_with_its_name_and_how_far_it_is(camera: bpy.types.Objec
     going_on = Recorder()
     panel.draw_going_on(going_on, scene)
     assert "left to the server" in " ".join(going_on.labels)
-    assert going_on.operators == ["worldwarp.resume", "worldwarp.regenerate"]
+    assert going_on.operators == ["worldwarp.fetch_take", "worldwarp.resume", "worldwarp.regenerate"]
 
 
 def test_every_setting_is_explained() -> None:
