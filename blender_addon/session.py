@@ -29,6 +29,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.files import read_splats
 
 from . import server_facts
+from .advice import in_words
 from .image_editors import show_at_timeline, show_newest
 from .sequences import SRGB, find_sequence, show_behind_camera
 from .shot import Left, OnEvent, PreparedShot, SplatsOnDisk, Stop, resume_shot, run_shot
@@ -315,7 +316,7 @@ def _end(session: Session, ended: Ended) -> None:
     session.thread.join(JOIN_S)
     _status.lost = ""
     if ended.error is not None and ended.error.code != "cancelled":
-        _status.error = ended.error.message
+        _status.error = in_words(ended.error)
     done = f"{_status.frames_done} of {_status.frames} frames in {session.out}"
     _status.outcome = f"Cancelled: {done}" if _status.cancelling else done
     _status.cancelling = False
@@ -341,7 +342,7 @@ def _bring_in(session: Session, until_s: float) -> None:
         if not bpy.app.background:
             bpy.ops.ed.undo_push(message="WorldWarp Results")
     except WorldWarpError as error:
-        _status.error = _status.error or error.message
+        _status.error = _status.error or in_words(error)
     except ReferenceError:
         _status.error = "The results were removed while they were brought in. Show the take again, under Results."
     _over()
