@@ -40,6 +40,9 @@ OPAQUE = 0.999
 EDGE_PX = 2
 """How far from an object's opaque pixels its silhouette may reach, and the softening of the cut beside it."""
 
+PART = "worldwarp_part"
+"""Custom property of a node: which of its shot's nodes it is."""
+
 FILM = "worldwarp_film_transparent"
 """Custom property of a scene that is composited: whether its own film was transparent before."""
 
@@ -51,24 +54,25 @@ def add_nodes(scene: bpy.types.Scene, directory: Path, sequences: dict[str, Sequ
     composite, and None is returned.
     """
     tree = compositor_tree(scene)
-    earlier = {node.label: node for node in tree.nodes if source_of(node) == directory}
+    # Not by their labels, which the artist may change.
+    earlier = {node.get(PART): node for node in tree.nodes if source_of(node) == directory}
 
-    def node(label: str, kind: str, place: tuple[float, float]) -> bpy.types.Node:
-        if label not in earlier:
-            earlier[label] = tree.nodes.new(kind)
-            earlier[label].label = label
-            earlier[label].location = place
-            mark_source(earlier[label], directory)
-        return earlier[label]
+    def node(part: str, label: str, kind: str, place: tuple[float, float]) -> bpy.types.Node:
+        if part not in earlier:
+            earlier[part] = tree.nodes.new(kind)
+            earlier[part].label, earlier[part][PART] = label, part
+            earlier[part].location = place
+            mark_source(earlier[part], directory)
+        return earlier[part]
 
-    frame = node(f"WorldWarp: {directory.name}", "NodeFrame", (0.0, 0.0))
+    frame = node("Shot", directory.name, "NodeFrame", (0.0, 0.0))
     for row, (kind, frames) in enumerate(sequences.items()):
-        shown = node(kind, "CompositorNodeImage", (-700.0, 300.0 - 340.0 * row))
+        shown = node(kind, kind, "CompositorNodeImage", (-700.0, 300.0 - 340.0 * row))
         shown.image, shown.parent = sequence_image(frames), frame
         time_sequence(shown, frames)
     if "Depth" not in sequences:
         return None
-    composite = node(f"{directory.name} Composite", "CompositorNodeGroup", (-400.0, 300.0))
+    composite = node("Composite", f"{directory.name} Composite", "CompositorNodeGroup", (-400.0, 300.0))
     composite.node_tree, composite.parent = composite_group(), frame
     for kind, socket in (("Frames", "World"), ("Depth", "World Depth")):
         tree.links.new(earlier[kind].outputs["Image"], composite.inputs[socket])
@@ -147,6 +151,12 @@ def composites(scene: bpy.types.Scene) -> list[bpy.types.Node]:
     tree = scene.compositing_node_group if hasattr(scene, "compositing_node_group") else scene.node_tree
     nodes = tree.nodes if tree is not None else ()
     return [node for node in nodes if source_of(node) is not None and getattr(node, "node_tree", None) is not None]
+
+
+def nodes_of(scene: bpy.types.Scene, directory: Path) -> list[bpy.types.Node]:
+    """Returns what a shot has in the scene's compositor; makes nothing."""
+    tree = scene.compositing_node_group if hasattr(scene, "compositing_node_group") else scene.node_tree
+    return [node for node in tree.nodes if source_of(node) == directory] if tree is not None else []
 
 
 def composite_to_use(scene: bpy.types.Scene) -> bpy.types.Node:

@@ -16,6 +16,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import FirstFrameSettings
 
 from . import first_frame, server_facts, session
+from .advice import in_words
 from .first_frame import Drawn, draw_on_server, keep, prompt_of, wish_of
 from .operators import reported
 from .preferences import connection, server_address
@@ -107,13 +108,13 @@ def take(scene_name: str, wish: FirstFrameSettings, drawn: Drawn) -> None:
     """Makes a picture that has come the start image of its scene; tells in the panel why none has."""
     scene = bpy.data.scenes.get(scene_name)
     if drawn.error is not None and drawn.error.code != "cancelled":
-        session.tell_error(drawn.error.message)
+        session.tell_error(in_words(drawn.error))
     if drawn.picture is None or scene is None:
         return
     try:
         keep(scene, drawn.picture, wish, output_folder(scene))
     except WorldWarpError as error:
-        session.tell_error(error.message)
+        session.tell_error(in_words(error))
         return
     # No operator is running, so nobody else makes this a step that can be undone.
     if not bpy.app.background:

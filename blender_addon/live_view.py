@@ -22,6 +22,7 @@ from gpu_extras.batch import batch_for_shader
 from engine_bridge.keys import ClientKey
 from worldwarp_core.errors import WorldWarpError
 
+from .advice import in_words
 from .preferences import connection
 from .takes import active_take, refresh
 from .world_watcher import WorldWatcher
@@ -146,7 +147,7 @@ def follow(live: Live, context: bpy.types.Context) -> None:
     try:
         address, key = connection(context)
     except WorldWarpError as error:
-        live.words = f"Live view: {error.message}"
+        live.words = f"Live view: {in_words(error)}"
         return
     live.watcher = watch(address, key, job_id)
 

@@ -21,6 +21,7 @@ from worldwarp_core.cameras import jump_warning
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.files import read_splats, write_splats
 
+from .advice import in_words
 from .camera_export import export_camera_path
 from .camera_import import add_camera
 from .results import bring_in
@@ -42,7 +43,7 @@ def reported(execute: Callable[[Any, bpy.types.Context], set[str]]) -> Callable[
         try:
             return execute(self, context)
         except WorldWarpError as error:
-            self.report({"ERROR"}, error.message)
+            self.report({"ERROR"}, in_words(error))
         except OSError as error:
             self.report({"ERROR"}, f"{error.filename or 'The file'}: {error.strerror or error}.")
         return {"CANCELLED"}

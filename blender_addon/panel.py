@@ -21,7 +21,7 @@ from .preferences import server_address
 from .preflight import Report
 from .properties import WORLDWARP_PG_shot
 from .shot_operators import why_not, why_not_here
-from .takes import UNFINISHED, WORLDWARP_PG_take, active_take
+from .takes import UNFINISHED, WORLDWARP_PG_take, active_take, earlier_take
 from .words import duration_in_words, shortened
 
 
@@ -207,12 +207,14 @@ class WORLDWARP_PT_generate(WorldWarpPanel, bpy.types.Panel):
 
 
 def draw_going_on(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
-    """Draws the ways to go on with the selected take."""
-    take = active_take(scene)
-    if take is None:
+    """Draws the takes that were left to the server, and the ways to go on with the selected one."""
+    for index, left in enumerate(scene.worldwarp.takes):
+        if left.state in UNFINISHED:
+            box = layout.box()
+            draw_text(box.column(align=True), f"{left.name} was left to the server, which went on with it.", "INFO")
+            box.operator("worldwarp.fetch_take", text=f"Fetch {left.name}", icon="IMPORT").index = index
+    if active_take(scene) is None:
         return
-    if take.state in UNFINISHED:
-        draw_text(layout.column(align=True), f"{take.name} was left to the server: resume to fetch it.", "INFO")
     row = layout.row(align=True)
     row.operator("worldwarp.resume", icon="PLAY")
     row.operator("worldwarp.regenerate", text=f"From Frame {scene.frame_current}", icon="FILE_REFRESH")
@@ -241,6 +243,10 @@ def draw_status(layout: bpy.types.UILayout, status: session.Status, reason: str 
     """
     if status.running:
         layout.progress(factor=status.fraction, text=progress_in_words(status))
+        if steps := steps_in_words(status):
+            layout.label(text=steps[0].upper() + steps[1:])
+        if status.lost:
+            draw_text(layout.column(align=True), status.lost, "ERROR")
         layout.operator("worldwarp.cancel", text="Cancelling..." if status.cancelling else "Cancel", icon="X")
     else:
         row = layout.row()
@@ -320,6 +326,12 @@ def draw_takes(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
     column = row.column(align=True)
     column.operator("worldwarp.find_takes", text="", icon="FILE_REFRESH")
     column.operator("worldwarp.remove_take", text="", icon="REMOVE")
+    earlier = earlier_take(scene)
+    layout.operator(
+        "worldwarp.flip_takes",
+        text=f"Flip to {earlier.name}" if earlier is not None else "Flip Takes",
+        icon="ARROW_LEFTRIGHT",
+    )
     take = active_take(scene)
     if take is not None and take.message and take.state == "failed":
         draw_text(layout.column(align=True), take.message, "ERROR")
@@ -373,6 +385,7 @@ def menus() -> list[tuple[Any, Callable[[Any, bpy.types.Context], None]]]:
         (bpy.types.TOPBAR_MT_file_import, draw_import_menu),
         (bpy.types.TOPBAR_MT_file_export, draw_export_menu),
         (bpy.types.VIEW3D_HT_header, draw_live_view_button),
+        (bpy.types.STATUSBAR_HT_header, draw_status_bar),
     ]
 
 
@@ -409,6 +422,22 @@ def progress_in_words(status: session.Status) -> str:
     if status.eta_s is not None:
         parts.append(f"{duration_in_words(status.eta_s)} left")
     return ", ".join(part for part in parts if part)
+
+
+def steps_in_words(status: session.Status) -> str:
+    """Returns which chunk of how many is made, and which step of how many of its stage; nothing where there is one."""
+    parts = [f"chunk {status.chunk + 1} of {status.chunks}"] if status.chunks > 1 else []
+    if status.steps > 1:
+        parts.append(f"step {status.step} of {status.steps}")
+    return ", ".join(parts)
+
+
+def draw_status_bar(header: bpy.types.Header, context: bpy.types.Context) -> None:
+    """Adds to the status bar how the running shot is going."""
+    status = session.status()
+    if status.running:
+        words = [part for part in (progress_in_words(status), steps_in_words(status)) if part]
+        header.layout.label(text=f"WorldWarp {status.fraction:.0%}: {', '.join(words)}", icon="RENDER_ANIMATION")
 
 
 def draw_text(layout: bpy.types.UILayout, text: str, icon: str, width: int = 32) -> None:

@@ -309,6 +309,7 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
     )
     active_take: IntProperty(name="Active Take", description="The take that is selected in the list", default=-1)
     shown_take: StringProperty(name="Shown Take", description="The folder of the take that the scene shows")
+    earlier_take: StringProperty(name="Earlier Take", description="The folder of the take that it showed before")
 
 
 CLASSES = (*takes.CLASSES, WORLDWARP_PG_shot)

@@ -66,6 +66,9 @@ def register() -> None:
             handlers.append(close_session)
     if take_operators.look_at_takes not in bpy.app.handlers.load_post:
         bpy.app.handlers.load_post.append(take_operators.look_at_takes)
+    for handlers in (bpy.app.handlers.undo_pre, bpy.app.handlers.redo_pre):
+        if finish_steps not in handlers:
+            handlers.append(finish_steps)
 
 
 def unregister() -> None:
@@ -84,6 +87,9 @@ def unregister() -> None:
             handlers.remove(close_session)
     if take_operators.look_at_takes in bpy.app.handlers.load_post:
         bpy.app.handlers.load_post.remove(take_operators.look_at_takes)
+    for handlers in (bpy.app.handlers.undo_pre, bpy.app.handlers.redo_pre):
+        if finish_steps in handlers:
+            handlers.remove(finish_steps)
     for menu, draw in panel.menus():
         menu.remove(draw)
     properties.remove()
@@ -108,3 +114,9 @@ def close_session(*_: object) -> None:
     cloud_overlay.show(None)
     server_facts.close()
     local_server.close()
+
+
+@bpy.app.handlers.persistent
+def finish_steps(*_: object) -> None:
+    """Lets nothing half done be taken away by an undo."""
+    session.finish_steps()

@@ -27,7 +27,8 @@ from .sequences import (
     find_sequence,
     show_behind_camera,
 )
-from .splats import add_splat_objects
+from .small_steps import Steps, run_through
+from .splats import PreparedSplats, bring_splats, prepare_splats
 from .stored_paths import mark_source, source_of
 
 
@@ -35,15 +36,27 @@ def bring_in(context: bpy.types.Context, directory: Path) -> list[str]:
     """Brings in all that the shot's folder holds; returns what was made, in words.
 
     Raises:
-        WorldWarpError: `missing_file` when the folder holds no results.
+        WorldWarpError: `missing_file` when the folder holds no results; what is wrong with its splats.
+    """
+    return run_through(bring_in_steps(context, directory))
+
+
+def bring_in_steps(
+    context: bpy.types.Context, directory: Path, splats: PreparedSplats | None = None
+) -> Steps[list[str]]:
+    """Does what `bring_in` does, in small steps.
+
+    Args:
+        splats: those of the folder, where they were read already.
     """
     if not directory.is_dir():
         raise WorldWarpError("missing_file", f"There is no folder {directory}.")
     made = []
     if (directory / "frames").is_dir():
-        made += bring_in_frames(context, directory)
-    if (directory / "splats.ply").is_file():
-        made.append(f'splats "{bring_in_splats(context, directory / "splats.ply").name}"')
+        made += yield from bring_in_frames(context, directory)
+    if splats is not None or (directory / "splats.ply").is_file():
+        thing = yield from bring_in_splats(context, directory / "splats.ply", splats)
+        made.append(f'splats "{thing.name}"')
     if not made:
         raise WorldWarpError(
             "missing_file", f"{directory} holds no results: it needs frames/ with numbered pictures, or splats.ply."
@@ -51,7 +64,7 @@ def bring_in(context: bpy.types.Context, directory: Path) -> list[str]:
     return made
 
 
-def bring_in_frames(context: bpy.types.Context, directory: Path) -> list[str]:
+def bring_in_frames(context: bpy.types.Context, directory: Path) -> Steps[list[str]]:
     """Shows the frames delivered so far behind the scene's camera, in the sequencer and in the compositor."""
     frames = find_frames(directory / "frames")
     if frames is None:
@@ -60,8 +73,10 @@ def bring_in_frames(context: bpy.types.Context, directory: Path) -> list[str]:
     if context.scene.camera is not None:
         show_behind_camera(context.scene.camera, frames)
         made.append(f'background of "{context.scene.camera.name}"')
+    yield
     add_strip(context.scene, directory.name, frames)
     made.append("sequencer strip")
+    yield
     add_nodes(context.scene, directory, sequences_of(directory, frames))
     made.append("compositor nodes")
     return made
@@ -86,10 +101,12 @@ def sequences_of(directory: Path, frames: Sequence) -> dict[str, Sequence]:
     return {kind: found for kind, found in kinds.items() if found is not None}
 
 
-def bring_in_splats(context: bpy.types.Context, file: Path) -> bpy.types.Object:
-    """Returns the splats of `file` as an object; the object of an earlier state of the file is filled anew."""
-    cloud = read_splats(file)
+def bring_in_splats(
+    context: bpy.types.Context, file: Path, splats: PreparedSplats | None = None
+) -> Steps[bpy.types.Object]:
+    """Makes an object of the splats of `file`; the object of an earlier state of the file is filled anew."""
+    prepared = splats or prepare_splats(read_splats(file))
     earlier = next((thing for thing in context.scene.objects if source_of(thing) == file), None)
-    made = add_splat_objects(context, file.parent.name, cloud, replacing=earlier)
+    made = yield from bring_splats(context, file.parent.name, prepared, earlier)
     mark_source(made, file)
     return made

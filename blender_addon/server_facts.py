@@ -20,6 +20,8 @@ from engine_bridge.messages import Welcome
 from worldwarp_core import __version__
 from worldwarp_core.errors import WorldWarpError
 
+from .advice import in_words
+
 PROGRAM = "worldwarp-blender"
 LOOK_EVERY_S = 0.2
 
@@ -158,7 +160,7 @@ def take(answer: ServerFacts | WorldWarpError) -> None:
     """Brings `known` up to date."""
     _known.asking = False
     if isinstance(answer, WorldWarpError):
-        _known.facts, _known.error = None, answer.message
+        _known.facts, _known.error = None, in_words(answer)
     else:
         note(answer)
 

@@ -4,8 +4,9 @@
 The server keeps making it when Blender closes, or opens another file: the take in the file's list is taken up again.
 
 One worker thread owns the connection and the files, and never touches `bpy`; it leaves small events in a queue. A timer
-on Blender's main thread takes them out within a budget of milliseconds, so the window never waits. There is at most one
-shot at a time. In background mode, where timers do not fire, `shot.generate_shot` does the same work in one call.
+on Blender's main thread takes them out within a budget of milliseconds, and brings the world in at the end in small
+steps, so the window never waits. There is at most one shot at a time. In background mode, where timers do not fire,
+`shot.generate_shot` does the same work in one call.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import bpy
 
@@ -24,16 +26,25 @@ from engine_bridge.client import Connected, ConnectionLost
 from engine_bridge.keys import ClientKey
 from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.splat_files.files import read_splats
 
 from . import server_facts
+from .advice import in_words
+from .image_editors import show_at_timeline, show_newest
 from .layout import LayoutMeasurement
-from .results import find_sequence, show_behind_camera
+from .sequences import SRGB, find_sequence, show_behind_camera
 from .shot import Left, OnEvent, PreparedShot, SplatsOnDisk, Stop, resume_shot, run_shot, with_layout
-from .takes import add_take, refresh, show_take
+from .small_steps import Steps, run_until
+from .splats import PreparedSplats, prepare_splats
+from .takes import add_take, refresh, show_take_in_steps
 
 TICK_S = 0.1
 BUDGET_S = 0.005
 """Of the main thread, for each tick."""
+STEPS_TICK_S = 0.01
+"""Between two ticks while results are brought in."""
+STATUS_BAR_S = 0.5
+"""Between two redraws of the status bar."""
 SHOW_EVERY_S = 1.0
 """Between two looks into the frames folder while frames arrive."""
 JOIN_S = 5.0
@@ -48,14 +59,27 @@ class Status:
     running: bool = False
     cancelling: bool = False
     stage: str = ""
+    step: int = 0
+    steps: int = 0
+    chunk: int = 0
+    chunks: int = 0
     fraction: float = 0.0
     eta_s: float | None = None
+    lost: str = ""
+    """Why the server does not answer now, while it is tried again."""
     frames: int = 0
     frames_done: int = 0
     notices: list[str] = field(default_factory=list)
     outcome: str = ""
     error: str = ""
     """Stays until the next shot or until it is dismissed."""
+
+
+@dataclass(frozen=True)
+class WorldRead:
+    """The world, ready to be brought in."""
+
+    splats: PreparedSplats
 
 
 @dataclass(frozen=True)
@@ -77,8 +101,13 @@ class Session:
         self.show = show
         self.scene_name = bpy.context.scene.name
         self.shown_s = 0.0
+        self.frame = bpy.context.scene.frame_current
+        """Where the timeline was when the shot began; Image Editors follow the newest frame until it is moved."""
         self.numbers: set[int] = set()
         """Of the frames that are on disk; one may come again, better."""
+        self.world: PreparedSplats | None = None
+        self.bringing_in: Steps[Any] | None = None
+        """What is left to do once the server is done."""
         self.events: queue.SimpleQueue = queue.SimpleQueue()
         self.stop = Stop()
         self.thread = threading.Thread(target=self._run, args=(work,), name="worldwarp", daemon=True)
@@ -86,7 +115,7 @@ class Session:
     def _run(self, work: Work) -> None:
         # Nothing in here may touch bpy.
         try:
-            work(lambda event: self.events.put(lightened(event)), self.stop)
+            work(self._tell, self.stop)
         except Left:
             self.events.put(Ended(None))
         except WorldWarpError as error:
@@ -96,6 +125,12 @@ class Session:
             self.events.put(Ended(WorldWarpError("internal", f"WorldWarp failed: {type(error).__name__}: {error}")))
         else:
             self.events.put(Ended(None))
+
+    def _tell(self, event: object) -> None:
+        """Leaves an event for the main thread; reads the world here, where nobody waits for it."""
+        self.events.put(lightened(event))
+        if isinstance(event, SplatsOnDisk) and self.show:
+            self.events.put(WorldRead(prepare_splats(read_splats(event.path))))
 
 
 @dataclass(frozen=True)
@@ -211,6 +246,13 @@ def close() -> None:
         _session.thread.join(JOIN_S)
         _session = None
     _status.running = _status.cancelling = False
+    redraw_status_bar()
+
+
+def finish_steps() -> None:
+    """Does what is left of bringing results in, in one go: before an undo, which would take away what it works on."""
+    if _session is not None and _session.bringing_in is not None:
+        _bring_in(_session, float("inf"))
 
 
 def _measure() -> float | None:
@@ -244,15 +286,30 @@ def _measure() -> float | None:
 
 def _tick() -> float | None:
     """Takes events out of the queue within the budget; returns the seconds to the next tick, None after the last."""
+    global _bar_s
     before = dataclasses.replace(_status, notices=list(_status.notices))
     drain(time.perf_counter() + BUDGET_S)
     if _status != before:
         redraw()
-    return TICK_S if _status.running else None
+    if time.perf_counter() - _bar_s > STATUS_BAR_S or not _status.running:
+        _bar_s = time.perf_counter()
+        redraw_status_bar()
+    if not _status.running:
+        return None
+    return STEPS_TICK_S if _session is not None and _session.bringing_in is not None else TICK_S
+
+
+_bar_s = 0.0
 
 
 def drain(until_s: float) -> None:
-    """Brings the status up to date with the events in the queue, until the queue is empty or the time is up."""
+    """Brings the status up to date with the events in the queue, until the queue is empty or the time is up.
+
+    After the last event results are brought in, for as long.
+    """
+    if _session is not None and _session.bringing_in is not None:
+        _bring_in(_session, until_s)
+        return
     while _session is not None and time.perf_counter() < until_s:
         try:
             event = _session.events.get_nowait()
@@ -264,6 +321,8 @@ def drain(until_s: float) -> None:
         if isinstance(event, FrameDone):
             _session.numbers.add(event.number)
             _status.frames_done = len(_session.numbers)
+        elif isinstance(event, WorldRead):
+            _session.world = event.splats
         elif isinstance(event, Connected):
             server_facts.note(server_facts.facts_of(_session.address, event.welcome))
         note(_status, event)
@@ -276,12 +335,15 @@ def note(status: Status, event: object) -> None:
     """Brings `status` up to date with one event."""
     if isinstance(event, Progress):
         status.stage, status.fraction, status.eta_s = event.stage, event.fraction, event.eta_s
+        status.step, status.steps, status.chunk, status.chunks = event.step, event.steps, event.chunk, event.chunks
+    elif isinstance(event, Connected):
+        status.lost = ""
     elif isinstance(event, NoticeEvent):
         status.notices.append(event.message)
     elif isinstance(event, SplatsOnDisk):
-        status.stage = "bringing the world in"
+        status.stage, status.steps, status.chunks, status.eta_s = "bringing the world in", 0, 0, None
     elif isinstance(event, ConnectionLost):
-        status.stage, status.eta_s = "connection lost, trying again", None
+        status.stage, status.eta_s, status.lost = "connection lost, trying again", None, event.message
 
 
 @dataclass(frozen=True)
@@ -304,34 +366,58 @@ def _scene(session: Session) -> bpy.types.Scene | None:
 
 def _show_frames(session: Session) -> None:
     scene = _scene(session)
-    frames = find_sequence(session.out / "frames", ".png", "sRGB")
-    if scene is not None and scene.camera is not None and frames is not None:
+    frames = find_sequence(session.out / "frames", ".png", SRGB)
+    if scene is None or frames is None:
+        return
+    if scene.camera is not None:
         show_behind_camera(scene.camera, frames)
+    if scene.frame_current == session.frame:
+        show_newest(frames)
+    else:
+        show_at_timeline(frames)
 
 
 def _end(session: Session, ended: Ended) -> None:
-    global _session
-    _session = None
+    """Takes the thread's last word, and begins to bring in what has come."""
     session.thread.join(JOIN_S)
-    _status.running = False
+    _status.lost = ""
     if ended.error is not None and ended.error.code != "cancelled":
-        _status.error = ended.error.message
+        _status.error = in_words(ended.error)
     done = f"{_status.frames_done} of {_status.frames} frames in {session.out}"
     _status.outcome = f"Cancelled: {done}" if _status.cancelling else done
     _status.cancelling = False
     scene = _scene(session)
-    if scene is None:
+    if scene is not None:
+        take = add_take(scene, session.out, min(session.numbers, default=scene.frame_start))
+        refresh(take)
+        if session.show and _status.frames_done:
+            session.bringing_in = show_take_in_steps(bpy.context, session.out, session.world)
+    if session.bringing_in is None:
+        _over()
+
+
+def _bring_in(session: Session, until_s: float) -> None:
+    """Goes on bringing results in until the time is up; waits while another scene is in front."""
+    assert session.bringing_in is not None
+    if _scene(session) is None:
         return
-    take = add_take(scene, session.out, min(session.numbers, default=scene.frame_start))
-    refresh(take)
-    if session.show and _status.frames_done:
-        try:
-            show_take(bpy.context, take)
-            # No operator is running, so nobody else makes this a step that can be undone.
-            if not bpy.app.background:
-                bpy.ops.ed.undo_push(message="WorldWarp Results")
-        except WorldWarpError as error:
-            _status.error = _status.error or error.message
+    try:
+        if not run_until(session.bringing_in, until_s):
+            return
+        # No operator is running, so nobody else makes this a step that can be undone.
+        if not bpy.app.background:
+            bpy.ops.ed.undo_push(message="WorldWarp Results")
+    except WorldWarpError as error:
+        _status.error = _status.error or in_words(error)
+    except ReferenceError:
+        _status.error = "The results were removed while they were brought in. Show the take again, under Results."
+    _over()
+
+
+def _over() -> None:
+    global _session
+    _session = None
+    _status.running = False
 
 
 def running_folder() -> Path | None:
@@ -347,6 +433,14 @@ def redraw() -> None:
                 for region in area.regions:
                     if region.type == "UI":
                         region.tag_redraw()
+
+
+def redraw_status_bar() -> None:
+    """Asks for the status bar to be drawn again, unless a tool is using it."""
+    for window in bpy.context.window_manager.windows:
+        if not len(getattr(window, "modal_operators", ())):
+            # There is no area to tag; what clears the text draws the bar again.
+            window.workspace.status_text_set_internal(None)
 
 
 def redraw_viewports() -> None:

@@ -180,15 +180,29 @@ class Stop:
     def __init__(self) -> None:
         self.cancelled = threading.Event()
         self.left = threading.Event()
+        self.lost = False
+        """Whether the server does not answer now."""
+
+    def hear(self, event: object) -> None:
+        """Notes whether the server is there."""
+        if isinstance(event, Connected | ConnectionLost):
+            self.lost = isinstance(event, ConnectionLost)
 
     def asked(self) -> bool:
         """Returns whether the shot should be cancelled; asked a few times a second by who takes its frames.
 
         Raises:
             Left: when nobody is to take them any more.
+            WorldWarpError: `server_gone` where a cancel cannot reach the server: nobody waits for it to come back.
         """
         if self.left.is_set():
             raise Left
+        if self.cancelled.is_set() and self.lost:
+            raise BridgeError(
+                "server_gone",
+                "The server is gone, so the cancel did not reach it. The frames that had arrived are kept; if the "
+                "server goes on with the shot, Resume fetches the rest.",
+            )
         return self.cancelled.is_set()
 
 
@@ -404,8 +418,13 @@ def resume_shot(out: Path, address: str, on_event: OnEvent, stop: Stop, key: Cli
 
 def take_delivery(client: Client, folder: JobFolder, on_event: OnEvent, stop: Stop) -> None:
     """Writes what a followed job brings into its folder, to its end."""
+
+    def heard(event: object) -> None:
+        stop.hear(event)
+        on_event(event)
+
     try:
-        end = deliver(client, folder.job_id, folder, on_event=on_event, stop=stop.asked)
+        end = deliver(client, folder.job_id, folder, on_event=heard, stop=stop.asked)
     except Left:
         folder.save()
         raise

@@ -18,6 +18,7 @@ from bpy.props import IntProperty, StringProperty
 from worldwarp_core.errors import WorldWarpError
 
 from . import path_overlay, session
+from .advice import in_words
 from .look import add_prompt, prompt_markers, prompt_of
 from .operators import absolute, reported
 from .preferences import connection
@@ -38,7 +39,7 @@ def told_in_panel(
         try:
             return execute(self, context)
         except WorldWarpError as error:
-            session.tell_error(error.message)
+            session.tell_error(in_words(error))
             raise
 
     return wrapped

@@ -22,6 +22,8 @@ from typing import Any
 
 import bpy
 
+from .small_steps import Steps, run_through
+
 MODIFIER = "WorldWarp Splats"
 MATERIAL = "WorldWarp Splats"
 HIDDEN = "WorldWarp Sky"
@@ -63,8 +65,10 @@ def make_renderable(scene: bpy.types.Scene, thing: bpy.types.Object, sky: bpy.ty
             order is right.
         degree: of the spherical harmonics, 0 to 3.
     """
+    # The group first: a modifier that has one is evaluated with each of its changes.
+    group = run_through(splat_group(degree, points=thing.type == "POINTCLOUD"))
     modifier = thing.modifiers.get(MODIFIER) or thing.modifiers.new(MODIFIER, "NODES")
-    modifier.node_group = splat_group(degree, points=thing.type == "POINTCLOUD")
+    modifier.node_group = group
     _set_input(modifier, "Sky", sky)
     for name, expression in DRIVERS.items():
         _drive(thing, _input_path(modifier, name), expression)
@@ -254,8 +258,8 @@ def _vector(tree: bpy.types.NodeTree, x: Any, y: Any, z: Any) -> Field:
 # --- the group
 
 
-def splat_group(degree: int, points: bool) -> bpy.types.NodeTree:
-    """Returns the node group that turns Gaussians into quads; one for each degree and kind of object is in a file.
+def splat_group(degree: int, points: bool) -> Steps[bpy.types.NodeTree]:
+    """Makes the node group that turns Gaussians into quads; one for each degree and kind of object is in a file.
 
     Args:
         degree: of the spherical harmonics that are evaluated, 0 to 3.
@@ -266,19 +270,22 @@ def splat_group(degree: int, points: bool) -> bpy.types.NodeTree:
         if group.get(MADE_BY) == VERSION and group.name.startswith(name) and group.bl_idname == "GeometryNodeTree":
             return group
     group = bpy.data.node_groups.new(name, "GeometryNodeTree")
-    group[MADE_BY] = VERSION
     new_socket = group.interface.new_socket
     new_socket(name="Geometry", in_out="INPUT", socket_type="NodeSocketGeometry")
     new_socket(name="Sky", in_out="INPUT", socket_type="NodeSocketObject")
     for name in DRIVERS:
         new_socket(name=name, in_out="INPUT", socket_type="NodeSocketFloat")
     new_socket(name="Geometry", in_out="OUTPUT", socket_type="NodeSocketGeometry")
-    _fill(group, degree, points)
+    yield
+    yield from _fill(group, degree, points)
+    yield
     _lay_out(group)
+    # Not before: a group that was left half made is none.
+    group[MADE_BY] = VERSION
     return group
 
 
-def _fill(tree: bpy.types.NodeTree, degree: int, points: bool) -> None:
+def _fill(tree: bpy.types.NodeTree, degree: int, points: bool) -> Steps[None]:
     inputs = _node(tree, "NodeGroupInput")
     given = {name: Field(inputs.outputs[name]) for name in DRIVERS}
     gaussians = _gaussians(tree, inputs, points)
@@ -298,25 +305,33 @@ def _fill(tree: bpy.types.NodeTree, degree: int, points: bool) -> None:
     opacity = Field(base.outputs["Alpha"])
     log_reach = (opacity / MIN_ALPHA).do("MAXIMUM", 1.0).do("LOGARITHM", math.e)
 
-    xx, xy, yy = _covariance(tree, x / depth, y / depth, depth, back, given)
+    yield
+    xx, xy, yy = yield from _covariance(tree, x / depth, y / depth, depth, back, given)
     middle, half = (xx + yy) * 0.5, (xx - yy) * 0.5
     spread = (half * half + xy * xy).do("SQRT")
     reach = (log_reach * 2.0).do("SQRT")
     long = (middle + spread).do("SQRT") * reach
     short = (middle - spread).do("MAXIMUM", 0.0).do("SQRT") * reach
     angle = xy.do("ARCTAN2", half) * 0.5
+    yield
 
     # What lies beyond the camera's clip end comes nearer along its ray, and shrinks with that.
     end = given["Clip End"] * unit * NEAR_CLIP_END
     beyond = end * (1.0 + (1 / NEAR_CLIP_END - 1) * (1.0 - end / depth.do("MAXIMUM", end)))
     nearer = depth.do("MINIMUM", beyond) / depth
 
-    red, green, blue = _radiance(tree, base, away, degree).xyz()
-    colour = _call(tree, "FunctionNodeCombineColor", _linear(red), _linear(green), _linear(blue), opacity)
+    radiance = yield from _radiance(tree, base, away, degree)
+    light = []
+    for channel in radiance.xyz():
+        light.append(_linear(channel))
+        yield
+    colour = _call(tree, "FunctionNodeCombineColor", *light, opacity)
+    yield
     axis = _call(tree, "FunctionNodeAxisAngleToRotation", (0.0, 0.0, 1.0), angle)
     rotation = _call(tree, "FunctionNodeRotateRotation", turned, axis, rotation_space="LOCAL")
     position = away.scaled(nearer) + Field(camera.outputs["Location"])
     seen = (depth.do("GREATER_THAN", given["Clip Start"] * unit)) * opacity.do("GREATER_THAN", MIN_ALPHA)
+    yield
 
     # New points carry what is named here and none of the Gaussians' attributes, which would be copied to every corner.
     component = "POINTCLOUD"
@@ -331,15 +346,21 @@ def _fill(tree: bpy.types.NodeTree, degree: int, points: bool) -> None:
 
     _plug(cloud.inputs["Position"], of(position, "FLOAT_VECTOR"))
     made = Field(cloud.outputs[0])
+    yield
+    stretched = _vector(tree, long * nearer, short * nearer, 1.0)
+    hidden_before_all = depth * seen - 1.0 * (1.0 - seen)
     for name, data_type, value in (
-        (COLOUR, "FLOAT_COLOR", of(colour, "FLOAT_COLOR")),
-        ("rotation", "QUATERNION", of(rotation, "QUATERNION")),
-        ("size", "FLOAT_VECTOR", of(_vector(tree, long * nearer, short * nearer, 1.0), "FLOAT_VECTOR")),
-        ("depth", "FLOAT", of(depth * seen - 1.0 * (1.0 - seen), "FLOAT")),
+        (COLOUR, "FLOAT_COLOR", colour),
+        ("rotation", "QUATERNION", rotation),
+        ("size", "FLOAT_VECTOR", stretched),
+        ("depth", "FLOAT", hidden_before_all),
     ):
-        made = _stored(tree, made, name, data_type, value)
+        yield
+        made = _stored(tree, made, name, data_type, of(value, data_type))
+    yield
     far_first = -_attribute(tree, "depth", "FLOAT")
     made = _call(tree, "GeometryNodeSortElements", made, None, None, far_first, domain="POINT")
+    yield
 
     instanced = _node(tree, "GeometryNodeInstanceOnPoints")
     _plug(instanced.inputs["Points"], made)
@@ -348,10 +369,13 @@ def _fill(tree: bpy.types.NodeTree, degree: int, points: bool) -> None:
     _plug(instanced.inputs["Rotation"], _attribute(tree, "rotation", "QUATERNION"))
     _plug(instanced.inputs["Scale"], _attribute(tree, "size", "FLOAT_VECTOR"))
     made = Field(instanced.outputs[0])
+    yield
     for name in ("rotation", "size", "depth"):
         made = _call(tree, "GeometryNodeRemoveAttribute", made, name)
     made = _call(tree, "GeometryNodeRealizeInstances", made)
+    yield
     made = _call(tree, "GeometryNodeSetMaterial", made, None, splat_material())
+    yield
     _plug(_node(tree, "NodeGroupOutput").inputs[0], _in_viewport(tree, _box(tree, inputs), made))
 
 
@@ -403,8 +427,8 @@ def _gaussians(tree: bpy.types.NodeTree, inputs: bpy.types.Node, points: bool) -
 
 def _covariance(
     tree: bpy.types.NodeTree, x: Field, y: Field, depth: Field, back: Field, given: dict[str, Field]
-) -> tuple[Field, Field, Field]:
-    """Returns xx, xy, yy of each Gaussian in the plane of its centre that is parallel to the picture, scene units².
+) -> Steps[tuple[Field, Field, Field]]:
+    """Makes xx, xy, yy of each Gaussian in the plane of its centre that is parallel to the picture, scene units².
 
     Args:
         x: and y: tangents of the direction to the centre.
@@ -423,27 +447,33 @@ def _covariance(
         in_x, in_y = along_x + x * along_z, along_y + y * along_z
         xx, yy = xx + in_x * in_x, yy + in_y * in_y
         xy = in_x * in_y if xy is None else xy + in_x * in_y
+        yield
     assert xy is not None
     return xx, xy, yy
 
 
-def _radiance(tree: bpy.types.NodeTree, base: bpy.types.Node, away: Field, degree: int) -> Field:
-    """Returns the colour that the camera sees, in the picture's own (sRGB) values, as a vector."""
+def _radiance(tree: bpy.types.NodeTree, base: bpy.types.Node, away: Field, degree: int) -> Steps[Field]:
+    """Makes the colour that the camera sees, in the picture's own (sRGB) values, as a vector."""
     direction = _call(tree, "ShaderNodeVectorMath", away, operation="NORMALIZE")
     x, y, z = direction.xyz()
     colour = _vector(tree, *(base.outputs[name] for name in ("Red", "Green", "Blue"))) * C0 + 0.5
     bands: list[Field] = []
     if degree >= 1:
         bands += [y * -C1, z * C1, x * -C1]
+    yield
     if degree >= 2:
         xx, yy, zz = x * x, y * y, z * z
         bands += [x * y * C2_XY, y * z * -C2_XY, (2.0 * zz - xx - yy) * C2_ZZ, x * z * -C2_XY, (xx - yy) * C2_XX]
+    yield
     if degree >= 3:
         bands += [y * (3.0 * xx - yy) * -C3_XXX, x * y * z * C3_XYZ, y * (4.0 * zz - xx - yy) * -C3_XZZ]
+        yield
         bands += [z * (2.0 * zz - 3.0 * xx - 3.0 * yy) * C3_ZZZ, x * (4.0 * zz - xx - yy) * -C3_XZZ]
+        yield
         bands += [z * (xx - yy) * C3_ZXX, x * (xx - 3.0 * yy) * -C3_XXX]
     for i, band in enumerate(bands):
         colour = colour + _attribute(tree, f"radiance:sh_{i}", "FLOAT_VECTOR").scaled(band)
+        yield
     return colour
 
 
@@ -478,21 +508,25 @@ def _quad(tree: bpy.types.NodeTree) -> Field:
 
 def _lay_out(tree: bpy.types.NodeTree) -> None:
     """Puts the nodes in columns, each to the right of what it takes."""
+    sources: dict[str, list[str]] = {node.name: [] for node in tree.nodes}
+    for link in tree.links:
+        sources[link.to_node.name].append(link.from_node.name)
     column: dict[str, int] = {}
-    links = [(link.from_node.name, link.to_node.name) for link in tree.links]
-    for _ in tree.nodes:
-        moved = False
-        for source, target in links:
-            if column.get(target, 0) <= column.get(source, 0):
-                column[target] = column.get(source, 0) + 1
-                moved = True
-        if not moved:
-            break
+    # Each node as soon as all that it takes has its place.
+    waiting = list(sources)
+    while waiting:
+        placed = [name for name in waiting if all(source in column for source in sources[name])]
+        assert placed, "nodes that take each other"
+        column |= {name: 1 + max((column[source] for source in sources[name]), default=-1) for name in placed}
+        waiting = [name for name in waiting if name not in column]
     filled: dict[int, int] = {}
+    places = []
     for node in tree.nodes:
-        place = column.get(node.name, 0)
-        node.location = (place * 200.0, -160.0 * filled.get(place, 0))
+        place = column[node.name]
+        places += [place * 200.0, -160.0 * filled.get(place, 0)]
         filled[place] = filled.get(place, 0) + 1
+    # All at once: the tree is gone through with every single one.
+    tree.nodes.foreach_set("location", places)
 
 
 # --- the material

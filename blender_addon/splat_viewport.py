@@ -5,14 +5,16 @@ Every splat object is drawn with its sky as one list, by the rules of the core's
 to front, with colours from the direction of view. The Gaussians rest in textures; for each viewport there is one more
 texture with their order, and one with their colours, which may depend on the place of the eye. A thread works both out
 anew when the view has turned or moved (the newest view wins), while the earlier ones are still shown; a timer asks for
-a redraw when they are there. Depth is that of the plane of each centre: the order changes when the view turns, not when
-it moves. A viewport blends light, as renders do.
+a redraw when they are there. A large object is not seen before the thread has gone through it once. Depth is that of
+the plane of each centre: the order changes when the view turns, not when it moves. A viewport blends light, as renders
+do.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
+import time
 from dataclasses import dataclass, field
 
 import bpy
@@ -22,8 +24,9 @@ from mathutils import Matrix, Vector
 
 from worldwarp_core.splat_files.axes import sh_basis
 
+from .small_steps import Steps, run_through, run_until
 from .splat_nodes import C0, MAX_ALPHA, MIN_ALPHA
-from .splats import BASE, ROTATION, SCALE, harmonics_of, is_native, is_splat_object, sky_of, values_of
+from .splats import BASE, ROTATION, SCALE, harmonics_in, is_native, is_splat_object, sky_of, values_of
 
 WIDTH = 4096
 """Of all textures, in texels; every GPU has as much."""
@@ -32,8 +35,12 @@ BLUR_PX2 = 0.3
 TURNED, MOVED = 1e-4, 1e-3
 """Of the direction of view (a unit vector), and of the eye in units of the splats' spread: less is nothing."""
 POLL_S = 1 / 60
+BUDGET_S = 0.005
+"""Of the main thread, for each poll."""
 DEGREES = {0: 0, 3: 1, 8: 2, 15: 3}
 """Coefficients beyond the first -> degree of the harmonics."""
+AT_ONCE = 20_000
+"""So many Gaussians are worked out while the viewport is drawn: that takes no longer than a glance."""
 VIEWPORTS = 8
 """Orders are kept for so many; the longest unused goes first."""
 
@@ -111,6 +118,20 @@ void main()
 
 
 @dataclass(frozen=True)
+class Part:
+    """The attributes of a splat object, or of its sky, as Blender has them."""
+
+    means: np.ndarray
+    turns: np.ndarray
+    sizes: np.ndarray
+    base: np.ndarray
+    harmonics: list[np.ndarray]
+    """(N, 3) for each coefficient beyond the first."""
+    matrix: np.ndarray
+    """(4, 4) from its own space into the object's."""
+
+
+@dataclass(frozen=True)
 class Gaussians:
     """A splat object and its sky in the object's own space, as they are drawn."""
 
@@ -125,6 +146,8 @@ class Gaussians:
     """(3,) median of the centres."""
     size: float
     """Median distance of the Gaussians from their middle along an axis: what moving is measured by."""
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
+    """What the textures are made of, until they are."""
 
     def __len__(self) -> int:
         return len(self.means)
@@ -154,7 +177,55 @@ class Sight:
     """Set by the thread: the eye, the order (N,), and the colours (N, 3) where they changed."""
 
 
+@dataclass
+class Coming:
+    """A splat object whose Gaussians the thread works out."""
+
+    reading: Steps[None] | None = None
+    """What is left to read on the main thread; None when the thread has it."""
+    parts: list[Part] = field(default_factory=list)
+    ready: Gaussians | None = None
+    """Set by the thread."""
+
+    def read(self, thing: bpy.types.Object, sky: bpy.types.Object | None) -> Steps[None]:
+        """Reads the object, in small steps."""
+        self.parts = yield from parts_of(thing, sky)
+
+
 # --- numbers, in the thread
+
+
+def gaussians_of(parts: list[Part]) -> Gaussians:
+    """Returns a splat object as it is drawn, with its sky as the second part; still without textures."""
+    bands = min(len(part.harmonics) for part in parts)
+    whole = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in ("means", "turns", "sizes", "base")
+    }
+    means, first = whole["means"], 0
+    for part in parts:
+        rows = slice(first, first + len(part.means))
+        # The sky is a child at the very place of its parent, unless the artist moved it.
+        if not np.array_equal(part.matrix, np.eye(4)):
+            means[rows] = means[rows] @ part.matrix[:3, :3].T + part.matrix[:3, 3]
+        first = rows.stop
+    shN = np.empty((len(means), bands, 3), np.float32)
+    for band in range(bands):
+        np.concatenate([part.harmonics[band] for part in parts], out=shN[:, band])
+    some = means[:: max(1, len(means) // 10_000)]
+    middle = np.median(some, axis=0) if len(some) else np.zeros(3, np.float32)
+    return Gaussians(
+        means=means,
+        base=0.5 + np.float32(C0) * whole["base"][:, :3],
+        shN=shN,
+        textures={},
+        middle=middle,
+        size=float(np.median(np.abs(some - middle))) if len(some) else 1.0,
+        rows={
+            "places": np.concatenate([means, whole["base"][:, 3:]], axis=1),
+            "turns": whole["turns"],
+            "sizes": whole["sizes"],
+        },
+    )
 
 
 def farthest_first(means: np.ndarray, forward: np.ndarray) -> np.ndarray:
@@ -189,6 +260,7 @@ class Sorter:
 
     def __init__(self) -> None:
         self._waiting: list[Sight] = []
+        self._coming: list[Coming] = []
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="worldwarp splats", daemon=True)
@@ -199,6 +271,12 @@ class Sorter:
         with self._wake:
             sight.wanted = eye
             self._waiting = [*(other for other in self._waiting if other is not sight), sight]
+            self._wake.notify()
+
+    def prepare(self, coming: Coming) -> None:
+        """Asks for the Gaussians of an object, before any sight."""
+        with self._wake:
+            self._coming.append(coming)
             self._wake.notify()
 
     def close(self) -> None:
@@ -212,13 +290,18 @@ class Sorter:
         # Nothing in here may touch bpy or gpu.
         while True:
             with self._wake:
-                while not (self._waiting or self._closed):
+                while not (self._waiting or self._coming or self._closed):
                     self._wake.wait()
                 if self._closed:
                     return
-                sight = self._waiting.pop()
-                eye = sight.wanted
-            bring_up_to_date(sight, eye)
+                coming = self._coming.pop(0) if self._coming else None
+                if coming is None:
+                    sight = self._waiting.pop()
+                    eye = sight.wanted
+            if coming is not None:
+                coming.ready = gaussians_of(coming.parts)
+            else:
+                bring_up_to_date(sight, eye)
 
 
 def bring_up_to_date(sight: Sight, eye: Eye) -> None:
@@ -253,39 +336,11 @@ def table(values: np.ndarray, precision: str = "RGBA32F") -> gpu.types.GPUTextur
     return gpu.types.GPUTexture((WIDTH, rows), format=precision, data=buffer)
 
 
-def on_gpu(thing: bpy.types.Object, sky: bpy.types.Object | None) -> Gaussians:
-    """Returns a splat object as it is drawn, with the sky that is its child."""
-    parts = [thing] if sky is None else [thing, sky]
-    fields: dict[str, list[np.ndarray]] = {"means": [], "turns": [], "sizes": [], "base": [], "shN": []}
-    for part in parts:
-        attributes = part.data.attributes
-        for name, attribute in (("means", "position"), ("turns", ROTATION.name), ("sizes", SCALE.name)):
-            fields[name].append(values_of(attributes[attribute]))
-        fields["base"].append(values_of(attributes[BASE.name]))
-        fields["shN"].append(harmonics_of(part.data))
-    bands = min(shN.shape[1] for shN in fields["shN"])
-    fields["shN"] = [shN[:, :bands] for shN in fields["shN"]]
-    whole = {name: np.concatenate(arrays) for name, arrays in fields.items()}
-    if sky is not None:
-        # The sky is a child at the very place of its parent, unless the artist moved it.
-        matrix = np.array(thing.matrix_world.inverted_safe() @ sky.matrix_world, np.float32)
-        first = len(thing.data.attributes["position"].data)
-        whole["means"][first:] = whole["means"][first:] @ matrix[:3, :3].T + matrix[:3, 3]
-    means = whole["means"]
-    some = means[:: max(1, len(means) // 10_000)]
-    middle = np.median(some, axis=0) if len(some) else np.zeros(3, np.float32)
-    return Gaussians(
-        means=means,
-        base=0.5 + np.float32(C0) * whole["base"][:, :3],
-        shN=whole["shN"],
-        textures={
-            "places": table(np.concatenate([means, whole["base"][:, 3:]], axis=1)),
-            "turns": table(whole["turns"]),
-            "sizes": table(whole["sizes"]),
-        },
-        middle=middle,
-        size=float(np.median(np.abs(some - middle))) if len(some) else 1.0,
-    )
+def upload(gaussians: Gaussians) -> None:
+    """Puts what does not change with the view where the GPU sees it."""
+    for name, rows in gaussians.rows.items():
+        gaussians.textures[name] = table(rows)
+    gaussians.rows.clear()
 
 
 def take_over(sight: Sight) -> None:
@@ -366,6 +421,20 @@ def eye_of(model_view: Matrix) -> Eye:
 # --- in Blender's viewports
 
 
+def parts_of(thing: bpy.types.Object, sky: bpy.types.Object | None) -> Steps[list[Part]]:
+    """Makes copies of the attributes of a splat object, and of the sky that is its child, one at a time."""
+    parts = []
+    for part in (thing,) if sky is None else (thing, sky):
+        copies = {}
+        for name in ("position", ROTATION.name, SCALE.name, BASE.name, *harmonics_in(part.data)):
+            copies[name] = values_of(part.data.attributes[name])
+            yield
+        matrix = np.eye(4) if part is thing else thing.matrix_world.inverted_safe() @ part.matrix_world
+        means, turns, sizes, base, *harmonics = copies.values()
+        parts.append(Part(means, turns, sizes, base, harmonics, np.array(matrix, np.float32)))
+    return parts
+
+
 class Drawings:
     """All that is kept between two redraws."""
 
@@ -374,26 +443,78 @@ class Drawings:
         """By the data of an object and its sky."""
         self.sights: dict[tuple[int, ...], Sight] = {}
         """By the viewport's region and the same data, the one that was drawn last at the end."""
+        self.coming: dict[tuple[int, ...], Coming] = {}
+        """By the same data as the Gaussians."""
         self.sorter = Sorter()
 
-    def sight(self, region: bpy.types.Region, thing: bpy.types.Object, sky: bpy.types.Object | None, eye: Eye) -> Sight:
-        """Returns what is known of an object in a viewport; what is new there is worked out at once."""
+    def sight(
+        self, region: bpy.types.Region, thing: bpy.types.Object, sky: bpy.types.Object | None, eye: Eye
+    ) -> Sight | None:
+        """Returns what is known of an object in a viewport; None where it is still being worked out."""
         data = (thing.data.session_uid,) if sky is None else (thing.data.session_uid, sky.data.session_uid)
-        if data not in self.gaussians:
-            self.gaussians[data] = on_gpu(thing, sky)
+        gaussians = self.gaussians.get(data) or self._arrived(data, thing, sky)
+        if gaussians is None:
+            return None
         key = (region.as_pointer(), *data)
         sight = self.sights.pop(key, None)
-        if sight is None or sight.gaussians is not self.gaussians[data]:
-            sight = Sight(self.gaussians[data], eye, eye)
-            bring_up_to_date(sight, eye)
+        if sight is None or sight.gaussians is not gaussians:
+            sight = Sight(gaussians, eye, eye)
+            if len(gaussians) > AT_ONCE:
+                self.sorter.want(sight, eye)
+            else:
+                bring_up_to_date(sight, eye)
         self.sights[key] = sight
         while len(self.sights) > VIEWPORTS:
             del self.sights[next(iter(self.sights))]
         return sight
 
+    def _arrived(
+        self, data: tuple[int, ...], thing: bpy.types.Object, sky: bpy.types.Object | None
+    ) -> Gaussians | None:
+        """Returns an object's Gaussians once the thread has them; those of a small object at once."""
+        coming = self.coming.get(data)
+        if coming is None:
+            coming = self.coming[data] = Coming()
+            coming.reading = coming.read(thing, sky)
+            if len(thing.data.attributes["position"].data) <= AT_ONCE:
+                run_through(coming.reading)
+                coming.reading, coming.ready = None, gaussians_of(coming.parts)
+        if coming.ready is not None:
+            del self.coming[data]
+            self.gaussians[data] = coming.ready
+            upload(coming.ready)
+        return coming.ready
+
+    def go_on(self, until_s: float) -> None:
+        """Goes on reading what is to come until the time is up; then it is the thread's turn."""
+        for data, coming in list(self.coming.items()):
+            if coming.reading is None:
+                continue
+            try:
+                if run_until(coming.reading, until_s):
+                    coming.reading = None
+                    self.sorter.prepare(coming)
+            except (ReferenceError, KeyError):
+                # It was removed, or edited, meanwhile: what is drawn next begins anew.
+                del self.coming[data]
+            return
+
+    @property
+    def news(self) -> bool:
+        """Whether the thread has left something that is not yet drawn."""
+        coming = any(coming.ready is not None for coming in self.coming.values())
+        return coming or any(sight.ready is not None for sight in self.sights.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to come."""
+        waits = any(sight.ready is not None or sight.eye is not sight.wanted for sight in self.sights.values())
+        return bool(self.coming) or waits or any(not sight.textures for sight in self.sights.values())
+
     def forget(self, data: set[int]) -> None:
         """Lets go of all that was made from these data, by their session_uid."""
         self.gaussians = {key: value for key, value in self.gaussians.items() if data.isdisjoint(key)}
+        self.coming = {key: value for key, value in self.coming.items() if data.isdisjoint(key)}
         self.sights = {key: value for key, value in self.sights.items() if data.isdisjoint(key[1:])}
 
 
@@ -436,15 +557,18 @@ def draw() -> None:
         model_view = view.view_matrix @ thing.matrix_world
         eye = eye_of(model_view)
         sight = _drawings.sight(region, thing, sky, eye)
+        if sight is None:
+            continue
         take_over(sight)
         moved = has_moved(sight.gaussians, sight.wanted, eye)
         if moved or has_turned(sight.wanted, eye):
             # The place is that of the colours: many small steps are a large one.
             _drawings.sorter.want(sight, Eye(eye.place if moved else sight.wanted.place, eye.forward))
-            if not bpy.app.timers.is_registered(poll):
-                bpy.app.timers.register(poll, first_interval=POLL_S)
-        middle = model_view @ Vector(sight.gaussians.middle)
-        sights.append((middle.z, sight, model_view))
+        if sight.textures:
+            middle = model_view @ Vector(sight.gaussians.middle)
+            sights.append((middle.z, sight, model_view))
+    if _drawings.busy and not bpy.app.timers.is_registered(poll):
+        bpy.app.timers.register(poll, first_interval=POLL_S)
     # Of several worlds the nearer is drawn over the farther.
     for _, sight, model_view in sorted(sights, key=lambda entry: entry[0]):
         paint(sight, model_view, view.window_matrix, region.width, region.height, as_light=True)
@@ -471,11 +595,10 @@ def poll() -> float | None:
     """Asks for a redraw when the thread has something ready; ends when nothing is on the way."""
     if _drawings is None:
         return None
-    sights = list(_drawings.sights.values())
-    if any(sight.ready is not None for sight in sights):
+    _drawings.go_on(time.perf_counter() + BUDGET_S)
+    if _drawings.news:
         redraw()
-    on_the_way = any(sight.ready is not None or sight.eye is not sight.wanted for sight in sights)
-    return POLL_S if on_the_way else None
+    return POLL_S if _drawings.busy else None
 
 
 def redraw() -> None:
@@ -491,7 +614,7 @@ def follow_edits(scene: bpy.types.Scene, depsgraph: bpy.types.Depsgraph) -> None
     """Lets go of what was drawn of data that were edited or are gone."""
     if _drawings is None:
         return
-    kept = {uid for key in _drawings.gaussians for uid in key}
+    kept = {uid for key in (*_drawings.gaussians, *_drawings.coming) for uid in key}
     there = {data.session_uid for kind in (bpy.data.meshes, bpy.data.pointclouds) for data in kind}
     edited = {
         update.id.original.session_uid

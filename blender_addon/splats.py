@@ -20,7 +20,8 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.axes import transform
 from worldwarp_core.splat_files.cloud import SplatCloud
 
-from .splat_nodes import make_renderable
+from .small_steps import Steps, run_through
+from .splat_nodes import make_renderable, splat_group
 
 MAX_LOGIT = 16.0
 """Opacities are stored after the sigmoid; of a float32 that is as far as a logit can be had back."""
@@ -73,6 +74,25 @@ STORAGE = {
 }
 
 SKY_SUFFIX = " Sky"
+NATIVE = "GAUSSIAN_SPLAT"
+"""The type of point clouds that Blender itself draws as splats (from 5.3)."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The point attributes of one object: (name, data types, (N, ...) values) of each."""
+
+    count: int
+    values: tuple[tuple[str, tuple[str, ...], np.ndarray], ...]
+
+
+@dataclass(frozen=True)
+class PreparedSplats:
+    """A splat cloud as Blender takes it: what is near, and what stands for the far background."""
+
+    near: Columns
+    sky: Columns | None
+    sh_degree: int
 
 
 def add_splat_objects(
@@ -85,17 +105,37 @@ def add_splat_objects(
         replacing: an earlier splat object to fill anew, which keeps its name and its place; None adds one to the
             active collection.
     """
+    return run_through(bring_splats(context, name, prepare_splats(cloud), replacing))
+
+
+def prepare_splats(cloud: SplatCloud) -> PreparedSplats:
+    """Returns the cloud as Blender takes it; on any thread, and most of the work."""
     # A cloud of nothing but sky is still a world: then it is the object itself.
     near = cloud if cloud.sky.all() else select(cloud, _rows(~cloud.sky))
+    sky = select(cloud, _rows(cloud.sky)) if len(near) < len(cloud) else None
+    return PreparedSplats(_columns(near), _columns(sky) if sky is not None else None, cloud.sh_degree)
+
+
+def bring_splats(
+    context: bpy.types.Context, name: str, prepared: PreparedSplats, replacing: bpy.types.Object | None = None
+) -> Steps[bpy.types.Object]:
+    """Makes what `add_splat_objects` returns, in small steps; nothing of it is seen before the last of them."""
     skies = sky_of(replacing) if replacing is not None else []
-    made, sky = _filled(context, replacing, name, near), None
-    if len(near) < len(cloud):
-        sky = _filled(context, skies.pop() if skies else None, made.name + SKY_SUFFIX, select(cloud, _rows(cloud.sky)))
+    data = yield from _filled(name, prepared.near)
+    sky_data = None
+    if prepared.sky is not None:
+        sky_data = yield from _filled(name + SKY_SUFFIX, prepared.sky)
+    if getattr(data, "type", "") != NATIVE:
+        # Made here, where nothing is evaluated with each of its nodes.
+        yield from splat_group(prepared.sh_degree, points=isinstance(data, bpy.types.PointCloud))
+    made, sky = _with_data(context, replacing, name, data), None
+    if sky_data is not None:
+        sky = _with_data(context, skies.pop() if skies else None, made.name + SKY_SUFFIX, sky_data)
         sky.parent = made
     for left in skies:
         _remove_data(left, then=functools.partial(bpy.data.objects.remove, left))
     if not is_native(made):
-        make_renderable(context.scene, made, sky, cloud.sh_degree)
+        make_renderable(context.scene, made, sky, prepared.sh_degree)
     context.view_layer.update()
     for thing in list(context.view_layer.objects):
         thing.select_set(thing == made)
@@ -139,7 +179,7 @@ def is_splat_object(thing: bpy.types.Object | None) -> bool:
 
 def is_native(thing: bpy.types.Object) -> bool:
     """Returns whether Blender itself draws and renders this object's Gaussians (from 5.3)."""
-    return getattr(thing.data, "type", "") == "GAUSSIAN_SPLAT"
+    return getattr(thing.data, "type", "") == NATIVE
 
 
 def sky_of(thing: bpy.types.Object) -> list[bpy.types.Object]:
@@ -204,18 +244,33 @@ def _in_world(thing: bpy.types.Object) -> SplatCloud:
     return cloud if np.array_equal(matrix, np.eye(4)) else transform(cloud, matrix)
 
 
-def _filled(
-    context: bpy.types.Context, thing: bpy.types.Object | None, name: str, cloud: SplatCloud
-) -> bpy.types.Object:
-    """Returns `thing` with the Gaussians of `cloud` as its data, or a new object `name`."""
-    data = _sized_data(name, len(cloud))
-    for native in ALWAYS:
-        _write(data, native.name, native.data_types, native.values(cloud))
-    for i, coefficients in enumerate(_by_coefficient(cloud.shN)):
-        _write(data, _harmonic(i), ("FLOAT_VECTOR",), coefficients)
+def _columns(cloud: SplatCloud) -> Columns:
+    """Returns the attributes of one object; never touches Blender."""
+    values = [(native.name, native.data_types, np.ascontiguousarray(native.values(cloud))) for native in ALWAYS]
+    harmonics = enumerate(_by_coefficient(cloud.shN))
+    values += [(_harmonic(i), ("FLOAT_VECTOR",), coefficients) for i, coefficients in harmonics]
+    return Columns(len(cloud), tuple(values))
+
+
+def _filled(name: str, columns: Columns) -> Steps[bpy.types.PointCloud | bpy.types.Mesh]:
+    """Makes the data of one object, an attribute at a time."""
+    data = _sized_data(name, columns.count)
+    for attribute, data_types, values in columns.values:
+        yield
+        _write(data, attribute, data_types, values)
     data.update_tag()
     if hasattr(data, "update"):
         data.update()
+    return data
+
+
+def _with_data(
+    context: bpy.types.Context,
+    thing: bpy.types.Object | None,
+    name: str,
+    data: bpy.types.PointCloud | bpy.types.Mesh,
+) -> bpy.types.Object:
+    """Returns `thing` with other data, or a new object `name`."""
     if thing is not None:
         _remove_data(thing, then=lambda: setattr(thing, "data", data))
         return thing
@@ -246,8 +301,8 @@ def _sized_data(name: str, count: int) -> bpy.types.PointCloud | bpy.types.Mesh:
         cloud = bpy.data.pointclouds.new(name)
         cloud.resize(count)
         kinds = cloud.bl_rna.properties.get("type")
-        if kinds is not None and "GAUSSIAN_SPLAT" in kinds.enum_items:
-            cloud.type = "GAUSSIAN_SPLAT"
+        if kinds is not None and NATIVE in kinds.enum_items:
+            cloud.type = NATIVE
         return cloud
     mesh = bpy.data.meshes.new(name)
     mesh.vertices.add(count)
@@ -280,6 +335,7 @@ def _read(thing: bpy.types.Object) -> SplatCloud:
         opacities = np.log(opacity) - np.log1p(-opacity)
         scales = np.log(values_of(attributes[SCALE.name]))
     quats = values_of(attributes[ROTATION.name])
+    harmonics = [values_of(attributes[name]) for name in harmonics_in(thing.data)]
     lengths = np.linalg.norm(quats, axis=1, keepdims=True)
     return SplatCloud(
         means=means,
@@ -287,7 +343,7 @@ def _read(thing: bpy.types.Object) -> SplatCloud:
         scales=np.maximum(scales, np.log(np.finfo(np.float32).tiny)).astype(np.float32),
         opacities=opacities.clip(-MAX_LOGIT, MAX_LOGIT).astype(np.float32),
         sh0=base[:, None, :3].copy(),
-        shN=harmonics_of(thing.data),
+        shN=np.stack(harmonics, axis=1) if harmonics else np.zeros((len(means), 0, 3), np.float32),
         # What an object lacks of ours is as it is by default.
         **{
             field: values_of(attributes[name])
@@ -297,15 +353,12 @@ def _read(thing: bpy.types.Object) -> SplatCloud:
     )
 
 
-def harmonics_of(data: bpy.types.PointCloud | bpy.types.Mesh) -> np.ndarray:
-    """Returns (N, 0 | 3 | 8 | 15, 3) of the view-dependent colour, in whole degrees: files know no others."""
+def harmonics_in(data: bpy.types.PointCloud | bpy.types.Mesh) -> list[str]:
+    """Returns the attributes of the view-dependent colour, (N, 3) each: 0, 3, 8 or 15, as files know whole degrees."""
     found = 0
     while _harmonic(found) in data.attributes:
         found += 1
-    whole = max(count for count in (0, 3, 8, 15) if count <= found)
-    if not whole:
-        return np.zeros((len(data.attributes["position"].data), 0, 3), np.float32)
-    return np.stack([values_of(data.attributes[_harmonic(i)]) for i in range(whole)], axis=1)
+    return [_harmonic(i) for i in range(max(count for count in (0, 3, 8, 15) if count <= found))]
 
 
 def values_of(attribute: bpy.types.Attribute) -> np.ndarray:

@@ -108,6 +108,7 @@ def _stored() -> Iterator[tuple[Any, str]]:
         marked += tree.nodes if tree is not None else ()
         yield from ((take, "directory") for take in scene.worldwarp.takes)
         yield scene.worldwarp, "shown_take"
+        yield scene.worldwarp, "earlier_take"
     yield from ((owner, SOURCE) for owner in marked if isinstance(owner.get(SOURCE), str))
 
 

@@ -22,7 +22,9 @@ from .takes import (
     WORLDWARP_PG_take,
     active_take,
     add_take,
+    earlier_take,
     find_more,
+    flip_takes,
     folder_of,
     refresh,
     remove_take,
@@ -88,6 +90,27 @@ class WORLDWARP_OT_resume(bpy.types.Operator):
                 show_take(context, take)
         self.report({"INFO"}, f"{take.frames_done} of {take.frames} frames in {out}")
         return {"FINISHED"}
+
+
+class WORLDWARP_OT_fetch_take(bpy.types.Operator):
+    """Fetch what the server made of this take while Blender was elsewhere, and have it make the rest"""
+
+    bl_idname = "worldwarp.fetch_take"
+    bl_label = "Fetch"
+    bl_options: ClassVar = {"INTERNAL"}
+
+    index: IntProperty(name="Take", default=-1, options={"SKIP_SAVE"})
+    address: StringProperty(name="Server", options={"SKIP_SAVE"})
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        if session.status().running:
+            cls.poll_message_set("A shot is being made already: cancel it, or wait until it is done")
+        return not session.status().running
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        context.scene.worldwarp.active_take = self.index
+        return bpy.ops.worldwarp.resume(address=self.address)
 
 
 class WORLDWARP_OT_regenerate(bpy.types.Operator):
@@ -177,6 +200,30 @@ class WORLDWARP_OT_show_take(bpy.types.Operator):
         return {"FINISHED"}
 
 
+class WORLDWARP_OT_flip_takes(bpy.types.Operator):
+    """Flip between the two takes that were shown last, to compare them: press it again to come back"""
+
+    bl_idname = "worldwarp.flip_takes"
+    bl_label = "Flip Takes"
+    bl_options: ClassVar = {"REGISTER", "UNDO"}
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        if earlier_take(context.scene) is None:
+            cls.poll_message_set(
+                "Only one take was shown yet: show another, by the eye beside its name, to flip between"
+            )
+            return False
+        return True
+
+    @reported
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        take = flip_takes(context)
+        assert take is not None
+        self.report({"INFO"}, f"Shown: {take.name}")
+        return {"FINISHED"}
+
+
 class WORLDWARP_OT_find_takes(bpy.types.Operator):
     """List the scene's takes that lie in the output folder, and look again how far each is"""
 
@@ -228,8 +275,10 @@ class WORLDWARP_OT_remove_take(bpy.types.Operator):
 
 CLASSES = (
     WORLDWARP_OT_resume,
+    WORLDWARP_OT_fetch_take,
     WORLDWARP_OT_regenerate,
     WORLDWARP_OT_show_take,
+    WORLDWARP_OT_flip_takes,
     WORLDWARP_OT_find_takes,
     WORLDWARP_OT_remove_take,
 )

@@ -17,18 +17,31 @@ from bpy.props import IntProperty, StringProperty
 from engine_bridge.job_folder import read_job
 from worldwarp_core.errors import WorldWarpError
 
-from .composite import follow, leave
-from .results import bring_in
+from .composite import follow, leave, nodes_of
+from .image_editors import show_at_timeline
+from .results import bring_in_steps
+from .sequences import SRGB, find_sequence, settle
+from .small_steps import Steps, run_through
+from .splats import PreparedSplats, sky_of
 from .stored_paths import resolved_path, source_of, stored_path, strips_of
 
 UNFINISHED = ("queued", "running")
 RESUMABLE = (*UNFINISHED, "failed", "cancelled")
 
 
+def _renamed(take: WORLDWARP_PG_take, context: bpy.types.Context) -> None:
+    """Has everything that the take brought into its scene follow its new name."""
+    if take.directory:
+        rename_things(take.id_data, take)
+
+
 class WORLDWARP_PG_take(bpy.types.PropertyGroup):
     """One generated shot"""
 
-    # Names come with every property group; this one is the artist's to change.
+    name: StringProperty(name="Name", description="What the take is called", update=_renamed)
+    named: StringProperty(
+        name="Named", description="How the names of what the take brought in begin; empty: as its folder"
+    )
     directory: StringProperty(name="Folder", description="Where this take's frames and its world lie")
     job_id: StringProperty(name="Job", description="What the server calls this take")
     state: StringProperty(name="State", description="How far the take is, as its folder says")
@@ -107,13 +120,81 @@ def show_take(context: bpy.types.Context, take: WORLDWARP_PG_take) -> list[str]:
     Raises:
         WorldWarpError: `missing_file` when its folder holds no results.
     """
-    folder = folder_of(take)
-    made = bring_in(context, folder)
-    for other in context.scene.worldwarp.takes:
-        set_visible(context.scene, folder_of(other), folder_of(other) == folder)
-    follow(context.scene, context.view_layer, folder)
-    context.scene.worldwarp.shown_take = take.directory
+    return run_through(show_take_in_steps(context, folder_of(take)))
+
+
+def show_take_in_steps(
+    context: bpy.types.Context, folder: Path, splats: PreparedSplats | None = None
+) -> Steps[list[str]]:
+    """Does what `show_take` does with the take in `folder`, in small steps.
+
+    Args:
+        splats: the take's, where they were read already.
+    """
+    made = yield from bring_in_steps(context, folder, splats)
+    yield
+    _put_in_front(context, folder)
+    # Between two steps the list may have changed, and Blender moved what is in it.
+    take = find_take(context.scene, folder)
+    if take is not None and take.named:
+        rename_things(context.scene, take)
     return made
+
+
+def rename_things(scene: bpy.types.Scene, take: WORLDWARP_PG_take) -> None:
+    """Gives all that the take brought into the scene its name; what the artist renamed by hand is left alone."""
+    folder = folder_of(take)
+    before = sorted({take.named, folder.name} - {""}, key=len, reverse=True)
+
+    def renamed(name: str) -> str:
+        old = next((old for old in before if name.startswith(old)), None)
+        return name if old is None else take.name + name.removeprefix(old)
+
+    for thing in things_of(scene, folder):
+        owner = thing.image if isinstance(thing, bpy.types.CameraBackgroundImage) else thing
+        settle(owner, name=renamed(owner.name))
+        for sky in sky_of(owner) if isinstance(owner, bpy.types.Object) else ():
+            settle(sky, name=renamed(sky.name))
+    for node in nodes_of(scene, folder):
+        settle(node, label=renamed(node.label))
+    take.named = take.name
+
+
+def earlier_take(scene: bpy.types.Scene) -> WORLDWARP_PG_take | None:
+    """Returns the take that was shown before the one that is shown, or None."""
+    stored = scene.worldwarp.earlier_take
+    return find_take(scene, resolved_path(stored)) if stored else None
+
+
+def flip_takes(context: bpy.types.Context) -> WORLDWARP_PG_take | None:
+    """Shows the take that was shown before, in place of the one shown now; returns it, None where there is none.
+
+    Both were brought in, so it takes no longer than a glance: call it again and again to compare them.
+    """
+    scene = context.scene
+    other = earlier_take(scene)
+    if other is None:
+        return None
+    folder = folder_of(other)
+    if not things_of(scene, folder):
+        show_take(context, other)
+        return other
+    _put_in_front(context, folder)
+    return other
+
+
+def _put_in_front(context: bpy.types.Context, folder: Path) -> None:
+    """Shows what the take in `folder` has brought in, and hides what others have."""
+    scene, group = context.scene, context.scene.worldwarp
+    for other in group.takes:
+        set_visible(scene, folder_of(other), folder_of(other) == folder)
+    follow(scene, context.view_layer, folder)
+    take = find_take(scene, folder)
+    shown = take.directory if take is not None else ""
+    if shown != group.shown_take:
+        group.earlier_take, group.shown_take = group.shown_take, shown
+    if (frames := find_sequence(folder / "frames", ".png", SRGB)) is not None:
+        show_at_timeline(frames)
 
 
 def set_visible(scene: bpy.types.Scene, folder: Path, visible: bool) -> None:

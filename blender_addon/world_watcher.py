@@ -31,6 +31,8 @@ from engine_bridge.messages import Picture
 from worldwarp_core import __version__
 from worldwarp_core.errors import WorldWarpError
 
+from .advice import in_words
+
 PROGRAM = "worldwarp-blender"
 RETRY_S = 3.0
 """Between two tries to reach a server."""
@@ -103,7 +105,7 @@ class WorldWatcher:
             try:
                 self._watch()
             except WorldWarpError as error:
-                self.words = error.message
+                self.words = in_words(error)
             except Exception as error:
                 # The last line of defence: a fault of ours ends in words, never in silence.
                 self.words = f"The live view failed: {type(error).__name__}: {error}"

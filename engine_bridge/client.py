@@ -688,7 +688,10 @@ class _Wire:
                     raise self._not_let_in(failure)
             self._hang_up()
             if time.monotonic() >= give_up_s:
-                raise self._not_let_in(failure) if failure else self._nobody_there(lost_s is not None)
+                # It let us in before: what breaks off now is a server that dies, or starts.
+                raise (
+                    self._not_let_in(failure) if failure and lost_s is None else self._nobody_there(lost_s is not None)
+                )
 
     def _link(self) -> _Link:
         session = ClientSession(self._program, self._version, self._client.client_id, time.monotonic())

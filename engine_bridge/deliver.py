@@ -29,7 +29,8 @@ def deliver(
 
     Args:
         on_event: hears each event once what it brings is on disk.
-        stop: asked a few times a second; once it says True the job is cancelled, and delivered up to its end.
+        stop: asked a few times a second; once it says True the job is cancelled, and delivered up to its end. What it
+            raises ends the delivery at once.
 
     Raises:
         WorldWarpError: the server is gone or refuses, or the folder cannot be written. What was delivered stays, and
@@ -39,7 +40,7 @@ def deliver(
     end: StateEvent | None = None
     try:
         while end is None:
-            if not cancelling and stop():
+            if stop() and not cancelling:
                 cancelling = True
                 client.cancel(job_id)
             event = client.wait(0.1)

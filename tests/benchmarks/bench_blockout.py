@@ -40,8 +40,9 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.benchmarks.ground_truth import ground_truth, read_depth, read_rgb
 from tests.benchmarks.provenance import provenance
+
+from tests.benchmarks.ground_truth import ground_truth, read_depth, read_rgb
 from tests.benchmarks.visibility import SKY, seen_from, unproject
 from tests.support import room
 from worldwarp_core.api import load_engine, render_splats

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,42 +40,22 @@ def camera() -> bpy.types.Object:
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SERVE = """
-import sys
-import threading
-from pathlib import Path
-from engine_bridge.server import Server, ServerConfig
-def stop_with_the_tests(server):
-    sys.stdin.read()
-    server.stop()
-if __name__ == "__main__":
-    factory = "tests.engine_bridge.fake_engine:load"
-    viewer = "tests.engine_bridge.fake_viewer:open_viewer"
-    folder = Path(sys.argv[1])
-    server = Server(
-        ServerConfig(address="tcp://127.0.0.1:*", data_dir=folder, factory=factory, view_factory=viewer)
-    )
-    print(server.address, flush=True)
-    threading.Thread(target=stop_with_the_tests, args=(server,), daemon=True).start()
-    server.serve(handle_signals=True)
-"""
-"""A real server with its worker process; only the engine in it is a fake that does what the prompt says."""
 
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    script = folder / "serve.py"
-    script.write_text(SERVE)
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(folder / "jobs")],
+def start_server(data_dir: Path, address: str = "tcp://127.0.0.1:*") -> subprocess.Popen[str]:
+    """Starts a server with the fake engine; the first line that it prints is its address."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.serve_fake", str(data_dir), address],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    process = start_server(tmp_path_factory.mktemp("server") / "jobs")
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     process.terminate()

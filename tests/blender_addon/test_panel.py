@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import bpy
 import pytest
 
-from blender_addon import panel, server_facts
+from blender_addon import panel, server_facts, session
 from blender_addon.look import add_prompt
 from blender_addon.panel import progress_in_words, shot_in_words
 from blender_addon.preferences import check_online, server_address
@@ -37,6 +37,22 @@ def test_durations_are_read_at_a_glance(seconds: float, words: str) -> None:
 def test_progress_names_stage_frames_and_time_left() -> None:
     status = Status(running=True, stage="cache", frames=93, frames_done=44, eta_s=12.0)
     assert progress_in_words(status) == "cache, 44 of 93 frames, 12 s left"
+
+
+def test_the_status_bar_tells_chunk_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = Status(
+        running=True, stage="denoise", step=14, steps=50, chunk=1, chunks=3, fraction=0.46, frames=93, frames_done=44
+    )
+    monkeypatch.setattr(session, "_status", status)
+    drawn = Recorder()
+    panel.draw_status_bar(SimpleNamespace(layout=drawn), bpy.context)
+    assert drawn.labels == ["WorldWarp 46%: denoise, 44 of 93 frames, chunk 2 of 3, step 14 of 50"]
+    panel.draw_status(drawn, status)
+    assert "Chunk 2 of 3, step 14 of 50" in drawn.labels
+    monkeypatch.setattr(session, "_status", Status())
+    quiet = Recorder()
+    panel.draw_status_bar(SimpleNamespace(layout=quiet), bpy.context)
+    assert quiet.labels == []
 
 
 def test_generate_says_why_it_is_grey(camera: bpy.types.Object) -> None:
@@ -99,7 +115,7 @@ def test_a_take_is_drawn_with_its_name_and_how_far_it_is(camera: bpy.types.Objec
     going_on = Recorder()
     panel.draw_going_on(going_on, scene)
     assert "left to the server" in " ".join(going_on.labels)
-    assert going_on.operators == ["worldwarp.resume", "worldwarp.regenerate"]
+    assert going_on.operators == ["worldwarp.fetch_take", "worldwarp.resume", "worldwarp.regenerate"]
 
 
 def test_every_setting_is_explained() -> None:

@@ -67,5 +67,5 @@ def test_asking_beside_a_window_waits_for_nobody(monkeypatch: pytest.MonkeyPatch
     while server_facts.look() is not None:
         time.sleep(0.01)
     assert done == [True]
-    assert server_facts.known().error == "Nobody there."
+    assert server_facts.known().error.startswith("Nobody there.")
     server_facts.close()

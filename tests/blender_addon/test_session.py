@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 from blender_addon import session
-from blender_addon.shot import PreparedShot, Stop
+from blender_addon.shot import PreparedShot, SplatsOnDisk, Stop
+from engine_bridge.client import ConnectionLost
+from engine_bridge.job_folder import JobFolder
 from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
+from tests.engine_bridge.fake_engine import large_cloud
 from worldwarp_core.cameras import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import GenerateSpec
+from worldwarp_core.splat_files.ply import write_ply
 
 pytestmark = pytest.mark.usefixtures("addon")
 JOB = "0" * 32
@@ -90,7 +94,7 @@ def test_an_error_stays_until_it_is_dismissed(
 
     begin(monkeypatch, shot, tmp_path, work)
     drain_until(lambda: not session.status().running)
-    assert session.status().error == "No server answers. Start one."
+    assert session.status().error.startswith("No server answers. Start one.")
     bpy.ops.worldwarp.dismiss_error()
     assert session.status().error == ""
 
@@ -156,3 +160,103 @@ def test_frames_appear_behind_the_camera_while_they_arrive(
     begin(monkeypatch, shot, tmp_path, wait_for_stop, show=True)
     drain_until(lambda: len(camera.data.background_images) == 1)
     session.close()
+
+
+# ---------------------------------------------------------------- the end of a shot
+
+
+def write_shot(out: Path, splats: int = 300) -> None:
+    """Writes what a shot of two frames leaves in its folder."""
+    folder = JobFolder(out, job_id=JOB, frames=[0, 1], settings={})
+    for number in (0, 1):
+        folder.write(frame(number))
+    write_ply(out / "splats.ply", large_cloud(splats))
+
+
+def finish(_shot: object, out: Path, _address: str, on_event: Callable, *_: object) -> None:
+    """Does what a shot does that is done."""
+    write_shot(out)
+    on_event(frame(0))
+    on_event(frame(1))
+    on_event(SplatsOnDisk(out / "splats.ply"))
+
+
+def begin_the_end(monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, out: Path) -> None:
+    """Brings a session to where its results are brought in, without having done any of that."""
+    begin(monkeypatch, shot, out, finish, show=True)
+    drain_until(lambda: session._session is None or session._session.bringing_in is not None)
+
+
+def test_results_are_brought_in_a_little_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    begin_the_end(monkeypatch, shot, tmp_path / "shot_001")
+    rounds = 0
+    while session.status().running:
+        made = bpy.data.objects.get("shot_001")
+        assert made is None or "radiance:sh_14" in made.data.attributes, "it is seen when it is whole"
+        session.drain(0.0)
+        rounds += 1
+    assert rounds > 20
+    assert len(bpy.data.objects["shot_001"].data.attributes["position"].data) == 300
+    assert session.status().error == ""
+    assert "2 of 2 frames" in session.status().outcome
+
+
+def test_an_undo_in_between_finds_nothing_half_done(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    begin_the_end(monkeypatch, shot, tmp_path / "shot_001")
+    session.drain(0.0)
+    for handler in bpy.app.handlers.undo_pre:
+        handler(bpy.context.scene)
+    assert not session.status().running
+    assert bpy.data.objects.get("shot_001")
+
+
+def test_results_wait_while_another_scene_is_in_front(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    begin_the_end(monkeypatch, shot, tmp_path / "shot_001")
+    asked = session._session
+    monkeypatch.setattr(session, "_scene", lambda _: None)
+    for _ in range(50):
+        session.drain(0.0)
+    assert session._session is asked
+    monkeypatch.undo()
+    drain_until(lambda: not session.status().running)
+    assert bpy.data.objects.get("shot_001") in list(bpy.context.scene.objects)
+
+
+def test_splats_that_cannot_be_read_leave_the_frames_and_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    def broken(_shot: object, out: Path, _address: str, on_event: Callable, *_: object) -> None:
+        write_shot(out)
+        on_event(frame(0))
+        (out / "splats.ply").write_bytes(b"no splats at all")
+        on_event(SplatsOnDisk(out / "splats.ply"))
+
+    begin(monkeypatch, shot, tmp_path / "shot_001", broken, show=True)
+    drain_until(lambda: not session.status().running)
+    assert "splats.ply" in session.status().error
+    assert len(camera.data.background_images) == 1
+
+
+def test_a_lost_connection_is_told_and_a_cancel_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path
+) -> None:
+    def lose(_shot: object, _out: Path, _address: str, on_event: Callable, stop: Stop, *_: object) -> None:
+        lost = ConnectionLost("The connection to tcp://127.0.0.1:1 was lost. Trying again.")
+        stop.hear(lost)
+        on_event(lost)
+        while not stop.asked():
+            time.sleep(0.01)
+
+    begin(monkeypatch, shot, tmp_path, lose)
+    drain_until(lambda: session.status().lost != "")
+    assert "Trying again" in session.status().lost
+    session.cancel()
+    drain_until(lambda: not session.status().running)
+    assert "Resume fetches the rest" in session.status().error
+    assert session.status().lost == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from mathutils import Matrix
 
 from blender_addon import splat_viewport as viewport
 from blender_addon.camera_export import export_camera_path
+from blender_addon.small_steps import run_through
 from blender_addon.splats import add_splat_objects, select, sky_of
 from worldwarp_core.api import render_splats
 from worldwarp_core.splat_files.axes import sh_basis
@@ -92,7 +94,9 @@ def drawn(thing: bpy.types.Object, camera: bpy.types.Object, nearest: float | No
 
     def work() -> np.ndarray:
         eye = viewport.eye_of(model_view)
-        sight = viewport.Sight(viewport.on_gpu(thing, next(iter(sky_of(thing)), None)), eye, eye)
+        gaussians = viewport.gaussians_of(run_through(viewport.parts_of(thing, next(iter(sky_of(thing)), None))))
+        viewport.upload(gaussians)
+        sight = viewport.Sight(gaussians, eye, eye)
         viewport.bring_up_to_date(sight, eye)
         viewport.take_over(sight)
         canvas = gpu.types.GPUOffScreen(WIDTH, HEIGHT, format="RGBA32F")
@@ -214,3 +218,47 @@ def test_splats_are_shown_with_their_sky_unless_hidden(film: bpy.types.Object) -
     assert viewport.splats_shown(context) == [(made, None)]
     made.hide_set(True)
     assert viewport.splats_shown(context) == []
+
+
+def test_a_large_object_is_gone_through_beside_the_viewport(
+    film: bpy.types.Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud = cloud_before_the_camera(viewport.AT_ONCE + 5_000, 3)
+    made = add_splat_objects(bpy.context, "World", cloud)
+    (sky,) = sky_of(made)
+    bpy.context.view_layer.update()
+    monkeypatch.setattr(viewport, "upload", lambda gaussians: None)
+    region, eye = SimpleNamespace(as_pointer=lambda: 1), viewport.Eye(np.zeros(3), np.array([0.0, 1, 0]))
+    drawings = viewport.Drawings()
+    try:
+        assert drawings.sight(region, made, sky, eye) is None
+        rounds = 0
+        while (sight := drawings.sight(region, made, sky, eye)) is None:
+            assert drawings.busy
+            drawings.go_on(0.0)
+            rounds += 1
+            time.sleep(0.001)
+        assert rounds > 5
+        deadline = time.perf_counter() + 10
+        while sight.ready is None:
+            assert time.perf_counter() < deadline
+            time.sleep(0.001)
+        _, order, colours = sight.ready
+        assert sorted(order.tolist()) == list(range(len(cloud)))
+        np.testing.assert_allclose(colours, viewport.seen_colours(sight.gaussians, eye.place))
+    finally:
+        drawings.sorter.close()
+
+
+def test_an_object_that_is_removed_while_it_is_read_is_forgotten(film: bpy.types.Object) -> None:
+    made = add_splat_objects(bpy.context, "World", cloud_before_the_camera(viewport.AT_ONCE + 5_000, 0))
+    drawings = viewport.Drawings()
+    try:
+        region, eye = SimpleNamespace(as_pointer=lambda: 1), viewport.Eye(np.zeros(3), np.array([0.0, 1, 0]))
+        assert drawings.sight(region, made, None, eye) is None
+        drawings.go_on(0.0)
+        bpy.data.objects.remove(made)
+        drawings.go_on(float("inf"))
+        assert not drawings.coming
+    finally:
+        drawings.sorter.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +13,17 @@ import bpy
 import numpy as np
 import pytest
 
-from blender_addon import session
-from blender_addon.composite import composite_in_use
+from blender_addon import session, takes
+from blender_addon.composite import composite_in_use, nodes_of
 from blender_addon.sequences import find_sequence
 from blender_addon.shot import Left, PreparedShot, ShotSettings, Stop, prepare_shot, resume_shot, run_shot
 from blender_addon.splice import frame_of, prepare_splice
 from blender_addon.takes import active_take, find_more, folder_of, things_of
+from engine_bridge.client import Client
 from engine_bridge.messages import FrameEvent
 from worldwarp_core.errors import WorldWarpError
+
+from .conftest import ROOT, start_server
 
 pytestmark = pytest.mark.usefixtures("addon")
 
@@ -298,3 +303,172 @@ def test_a_file_that_was_moved_with_its_takes_finds_them(scene: bpy.types.Scene,
     take = active_take(bpy.context.scene)
     assert folder_of(take) == after / "worldwarp/shot_001"
     assert (take.state, take.frames_done) == ("done", 8)
+
+
+# ---------------------------------------------------------------- names, and comparing
+
+
+def names_of_things(scene: bpy.types.Scene, folder: Path) -> list[str]:
+    """Returns what everything that a take brought in is called."""
+    named = [
+        thing.image.name if isinstance(thing, bpy.types.CameraBackgroundImage) else thing.name
+        for thing in things_of(scene, folder)
+    ]
+    return sorted([*named, *(node.label for node in nodes_of(scene, folder))])
+
+
+def test_a_take_s_new_name_is_everywhere_and_stays_when_it_is_shown_again(
+    scene: bpy.types.Scene, server: str, tmp_path: Path
+) -> None:
+    generate(tmp_path / "shot_001", server)
+    folder = tmp_path / "shot_001"
+    before = names_of_things(scene, folder)
+    assert [name for name in before if name.startswith("shot_001")] == [
+        "shot_001",
+        "shot_001",
+        "shot_001",
+        "shot_001 Composite",
+        "shot_001 frames",
+    ]
+    take = active_take(scene)
+    take.name = "Fog"
+    wanted = sorted(name.replace("shot_001", "Fog") for name in before)
+    assert names_of_things(scene, folder) == wanted
+    bpy.ops.worldwarp.show_take(index=0)
+    assert names_of_things(scene, folder) == wanted
+    # What the artist calls otherwise is left alone.
+    world = next(thing for thing in things_of(scene, folder) if isinstance(thing, bpy.types.Object))
+    world.name = "My World"
+    take.name = "Storm"
+    assert world.name == "My World"
+    assert "Storm frames" in names_of_things(scene, folder)
+
+
+def test_two_takes_are_flipped_between_without_being_brought_in_again(
+    scene: bpy.types.Scene, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(tmp_path / "shot_001", server)
+    with pytest.raises(RuntimeError, match="Only one take was shown yet"):
+        bpy.ops.worldwarp.flip_takes()
+    generate(tmp_path / "shot_002", server, seed=1)
+    for index in (0, 1):
+        bpy.ops.worldwarp.show_take(index=index)
+    monkeypatch.setattr(takes, "bring_in_steps", lambda *_: pytest.fail("brought in again"))
+    for name in ("shot_001", "shot_002", "shot_001"):
+        bpy.ops.worldwarp.flip_takes()
+        assert shown_frames(scene) == [name]
+        visible = [
+            thing.name for thing in scene.objects if not thing.hide_render and thing.type in ("MESH", "POINTCLOUD")
+        ]
+        assert [other for other in visible if other.startswith("shot_")] == [name]
+
+
+# ---------------------------------------------------------------- Blender closed, and opened again
+
+SESSION = """
+import os, sys, time
+from pathlib import Path
+import bpy
+import blender_addon
+from blender_addon import session, takes
+from blender_addon.composite import nodes_of
+from blender_addon.shot import ShotSettings, prepare_shot
+blender_addon.register()
+blend, address = sys.argv[2:4]
+def drain_until(done):
+    deadline = time.perf_counter() + 60
+    while not done():
+        assert time.perf_counter() < deadline, session.status()
+        session.drain(time.perf_counter() + 0.005)
+        time.sleep(0.01)
+{body}
+sys.stdout.flush()
+os._exit(0)
+"""
+BEGIN = """
+bpy.ops.wm.read_factory_settings(use_empty=True)
+scene = bpy.context.scene
+scene.camera = bpy.data.objects.new("Camera", bpy.data.cameras.new("Camera"))
+scene.collection.objects.link(scene.camera)
+scene.camera.location.z = 6.0
+bpy.ops.mesh.primitive_plane_add(size=100)
+scene.render.resolution_x, scene.render.resolution_y = 48, 32
+scene.frame_start, scene.frame_end = 11, 18
+bpy.ops.wm.save_as_mainfile(filepath=blend)
+shot = prepare_shot(bpy.context, ShotSettings(prompt="slow=0.25", samples=1), lambda _: None)
+session.start(shot, address, Path(blend).parent / "worldwarp/shot_001", show=True)
+drain_until(lambda: session.status().frames_done >= 2)
+bpy.ops.wm.save_mainfile()
+print("frames", session.status().frames_done)
+"""
+REOPEN = """
+bpy.ops.wm.open_mainfile(filepath=blend)
+scene = bpy.context.scene
+take = scene.worldwarp.takes[0]
+print("left", take.state, take.frames_done)
+bpy.ops.worldwarp.fetch_take(index=0, address=address)
+print("fetched", take.state, take.frames_done, [thing.name for thing in scene.objects])
+"""
+
+
+def blender(body: str, blend: Path, address: str) -> list[str]:
+    """Returns the lines that a Blender of its own prints; it ends as if it had been killed."""
+    done = subprocess.run(
+        [sys.executable, "-c", SESSION.format(body=body), "--", str(blend), address],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+def test_a_shot_outlives_the_blender_that_asked_for_it(server: str, tmp_path: Path) -> None:
+    blend = tmp_path / "film.blend"
+    assert int(blender(BEGIN, blend, server)[-1].split()[1]) < 8
+    printed = [line.split(maxsplit=3) for line in blender(REOPEN, blend, server)]
+    left, fetched = (next(line for line in printed if line[0] == word) for word in ("left", "fetched"))
+    assert left[1] in ("queued", "running")
+    assert int(left[2]) < 8
+    assert fetched[1:3] == ["done", "8"]
+    assert "shot_001" in fetched[3]
+    assert len(list((tmp_path / "worldwarp/shot_001/frames").iterdir())) == 8
+
+
+# ---------------------------------------------------------------- a server that is killed
+
+
+def test_a_killed_server_leaves_the_frames_a_message_and_a_resume_that_completes_the_shot(
+    scene: bpy.types.Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With two minutes it would be tried for two minutes.
+    monkeypatch.setattr(Client.__init__, "__kwdefaults__", Client.__init__.__kwdefaults__ | {"gone_timeout_s": 1.0})
+    process = start_server(tmp_path / "jobs")
+    address = process.stdout.readline().strip()
+    out = tmp_path / "shot_001"
+    shot = prepare_shot(bpy.context, ShotSettings(prompt="slow=0.2", samples=1, chunk=5, overlap=1), lambda _: None)
+    session.start(shot, address, out, show=True)
+    drain_until(lambda: session.status().frames_done >= 3)
+    process.kill()
+    process.wait()
+    drain_until(lambda: session.status().lost != "")
+    assert "Trying again" in session.status().lost
+    drain_until(lambda: not session.status().running)
+    assert "worldwarp serve" in session.status().error
+    take = active_take(scene)
+    delivered = {number_in(file) for file in (out / "frames").iterdir()}
+    assert (take.state, take.frames_done) == ("failed", len(delivered))
+    assert len(delivered) >= 3
+    assert bpy.ops.worldwarp.resume.poll()
+    again = start_server(tmp_path / "jobs", address)
+    assert again.stdout.readline().strip() == address
+    try:
+        bpy.ops.worldwarp.resume(address=address)
+    finally:
+        again.terminate()
+        again.wait(20)
+    assert (take.state, take.frames_done) == ("done", 8)
+    assert sorted(number_in(file) for file in (out / "frames").iterdir()) == list(range(11, 19))
+    assert (out / "splats.ply").is_file()

@@ -4,7 +4,8 @@ Prompts, each `word` or `word=value`, separated by spaces: `slow=SECONDS` a fram
 frame N), `fail=N` (an unexpected exception after frame N), `refuse` (an error of the user's), `deep` (a summary nested
 too deeply), `progress=N` (progress events before every frame), `wait` (no frames until cancelled), `noise` (frames of
 noise, each of which depends on all before it), `where` (a notice of the GPUs that it was given), `forgetful` (an engine
-that saves no state), `full=N` (no space on the disk after frame N, the first time).
+that saves no state), `full=N` (no space on the disk after frame N, the first time), `splats=N` (worlds of N splats with
+colours that depend on the direction, in place of a row of about a hundred).
 
 A picture to draw takes `slow`, `crash`, `fail` (both at that step) and `refuse` (as an engine that cannot draw); every
 pixel of it is the seed.
@@ -127,7 +128,8 @@ class FakeEngine:
         """The world after `done` frames."""
         chunk = (done - 1) // spec.chunk
         rng.integers(0, 256)
-        yield CacheUpdate(chunk=chunk, splats=cloud_of(99 + done))
+        splats = large_cloud(int(does["splats"])) if "splats" in does else cloud_of(99 + done)
+        yield CacheUpdate(chunk=chunk, splats=splats)
         if "forgetful" not in does:
             arrays = {"world": np.arange(done, dtype=np.float32)}
             yield Checkpoint(chunk, "fitted", done, arrays, {"rng": rng.bit_generator.state})
@@ -147,4 +149,17 @@ def cloud_of(count: int) -> SplatCloud:
         opacities=np.zeros(count, np.float32),
         sh0=np.zeros((count, 1, 3), np.float32),
         shN=np.zeros((count, 0, 3), np.float32),
+    )
+
+
+def large_cloud(count: int) -> SplatCloud:
+    """`count` Gaussians in a ball in front of the origin, with harmonics of the third degree."""
+    rng = np.random.default_rng(0)
+    return SplatCloud(
+        means=rng.normal(scale=2.0, size=(count, 3)).astype(np.float32),
+        quats=rng.normal(size=(count, 4)).astype(np.float32),
+        scales=np.full((count, 3), -4, np.float32),
+        opacities=np.zeros(count, np.float32),
+        sh0=rng.normal(size=(count, 1, 3)).astype(np.float32),
+        shN=rng.normal(scale=0.1, size=(count, 15, 3)).astype(np.float32),
     )
