@@ -163,7 +163,7 @@ def composite_to_use(scene: bpy.types.Scene) -> bpy.types.Node:
     """Returns the composite of the take that is shown, or the only one, or the active node of the compositor.
 
     Raises:
-        WorldWarpError: `no_depth` if the take that is shown has none, `bad_settings` where it is open which is meant.
+        WorldWarpError: `missing_file` if the take that is shown has none, `bad_settings` where it is open which is meant.
     """
     found = composites(scene)
     if scene.worldwarp.shown_take:
@@ -171,7 +171,7 @@ def composite_to_use(scene: bpy.types.Scene) -> bpy.types.Node:
         shown = next((node for node in found if source_of(node) == folder), None)
         if shown is None:
             raise WorldWarpError(
-                "no_depth",
+                "missing_file",
                 f"The take that is shown has no depth in {folder / 'depth'}, without which nothing can tell what is in "
                 "front: show another take, or generate this one again.",
             )

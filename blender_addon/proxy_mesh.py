@@ -47,7 +47,7 @@ def read_surface(
         told: hears the share that is done; raises whatever should end the work.
 
     Raises:
-        WorldWarpError: `no_depth` or `missing_file` where the folder lacks depth or cameras, `bad_depth`, `no_surface`.
+        WorldWarpError: `missing_file` where the folder lacks depth or cameras, `bad_depth`, `no_surface`.
     """
     views = read_views(folder, lambda share: told(0.2 * share))
     return fuse_depth(views, cells=cells, reach=reach, told=lambda share: told(0.2 + 0.8 * share))
@@ -104,14 +104,16 @@ def read_views(folder: Path, told: Callable[[float], None] = lambda _: None) -> 
     """Returns depth maps of the shot in `folder` with their cameras, spread over its length."""
     depth = find_sequence(folder / "depth", ".exr", DATA)
     if depth is None:
-        raise WorldWarpError("no_depth", f"{folder} has no depth maps (depth/frame_0001.exr ...) to make a mesh of.")
+        raise WorldWarpError(
+            "missing_file", f"{folder} has no depth maps (depth/frame_0001.exr ...) to make a mesh of."
+        )
     if not (folder / "cameras.json").is_file():
         raise WorldWarpError("missing_file", f"{folder} has no cameras.json, which says where its depth was seen from.")
     path = read_cameras(folder / "cameras.json")
     # A take that goes on from another has frames before its own cameras.
     rows = [row for row, number in enumerate(path.frames.tolist()) if number in depth.files]
     if not rows:
-        raise WorldWarpError("no_depth", f"None of the depth maps in {folder} is of a frame in its cameras.json.")
+        raise WorldWarpError("missing_file", f"None of the depth maps in {folder} is of a frame in its cameras.json.")
     chosen = sorted({rows[round(place)] for place in np.linspace(0, len(rows) - 1, min(MAX_VIEWS, len(rows)))})
     views = []
     for done, row in enumerate(chosen):

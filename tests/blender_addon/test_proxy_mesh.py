@@ -130,7 +130,7 @@ def test_only_frames_with_cameras_are_used(shot: Path) -> None:
 
 @pytest.mark.parametrize(
     ("gone", "code", "says"),
-    [("depth/*", "no_depth", "no depth maps"), ("cameras.json", "missing_file", "no cameras.json")],
+    [("depth/*", "missing_file", "no depth maps"), ("cameras.json", "missing_file", "no cameras.json")],
 )
 def test_what_a_folder_lacks_is_said(shot: Path, gone: str, code: str, says: str) -> None:
     for file in shot.glob(gone):
@@ -172,4 +172,4 @@ def test_a_thread_does_it_beside_the_window_and_can_be_stopped(shot: Path) -> No
     assert (stopped.surface, stopped.error) == (None, None)
     broken = Fusing(shot / "nowhere", 64, None)
     wait(broken)
-    assert broken.error.code == "no_depth"
+    assert broken.error.code == "missing_file"
