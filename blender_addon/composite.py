@@ -163,7 +163,8 @@ def composite_to_use(scene: bpy.types.Scene) -> bpy.types.Node:
     """Returns the composite of the take that is shown, or the only one, or the active node of the compositor.
 
     Raises:
-        WorldWarpError: `missing_file` if the take that is shown has none, `bad_settings` where it is open which is meant.
+        WorldWarpError: `missing_file` if the take that is shown has no depth, `bad_settings` where it is open which one
+            is meant.
     """
     found = composites(scene)
     if scene.worldwarp.shown_take:

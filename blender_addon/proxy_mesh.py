@@ -104,9 +104,7 @@ def read_views(folder: Path, told: Callable[[float], None] = lambda _: None) -> 
     """Returns depth maps of the shot in `folder` with their cameras, spread over its length."""
     depth = find_sequence(folder / "depth", ".exr", DATA)
     if depth is None:
-        raise WorldWarpError(
-            "missing_file", f"{folder} has no depth maps (depth/frame_0001.exr ...) to make a mesh of."
-        )
+        raise WorldWarpError("missing_file", f"{folder} has no depth maps (depth/frame_0001.exr ...) for a mesh.")
     if not (folder / "cameras.json").is_file():
         raise WorldWarpError("missing_file", f"{folder} has no cameras.json, which says where its depth was seen from.")
     path = read_cameras(folder / "cameras.json")
