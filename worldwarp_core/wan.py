@@ -17,7 +17,7 @@ from huggingface_hub import cached_assets_path
 from torch import Tensor
 
 from .autoencoder import Autoencoder, AutoencoderOptions, WanAutoencoder
-from .budget import AUTO, GIB, ON_CPU, MemoryPlan, choose_plan, limit_memory, next_smaller, what_takes_longer
+from .budget import AUTO, GIB, ON_CPU, PLANS, MemoryPlan, choose_plan, limit_memory, next_smaller, what_takes_longer
 from .captions import Captioner, QwenCaptioner, open_captioner
 from .denoise import Transformer
 from .errors import WorldWarpError
@@ -35,6 +35,7 @@ from .weights import LoraFile, ModelFiles, apply_loras, load_transformer, load_v
 
 FLOAT8_CAPABILITY = (8, 9)
 BASE_TRANSFORMER = "base"
+SMALLEST_RESIDENT = [plan for plan in PLANS if plan.transformer == "resident"][-1]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ class WanOptions:
                 "bad_settings", f"There is no preset called {self.preset!r}. Choose: {', '.join(PRESETS)}."
             )
         choose_noise(self.mask_rule, self.noise)
+        plan = choose_plan(self.vram, 0)
+        if self.gpus != 1 and self.vram != AUTO and plan.transformer != "resident":
+            raise WorldWarpError(
+                "bad_settings",
+                f"GPUs that share a transformer each hold the whole of it: give vram {SMALLEST_RESIDENT.gib} or more, "
+                f"or one GPU; got {self.vram} for {self.gpus} GPUs.",
+            )
 
 
 def read_options(options: dict[str, Any]) -> WanOptions:
@@ -114,6 +122,8 @@ class WanSource:
         if self._followers is not None:
             self.device = self._followers.ranks.device
         self.plan = _choose_plan(options.vram, self.device)
+        if self._followers is not None and self.plan.transformer != "resident":
+            self.plan = SMALLEST_RESIDENT
         self._autoencoder: WanAutoencoder | None = None
         self._transformers: dict[bool, Transformer] = {}
         self._parking: UserCpuOffloadHook | None = None
@@ -145,6 +155,8 @@ class WanSource:
             WorldWarpError: `out_of_memory` where the smallest is too large; what the loading of models raises.
         """
         said: list[Notice] = []
+        if self.device.type == "cpu" and self._options.vram != AUTO:
+            said.append(Notice("no_effect", "The engine runs on the CPU: a size of GPU memory changes nothing."))
         while True:
             try:
                 self.models(preset)

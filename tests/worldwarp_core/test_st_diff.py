@@ -526,6 +526,7 @@ def test_the_engine_makes_a_shot_from_a_folder_of_models(folder, assets):
         ({"weights": "/nowhere/at/all"}, "no_weights", "/nowhere/at/all"),
         ({"captioner": "qwen2.5-vl-7b"}, "no_weights", "worldwarp models download qwen2.5-vl-7b"),
         ({"warp": 9}, "bad_settings", "no option 'warp'"),
+        ({"vram": "8", "gpus": 2}, "bad_settings", "give vram 12 or more, or one GPU; got 8 for 2 GPUs"),
         ({"mask_rule": "theirs"}, "bad_settings", "ours, public; got 'theirs'"),
         ({"noise": "none"}, "bad_settings", "both, spatial, temporal, uniform, full_noise; got 'none'"),
     ],
@@ -609,6 +610,11 @@ def test_two_processes_share_the_transformer_and_make_the_same_frames(folder, as
     alone = load_engine("wan", device="cpu", weights=str(folder), transformer="base", compile=False)
     here = pixels(list(alone.generate(make(2, steps=1)[1])))
     assert np.abs(here.astype(int) - np.load(out)).max() <= 1
+
+
+def test_a_size_of_gpu_memory_without_a_gpu_is_said_to_change_nothing(folder, assets):
+    engine = load_engine("wan", device="cpu", weights=str(folder), transformer="base", compile=False, vram="12")
+    assert [notice.code for notice in engine.notices] == ["no_effect"]
 
 
 def test_models_that_do_not_fit_are_loaded_in_a_smaller_plan_and_every_job_says_so(folder, assets, monkeypatch):
