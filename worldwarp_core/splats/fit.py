@@ -117,7 +117,7 @@ def fit(
     # One view cannot tell a colour that depends on the direction from one that does not: only several teach shN.
     moving = let_move(gaussians[rows], with_shN=len(views) > 1)
     order = _order_of_views(len(views), steps, generator)
-    if gaussians.means.is_cuda and why_not_captured() is None:
+    if _is_captured(gaussians):
         from .fit_cuda import lay_out, optimise_on_cuda
 
         moving = lay_out(moving)
@@ -126,6 +126,10 @@ def fit(
         yield from optimise(moving, gaussians, rows, views, order, settings)
     with torch.no_grad():
         return _put_back(gaussians, rows, moving.now().map(lambda t: t.detach().contiguous()))
+
+
+def _is_captured(gaussians: Gaussians) -> bool:
+    return gaussians.means.is_cuda and why_not_captured() is None
 
 
 def why_not_captured() -> str | None:
