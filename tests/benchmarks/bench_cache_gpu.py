@@ -146,6 +146,20 @@ def kernel_time(gaussians: Gaussians, views: FitViews, steps: int = 20) -> dict[
     }
 
 
+def capture_time(gaussians: Gaussians, views: FitViews, cached_gib: int = 8) -> float:
+    """Seconds that capturing a step takes where torch holds so much memory in reserve, as beside the video model.
+
+    torch gives it back to the driver before each capture, and host memory that is pinned too: what comes after pays
+    for that once more, which is not in these seconds (see the stages of a chunk after the fit).
+    """
+    moving = fit_cuda.lay_out(let_move(gaussians, with_shN=True))
+    scene = fit_cuda.CudaScene(moving, gaussians[:0], views, SETTINGS)
+    device_steps = DeviceSteps(moving, scene, in_turn(STEPS), SETTINGS, adam_update)
+    reserve = [torch.empty(2**26, dtype=torch.uint8, device="cuda") for _ in range(16 * cached_gib)]
+    del reserve
+    return round(_timed(lambda: fit_cuda.capture(device_steps.step))[1], 4)
+
+
 def shapes(gaussians: Gaussians, views: FitViews) -> Iterator[tuple[str, dict[str, Any]]]:
     """What `kernel_time` says of each of `SHAPES`, by its name; of one that does not compile, why."""
     for name, constants in SHAPES.items():

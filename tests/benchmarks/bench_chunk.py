@@ -364,6 +364,9 @@ def measure_fit(bench: Bench) -> None:
         seconds.append(round(time.perf_counter() - began, 4))
         row = {"gaussians": len(gaussians), "steps": scale.cache_steps, "spread_s": seconds}
         bench.merge({"cache_500_steps_s": statistics.median(seconds), "fit": row | {"measured": bench.measured()}})
+    if not scale.tiny:
+        found = {"kernels_us_a_step": bench_cache_gpu.kernel_time(gaussians, views)}
+        bench.merge({"fit": found | {"capture_s": bench_cache_gpu.capture_time(gaussians, views)}})
 
 
 def measure_shapes(bench: Bench) -> None:

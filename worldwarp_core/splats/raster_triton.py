@@ -101,7 +101,10 @@ def _pixels(tile, width, height, columns, TILE: tl.constexpr):  # type: ignore[n
 
 @triton.jit(do_not_specialize=["n"])
 def _pack(means2d, conics, opacities, colours, depths, splats, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Lays what a Gaussian is drawn by side by side, its exponent ready for powers of 2: see `_load`."""
+    """Lays what a Gaussian is drawn by side by side: see `_load`. The conic is times -log2(e) / 2, the mixed one twice.
+
+    So that 2 to the power of a dx dx + b dx dy + c dy dy is what e to the power of -sigma was.
+    """
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     to = splats + 10 * i
@@ -162,15 +165,15 @@ def _draw_tile(  # type: ignore[no-untyped-def]
             # Beyond the end it is the last one again, which covers nothing then.
             g = tl.load(ids + tl.minimum(at + k, end - 1)).to(tl.int64)
             x, y, a, b, c, opacity = _load(splats, g, tile, columns, TILE)
-            r, gr = _pair(splats, 5 * g + 3)
-            bl, z = _pair(splats, 5 * g + 4)
+            cr, cg = _pair(splats, 5 * g + 3)
+            cb, z = _pair(splats, 5 * g + 4)
             _, alpha = _alpha(x, y, a, b, c, tl.where(at + k < end, opacity, 0.0), u, v)
             after = left * (1 - alpha)
             open_ = open_ & (after > 1e-4)  # the Gaussian that would leave less is not drawn, nor any behind it
             weight = tl.where(open_, alpha * left, 0.0)
-            red += weight * r
-            green += weight * gr
-            blue += weight * bl
+            red += weight * cr
+            green += weight * cg
+            blue += weight * cb
             far += weight * z
             final = tl.where(weight > 0, at + k + 1, final)
             left = tl.where(open_, after, left)
@@ -239,14 +242,14 @@ def _draw_tile_vjp(  # type: ignore[no-untyped-def]
             j = BATCH - 1 - back
             g = tl.load(ids + tl.minimum(at + j, end - 1)).to(tl.int64)
             x, y, a, b, c, opacity = _load(splats, g, tile, columns, TILE)
-            r, gr = _pair(splats, 5 * g + 3)
-            bl, z = _pair(splats, 5 * g + 4)
+            cr, cg = _pair(splats, 5 * g + 3)
+            cb, z = _pair(splats, 5 * g + 4)
             full, alpha = _alpha(x, y, a, b, c, opacity, u, v)
             alpha = tl.where(at + j < final, alpha, 0.0)
             grow = 1 / (1 - alpha)
             left *= grow
             weight = alpha * left
-            value = r * v_red + gr * v_green + bl * v_blue + z * v_far
+            value = cr * v_red + cg * v_green + cb * v_blue + z * v_far
             v_coverage = left * value - behind * grow
             behind += weight * value
             v_sigma = tl.where((alpha > 0) & (full <= 0.999), -full * v_coverage, 0.0)
@@ -257,6 +260,7 @@ def _draw_tile_vjp(  # type: ignore[no-untyped-def]
         live = at + row < end
         g = tl.load(ids + tl.minimum(at + row, end - 1)).to(tl.int64)
         x, y, a, b, c, opacity = _load(splats, g, tile, columns, TILE)
+        # The inverse covariance again.
         a, b, c = a * -1.3862943611198906, b * -0.6931471805599453, c * -1.3862943611198906
         m = _times(v_sigmas, moments)
         m0, mu, mv = _column(m, 0, k), _column(m, 1, k), _column(m, 2, k)
