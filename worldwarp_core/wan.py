@@ -122,8 +122,8 @@ class WanSource:
         if self._followers is not None:
             self.device = self._followers.ranks.device
         self.plan = _choose_plan(options.vram, self.device)
-        if self._followers is not None and self.plan.transformer != "resident":
-            self.plan = SMALLEST_RESIDENT
+        if self._followers is not None:
+            self.keep_resident()
         self._autoencoder: WanAutoencoder | None = None
         self._transformers: dict[bool, Transformer] = {}
         self._parking: UserCpuOffloadHook | None = None
@@ -147,6 +147,11 @@ class WanSource:
     @property
     def captions(self) -> Callable[[], AbstractContextManager[Captioner]] | None:
         return self._open_captioner if self._options.captioner else None
+
+    def keep_resident(self) -> None:
+        """Takes a plan in which the transformer never leaves the device, as those have to that share one."""
+        if self.plan.transformer != "resident":
+            self.plan = SMALLEST_RESIDENT
 
     def load(self, preset: Preset) -> list[Notice]:
         """Loads what `preset` needs, in as small a memory plan as it takes, and returns what is to be said of that.

@@ -108,6 +108,7 @@ def follow(what: str) -> None:
     told = json.loads(what)
     ranks: Ranks = join_ranks(told["device"])
     source = WanSource(read_options(told["options"] | {"gpus": 1}), str(ranks.device))
+    source.keep_resident()
     share_transformer(source.load_transformer(float8=False), ranks).follow()
 
 
