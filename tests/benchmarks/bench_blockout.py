@@ -1,6 +1,6 @@
 """What a shot gains from the scene's own depth along its path, against exact depth: where the world ends up.
 
-    python tests/benchmarks/bench_blockout.py               into results/blockout.json and blockout_<scene>.png
+    python tests/benchmarks/bench_blockout.py               into results/blockout.json and blockout_<scene>.jpg
     python tests/benchmarks/bench_blockout.py --only pillar --every 1 4 8
 
 Two scenes, each made by the engine `cache` once without (`free`) and once with the path's depth of every fourth frame,
@@ -214,7 +214,7 @@ def main() -> None:
             outcomes.append(make(scene, path_depth))
             figures[label] = judge(scene, outcomes[-1])
             print(name, label, json.dumps(figures[label], indent=2), flush=True)
-        Image.fromarray(picture(scene, outcomes)).save(RESULTS / f"blockout_{name}.png")
+        Image.fromarray(picture(scene, outcomes)).save(RESULTS / f"blockout_{name}.jpg", quality=88)
         file = RESULTS / "blockout.json"
         others = json.loads(file.read_text()) if file.is_file() else {}
         file.write_text(json.dumps({**others, name: {**figures, "provenance": provenance()}}, indent=2) + "\n")
