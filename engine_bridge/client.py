@@ -437,9 +437,8 @@ class _Received:
 def _less_depth(path_depth: PathDepth) -> str:
     """What to do about a message that is too large with maps like these."""
     size = path_depth.depth.nbytes
-    every = math.ceil(size / (0.9 * codec.LIMITS.message_bytes))
-    fewer = f"for every {every}. frame" if every > 1 else "for fewer frames"
-    return f"The path's depth takes {size / 2**20:.0f} MiB of it: give it {fewer}, or smaller."
+    few = max(math.ceil(size / (0.9 * codec.LIMITS.message_bytes)), 2)
+    return f"The path's depth takes {size / 2**20:.0f} MiB of it: give it for one frame in {few}, or smaller."
 
 
 class _Inbox:

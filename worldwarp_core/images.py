@@ -171,10 +171,10 @@ def read_path_depth(folder: str | os.PathLike[str], frames: np.ndarray) -> PathD
     folder = Path(folder)
     if not folder.is_dir():
         raise WorldWarpError("bad_path_depth", f"There is no folder {folder} with the depth of the path's frames.")
-    found: dict[int, Path] = {}
+    wanted, found = set(frames.tolist()), dict[int, Path]()
     for path in sorted(folder.iterdir()):
         named = _NUMBERED.search(path.name)
-        if named is None or int(named[1]) not in frames:
+        if named is None or int(named[1]) not in wanted:
             continue
         if other := found.get(int(named[1])):
             raise WorldWarpError(

@@ -268,20 +268,20 @@ def _start_geometry(
 ) -> tuple[Tensor, str, list[Notice]]:
     """(H, W) planar z of the start frame in scene units (inf is sky), where it comes from, and what is said of it."""
     first = int(spec.cameras.frames[0])
-    scene = None if blockout is None else blockout.depth(first)
-    estimated = spec.depth is None
-    if estimated and blockout is not None and scene is not None and blockout.given.frames[0] == first:
-        estimated = float(torch.isfinite(scene).float().mean()) < MIN_KNOWN_START
+    scene = None if blockout is None or blockout.given.frames[0] != first else blockout.depth(first)
+    known = 0.0 if scene is None else float(torch.isfinite(scene).float().mean())
+    if scene is not None and spec.depth is None and known >= MIN_KNOWN_START:
+        depth, source = start_of(scene, rgb, monocular)
+    else:
+        depth, source = start_depth(spec.depth, rgb, monocular, spec.scene_scale)
 
     notices = []
-    if not estimated and spec.scene_scale is not None:
+    exact = spec.depth is not None or known >= MIN_KNOWN_START
+    if exact and spec.scene_scale is not None:
         notices.append(
             Notice("no_effect", "The start frame's exact depth sets the scale: scene scale changes nothing.")
         )
-    if spec.depth is None and not estimated and scene is not None:
-        return *start_of(scene, rgb, monocular), notices
-    depth, source = start_depth(spec.depth, rgb, monocular, spec.scene_scale)
-    if estimated and spec.scene_scale is None:
+    if not exact and spec.scene_scale is None:
         assumed = "Give --scene-scale (the median depth in scene units) if the world comes out too large or too small."
         notices.append(Notice("scene_scale_assumed", f"Depth of the start frame: {source}. {assumed}"))
     if scene is None:

@@ -36,7 +36,7 @@ class PromptKey:
     prompt: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PathDepth:
     """How far the scene's own surfaces are along the path: the blockout that the generated world keeps to.
 

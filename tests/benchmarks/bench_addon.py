@@ -43,7 +43,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks.provenance import provenance  # noqa: E402
+from worldwarp_core.evaluation.provenance import provenance  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "addon.json"
 VERSION_TESTS = (

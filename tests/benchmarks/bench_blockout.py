@@ -1,7 +1,7 @@
 """What a shot gains from the scene's own depth along its path, against exact depth: where the world ends up.
 
-    python tests/benchmarks/bench_blockout.py               everything, into results/blockout.json and blockout.png
-    python tests/benchmarks/bench_blockout.py --only pillar --every 1 8
+    python tests/benchmarks/bench_blockout.py               into results/blockout.json and blockout_<scene>.jpg
+    python tests/benchmarks/bench_blockout.py --only pillar --every 1 4 8
 
 Two scenes, each made by the engine `cache` once without (`free`) and once with the path's depth of every fourth frame,
 as the add-on measures it:
@@ -40,14 +40,13 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.benchmarks.provenance import provenance
-
 from tests.benchmarks.ground_truth import ground_truth, read_depth, read_rgb
 from tests.benchmarks.visibility import SKY, seen_from, unproject
 from tests.support import room
 from worldwarp_core.api import load_engine, render_splats
 from worldwarp_core.camera_files import read_cameras
 from worldwarp_core.cameras import CameraPath
+from worldwarp_core.evaluation.provenance import provenance
 from worldwarp_core.spec import CacheUpdate, Frame, GenerateSpec, PathDepth
 from worldwarp_core.splat_files.cloud import SplatCloud
 
@@ -202,25 +201,22 @@ def picture(scene: Scene, outcomes: list[Outcome]) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measures what the path's depth is worth.")
-    parser.add_argument("--only", nargs="+", choices=SCENES, help="measure these scenes and print them")
+    parser.add_argument("--only", nargs="+", choices=SCENES, help="measure these scenes; the other results stay")
     parser.add_argument("--every", type=int, nargs="+", default=[EVERY], help="give the depth of every so many frames")
     options = parser.parse_args()
-    figures: dict[str, Any] = {}
-    pictures = []
     for name in options.only or SCENES:
         scene = SCENES[name]()
         given = {"free": None} | {f"every_{every}": scene.path_depth(every) for every in options.every}
-        figures[name], outcomes = {}, []
+        figures: dict[str, Any] = {}
+        outcomes = []
         for label, path_depth in given.items():
             outcomes.append(make(scene, path_depth))
-            figures[name][label] = judge(scene, outcomes[-1])
-            print(name, label, json.dumps(figures[name][label], indent=2), flush=True)
-        pictures.append(picture(scene, outcomes))
-    if not options.only:
-        width = max(image.shape[1] for image in pictures)
-        padded = [np.pad(image, ((0, 8), (0, width - image.shape[1]), (0, 0))) for image in pictures]
-        Image.fromarray(np.concatenate(padded)).save(RESULTS / "blockout.png")
-        (RESULTS / "blockout.json").write_text(json.dumps({**figures, "provenance": provenance()}, indent=2) + "\n")
+            figures[label] = judge(scene, outcomes[-1])
+            print(name, label, json.dumps(figures[label], indent=2), flush=True)
+        Image.fromarray(picture(scene, outcomes)).save(RESULTS / f"blockout_{name}.jpg", quality=88)
+        file = RESULTS / "blockout.json"
+        others = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(json.dumps({**others, name: {**figures, "provenance": provenance()}}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

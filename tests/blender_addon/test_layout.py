@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bpy
 import numpy as np
 import pytest
 
-from blender_addon import session
+from blender_addon import panel, session
 from blender_addon.camera_export import export_camera_path
 from blender_addon.layout import LayoutMeasurement, frames_to_measure, map_size
 from blender_addon.preflight import check_shot
@@ -23,6 +24,7 @@ from tests.blender_addon.conftest import ROOT
 from tests.blender_addon.test_look import image_of
 from tests.blender_addon.test_splats import random_cloud
 from tests.blender_addon.test_start_frame import add_plane, plane_depth
+from tests.support.ui_recorder import Recorder
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.images import read_path_depth
 from worldwarp_core.spec import BACKGROUND_DEPTH, PATH_DEPTH_PIXELS
@@ -294,6 +296,30 @@ def test_its_cost_is_told_before(scene: bpy.types.Scene) -> None:
     scene.worldwarp.keep_layout = "PATH"
     told = [finding.message for finding in check_shot(bpy.context).findings]
     assert any("the depth of 2 frames is rendered before the shot is sent, at 96 x 54" in message for message in told)
+
+
+@pytest.mark.parametrize(
+    ("source", "keep", "left_out", "own_depth"),
+    [
+        ("RENDER", "START", False, False),
+        ("RENDER", "PATH", True, False),
+        ("IMAGE", "OFF", False, True),
+        ("IMAGE", "START", True, False),
+        ("TEXT", "PATH", True, False),
+    ],
+)
+def test_the_panel_asks_only_for_what_the_layout_leaves_open(
+    scene: bpy.types.Scene, source: str, keep: str, left_out: bool, own_depth: bool
+) -> None:
+    group = scene.worldwarp
+    group.start_source = source
+    assert group.keep_layout == ("START" if source == "RENDER" else "OFF")
+    group.keep_layout = keep
+    drawn = Recorder()
+    panel.WORLDWARP_PT_start.draw(SimpleNamespace(layout=drawn), bpy.context)
+    assert "keep_layout" in drawn.props
+    assert ("leave_out" in drawn.props) == left_out
+    assert ("start_depth" in drawn.props) == ("scene_scale" in drawn.props) == own_depth
 
 
 # ---------------------------------------------------------------- beside the artist

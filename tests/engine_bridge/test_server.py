@@ -169,7 +169,7 @@ def test_a_paths_depth_that_does_not_fit_is_refused_with_what_to_do(
     monkeypatch.setattr(codec, "LIMITS", small)
     monkeypatch.setattr(codec.check_sizes, "__defaults__", (small,))
     sent = shot(path_depth=walls((1, 2, 3, 4), (480, 720)))
-    with pytest.raises(BridgeError, match=r"takes 3 MiB of it: give it for every 3\. frame, or smaller") as caught:
+    with pytest.raises(BridgeError, match=r"takes 3 MiB of it: give it for one frame in 3, or smaller") as caught:
         connect().submit(sent)
     assert caught.value.code == "too_large"
 

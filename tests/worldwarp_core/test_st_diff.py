@@ -26,7 +26,7 @@ from worldwarp_core.noise_map import PUBLIC_RULE, REFERENCE_SIGMAS, NoiseSetting
 from worldwarp_core.pipeline import Models
 from worldwarp_core.presets import PRESETS, Preset
 from worldwarp_core.priors import Priors
-from worldwarp_core.spec import Finished, Frame, GenerateSpec, Notice, Progress, PromptKey
+from worldwarp_core.spec import Finished, Frame, GenerateSpec, Notice, PathDepth, Progress, PromptKey
 from worldwarp_core.st_diff import THE_METHOD, FixedModels, StDiffFill, StDiffModels
 from worldwarp_core.transformer import prepare_transformer
 from worldwarp_core.wan import WanOptions, WanSource
@@ -281,6 +281,19 @@ def test_history_goes_through_the_sampler_untouched_and_frames_are_those_after_i
     assert (last[:, :2] - source.autoencoder.encode(rgb[:5])[0]).abs().max() < 1e-4
     assert len(frames) == 8
     assert all(f.shape == (HEIGHT, WIDTH, 3) and f.min() >= 0 and f.max() <= 1 for f in frames)
+
+
+def test_what_the_paths_depth_hides_is_blank_to_the_model():
+    slow = room.truck(9, travel=0.01, turn_rad=0.0, width=WIDTH, height=HEIGHT)
+    wall = PathDepth.of(list(range(2, 10)), [np.full((8, 16), 0.5, np.float32)] * 8)
+    levels = []
+    for path_depth in (None, wall):
+        source = Watched()
+        engine, spec = make(9, source, cache_steps=20)
+        list(engine.generate(replace(spec, cameras=slow, path_depth=path_depth)))
+        levels.append(first_call(source)[1][1:])
+    assert (levels[0] < 1000).all()
+    assert (levels[1] == 1000).all()
 
 
 def test_the_decoder_sees_the_priors_of_the_whole_clip():

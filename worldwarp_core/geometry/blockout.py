@@ -21,13 +21,13 @@ from ..cameras import CameraPath
 from ..spec import PathDepth
 from .complete import complete_depth
 from .monocular import DepthModel
-from .start import SURFACE_RATIO, scene_geometry
+from .start import SURFACE_RATIO, resize_depth, scene_geometry
 
 FRONT_TOLERANCE = 0.1
 """A surface of the blockout hides what lies farther behind it than this share of its own depth."""
 LOOKED_UP_TOLERANCE = 0.02
 """A place that was looked up in another frame's map is known where the map shows it within this share of its depth."""
-LOOK_UPS = 3
+LOOK_UPS = 2
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,35 @@ class Blockout:
 
     def depth(self, number: int) -> Tensor:
         """(H, W) planar z of the path's frame of that number; inf where nothing is known."""
-        after = int(np.searchsorted(self.given.frames, number))
-        if after < len(self.given.frames) and self.given.frames[after] == number:
-            return self._map(after) / self.unit
-        near = [n for n in (after - 1, after) if 0 <= n < len(self.given.frames)]
-        near.sort(key=lambda n: abs(int(self.given.frames[n]) - number))
-        seen = [self._moved(n, number) for n in near]
-        depth = seen[0]
-        for other in seen[1:]:
-            depth = torch.where(torch.isfinite(depth), depth, other)
-        return depth / self.unit
+        frames = self.given.frames
+        after = int(np.searchsorted(frames, number))
+        if after < len(frames) and frames[after] == number:
+            depth = self._given(after)
+        else:
+            near = [n for n in (after - 1, after) if 0 <= n < len(frames)]
+            near.sort(key=lambda n: abs(int(frames[n]) - number))
+            depth = self._moved(near[0], number)
+            for n in near[1:]:
+                depth = torch.where(torch.isfinite(depth), depth, self._moved(n, number))
+        return resize_depth(depth, (self.path.height, self.path.width)) / self.unit
 
     def depths(self, numbers: list[int]) -> Tensor:
         """(T, H, W), `depth` of each."""
         return torch.stack([self.depth(number) for number in numbers])
 
-    def _map(self, n: int) -> Tensor:
-        """(H, W) of the n-th map, scene units."""
-        return scene_geometry(self.given.depth[n], (self.path.height, self.path.width), self.device)
+    def _given(self, n: int) -> Tensor:
+        """(h, w) the n-th map, scene units."""
+        height, width = self.given.depth.shape[1:]
+        return scene_geometry(self.given.depth[n], (height, width), self.device)
 
     def _moved(self, n: int, number: int) -> Tensor:
-        """(H, W), scene units: what the n-th map knows of what the frame of that number sees."""
-        source, target = (int(np.searchsorted(self.path.frames, f)) for f in (int(self.given.frames[n]), number))
-        depth = self._map(n)
-        there = _Relative.between(self.path, source, target, self.device)
-        back = _Relative.between(self.path, target, source, self.device)
-        guess = _nearest_points(depth, there)
-        return _looked_up(guess, depth, back)
+        """(h, w), scene units: what the n-th map knows of what the frame of that number sees."""
+        height, width = self.given.depth.shape[1:]
+        path = self.path.resized(width, height)
+        source, target = (int(np.searchsorted(path.frames, f)) for f in (int(self.given.frames[n]), number))
+        depth = self._given(n)
+        guess = _nearest_points(depth, _Relative.between(path, source, target, self.device))
+        return _looked_up(guess, depth, _Relative.between(path, target, source, self.device))
 
 
 def hidden_by(scene: Tensor, depth: Tensor) -> Tensor:
@@ -122,57 +124,63 @@ class _Relative:
     def between(cls, path: CameraPath, a: int, b: int, device: torch.device) -> _Relative:
         # In float64 until the offset is small: a scene may lie a planet away from its origin.
         to_b = np.linalg.inv(path.c2w[b]) @ path.c2w[a]
-        u, v = np.meshgrid(np.arange(path.width) + 0.5, np.arange(path.height) + 0.5)
-        rays = np.stack([u, v, np.ones_like(u)], -1) @ (to_b[:3, :3] @ np.linalg.inv(path.K[a])).T
-        return cls(*(torch.from_numpy(x.astype(np.float32)).to(device) for x in (rays, to_b[:3, 3], path.K[b])))
+        small = (to_b[:3, :3] @ np.linalg.inv(path.K[a]), to_b[:3, 3], path.K[b])
+        from_pixels, offset, K = (torch.from_numpy(x.astype(np.float32)).to(device) for x in small)
+        v, u = (torch.arange(side, dtype=torch.float32, device=device) + 0.5 for side in (path.height, path.width))
+        v, u = torch.meshgrid(v, u, indexing="ij")
+        return cls(torch.stack([u, v, torch.ones_like(u)], -1) @ from_pixels.T, offset, K)
 
-    def project(self, depth: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(H, W) depths of the first camera -> column, row, depth in the second, and whether it is in its picture."""
+    def project(self, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(H, W) depths of the first camera -> (H, W, 2) pixel positions x, y and depth in the second, and (H, W) bool
+        whether they are known and in its picture."""
         height, width = depth.shape
         known = torch.isfinite(depth)
         point = self.rays * torch.where(known, depth, 1.0)[..., None] + self.offset
         z = point[..., 2]
-        uv = (point @ self.K.T)[..., :2] / z.clamp_min(1e-12)[..., None]
-        inside = known & (z > 0) & (uv >= 0).all(-1) & (uv[..., 0] < width) & (uv[..., 1] < height)
-        return uv[..., 0], uv[..., 1], z, inside
+        at = (point @ self.K.T)[..., :2] / z.clamp_min(1e-12)[..., None]
+        size = torch.tensor([width, height], device=depth.device)
+        return at, z, known & (z > 0) & ((at >= 0) & (at < size)).all(-1)
 
 
 def _nearest_points(depth: Tensor, there: _Relative) -> Tensor:
     """(H, W): a map's points in another view, the nearest in each pixel, each as large as 2 x 2 pixels; inf between."""
     height, width = depth.shape
-    x, y, z, inside = there.project(depth)
-    left, top = (x - 0.5).floor().long(), (y - 0.5).floor().long()
-    nearest = torch.full((height * width,), torch.inf, dtype=depth.dtype, device=depth.device)
+    at, z, inside = there.project(depth)
+    left, top = torch.where(inside[..., None], at - 0.5, 0).floor().long().unbind(-1)
+    nowhere = height * width
+    nearest = torch.full((nowhere + 1,), torch.inf, dtype=depth.dtype, device=depth.device)
     for row in (top, top + 1):
         for col in (left, left + 1):
             lands = inside & (col >= 0) & (col < width) & (row >= 0) & (row < height)
-            nearest.scatter_reduce_(0, (row * width + col)[lands], z[lands], "amin")
-    return nearest.view(height, width)
+            nearest.scatter_reduce_(0, torch.where(lands, row * width + col, nowhere).flatten(), z.flatten(), "amin")
+    return nearest[:nowhere].view(height, width)
 
 
 def _looked_up(guess: Tensor, depth: Tensor, back: _Relative) -> Tensor:
     """(H, W): rough depths of a view made exact by the map of another; inf where the map shows something else."""
-    z, seen, inside = guess, guess, torch.isfinite(guess)
+    disparity = 1 / depth
+    # Between the four pixels around each corner: whether they are one surface.
+    low, high = (F.max_pool2d(x[None, None], 2, stride=1)[0, 0] for x in (-disparity, disparity))
+    one_surface = F.pad(high <= -SURFACE_RATIO * low, (0, 1, 0, 1))
     for _ in range(LOOK_UPS):
-        x, y, z, inside = back.project(guess)
-        seen = _sample(depth, x, y)
-        # What lies on the ray at the depth that the map has near there: for small moves, nearly the place itself.
-        guess = torch.where(inside & torch.isfinite(seen), guess * (seen / z), guess)
-    x, y, z, inside = back.project(guess)
-    seen = _sample(depth, x, y)
-    shown = inside & ((seen / z - 1).abs() < LOOKED_UP_TOLERANCE)
+        at, z, inside = back.project(guess)
+        # What the map has near there, on this view's ray: for small moves, nearly the place itself.
+        ratio = _sample(disparity, one_surface, at) * z
+        guess = torch.where(inside & (ratio > 0), guess / ratio, guess)
+    at, z, inside = back.project(guess)
+    shown = inside & ((_sample(disparity, one_surface, at) * z - 1).abs() < LOOKED_UP_TOLERANCE)
     return torch.where(shown, guess, torch.inf)
 
 
-def _sample(depth: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """(...) planar z at pixel positions: in between on a surface, of the nearest pixel at an edge."""
-    height, width = depth.shape
-    x, y = (x - 0.5).clamp(0, width - 1), (y - 0.5).clamp(0, height - 1)
-    left, top = x.floor().long(), y.floor().long()
-    right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
-    across, down = x - left, y - top
-    corners = torch.stack([1 / depth[r, c] for r in (top, bottom) for c in (left, right)])
-    upper, lower = corners[0] + across * (corners[1] - corners[0]), corners[2] + across * (corners[3] - corners[2])
-    smooth = upper + down * (lower - upper)
-    near = 1 / depth[torch.where(down < 0.5, top, bottom), torch.where(across < 0.5, left, right)]
-    return 1 / torch.where(corners.amax(0) <= SURFACE_RATIO * corners.amin(0), smooth, near)
+def _sample(disparity: Tensor, one_surface: Tensor, at: Tensor) -> Tensor:
+    """(H, W) disparity at (H, W, 2) pixel positions: in between on a surface, of the nearest pixel at an edge."""
+    height, width = disparity.shape
+    size = torch.tensor([width, height], device=at.device)
+    # Only what lies in the picture is looked at afterwards.
+    at = at.clamp_min(0).minimum(size - 1e-3)
+    smooth = F.grid_sample(
+        disparity[None, None], (2 * at / size - 1)[None], padding_mode="border", align_corners=False
+    )[0, 0]
+    column, row = at.long().unbind(-1)
+    left, top = (at - 0.5).clamp_min(0).long().unbind(-1)
+    return torch.where(one_surface[top, left], smooth, disparity[row, column])

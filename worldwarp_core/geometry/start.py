@@ -49,19 +49,22 @@ def start_depth(
 def scene_geometry(depth: np.ndarray, size: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """(height, width) float32 planar z at `size`; background becomes inf.
 
-    Disparity is interpolated on surfaces (a plane stays that plane); at a depth edge the nearest pixel is taken, so
-    that no depth appears between two surfaces where there is none.
-
     Args:
         depth: (h, w) planar z, `BACKGROUND_DEPTH` or inf where there is nothing.
         size: (height, width).
         device: where it is wanted; the CPU unless given.
     """
     values = torch.from_numpy(np.array(depth, np.float32)).to(device or torch.device("cpu"))
-    disparity = torch.where(values >= 0.99 * BACKGROUND_DEPTH, 0.0, 1 / values)
-    if disparity.shape != tuple(size):
-        disparity = _resize_disparity(disparity, *size)
-    return 1 / disparity
+    return resize_depth(torch.where(values >= 0.99 * BACKGROUND_DEPTH, torch.inf, values), size)
+
+
+def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """(height, width) planar z at `size`, from (h, w); inf is nothing.
+
+    Disparity is interpolated on surfaces (a plane stays that plane); at a depth edge the nearest pixel is taken, so
+    that no depth appears between two surfaces where there is none.
+    """
+    return depth if depth.shape == tuple(size) else 1 / _resize_disparity(1 / depth, *size)
 
 
 def start_depth_from_model(rgb: Tensor, monocular: DepthModel, scene_scale: float | None) -> Tensor:
