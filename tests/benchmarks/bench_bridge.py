@@ -283,7 +283,7 @@ def _kill_worker(server_pid: int) -> None:
 def run_kills(short: bool) -> dict[str, Any]:
     results = {}
     for engine, prefix in (("cpu", "kills"), ("fake", "kills_fake_engine")):
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             counts = kills(1 if short else 30, engine, Path(folder))
         results |= {f"{prefix}{name}": count for name, count in counts.items()}
     return results
