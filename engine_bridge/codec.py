@@ -30,6 +30,8 @@ from .errors import ProtocolError
 ARRAY_DTYPES = {"uint8": "|u1", "int64": "<i8", "float16": "<f2", "float32": "<f4", "float64": "<f8"}
 """The only dtypes that cross the wire, little-endian."""
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+"""Types that MessagePack takes as they are; most fields are of these."""
 DEFLATE = "deflate"
 COMPRESSION_LEVEL = 1
 """More takes twice the time for a twentieth of the size."""
@@ -72,7 +74,7 @@ def encode(message: Any) -> list[Part]:
             arrays.append((attribute.name, dtype, list(value.shape)))
             parts.append(raw.reshape(-1).view(np.uint8).data)
         else:
-            fields[attribute.name] = _CONVERTER.unstructure(value)
+            fields[attribute.name] = value if type(value) in _PLAIN else _CONVERTER.unstructure(value)
     parts[0] = msgpack.packb([_TAG_OF[type(message)], fields, arrays], use_bin_type=True)
     return parts
 

@@ -8,7 +8,7 @@ kills, kills_lost_frames, kills_twice_final
                        server, worker and client killed (SIGKILL) at random moments of jobs of the real loop (engine
                        `cache` on the CPU, one thread), so many times in all, a third each; frames that were lost or are
                        not, to the bit, those of an uninterrupted run, and frames that were final twice.
-kills_before_the_end   those of the kills that came while the job had not ended.
+                       `kills_jobs`: that it took; a kill counts while the job has not ended.
 kills_fake_engine, ... the same with the fake engine, whose every frame depends on all before it.
 fuzz_messages, fuzz_failures
                        random, mutated and truncated messages at the codec and the server's session; anything but a
@@ -25,6 +25,8 @@ throughput_pushpull_gb_s, throughput_fraction_of_pushpull, throughput_aiohttp_gb
                        them: the median of each, and of each round's fraction (`throughput_fractions` has them all).
 added_latency_ms       from when the engine gives a frame away until the client has it, less the same over PUSH/PULL
                        right after; the median of such pairs, and their quartiles.
+measured_under         of each part that measures speed: the load average when it began, and whether it ran ahead of
+                       what else the machine did (a real-time scheduler, `chrt -r 1`).
 compression_ratio, compression_mb_s, decompression_mb_s
                        a frame of 1280x720 with depth and mask, of a rendered room with noise of 2 levels of 255 on it,
                        compressed for a slow network: how much smaller, and how much of it a second on one core; median.
@@ -213,10 +215,8 @@ def judge(path: Path, wanted: list[bytes]) -> tuple[int, int]:
 
 
 def kills(count: int, engine: str, folder: Path) -> dict[str, int]:
-    """Kills server, worker and client `count` times each, one job for each three kills."""
+    """Kills server, worker and client `count` times each, at most once each of a job, before it has ended."""
     rng = random.Random(7)
-    # A worker takes a second or two to start, and a job three to run: moments of every kind.
-    span_s = 2.5 if engine == "fake" else 3.0
     shot_args = {"frames": 33, "prompt": "noise slow=0.06", "engine": engine}
     settings: dict[str, Any] = {}
     if engine == "cpu":
@@ -224,7 +224,8 @@ def kills(count: int, engine: str, folder: Path) -> dict[str, int]:
         os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = "1"
     wanted = uninterrupted(shot_args, folder / "calm")
     address = free_address()
-    done = before_the_end = lost = twice = 0
+    left = dict.fromkeys(("server", "worker", "client"), count)
+    jobs = lost = twice = 0
 
     def start_server() -> Any:
         process = SPAWN.Process(target=serve, args=(str(folder / "jobs"), address, settings))
@@ -233,8 +234,9 @@ def kills(count: int, engine: str, folder: Path) -> dict[str, int]:
 
     server = start_server()
     try:
-        for turn in range(count):
-            job_id, path = f"{turn:032x}", folder / f"{turn}.events"
+        while any(left.values()):
+            jobs += 1
+            job_id, path = f"{jobs:032x}", folder / f"{jobs}.events"
 
             def start_client(job_id: str = job_id, path: Path = path) -> Any:
                 process = SPAWN.Process(target=follow_to_file, args=(address, job_id, str(path), shot_args))
@@ -242,12 +244,14 @@ def kills(count: int, engine: str, folder: Path) -> dict[str, int]:
                 return process
 
             client = start_client()
-            victims = ["server", "worker", "client"]
+            victims = [victim for victim, times in left.items() if times]
             rng.shuffle(victims)
             for victim in victims:
-                time.sleep(rng.uniform(0.0, span_s))
+                # A worker takes a second or two to start, and a job three to run: moments of every kind.
+                time.sleep(rng.uniform(0.0, 2.5))
                 # A client leaves when its job has ended.
-                before_the_end += client.is_alive()
+                if not client.is_alive():
+                    break
                 if victim == "server":
                     server.kill()
                     server.join()
@@ -258,17 +262,17 @@ def kills(count: int, engine: str, folder: Path) -> dict[str, int]:
                     client = start_client()
                 else:
                     _kill_worker(server.pid)
-                done += 1
+                left[victim] -= 1
             client.join(180)
             if client.is_alive():
                 client.kill()
             missing, again = judge(path, wanted)
             lost, twice = lost + missing, twice + again
-            print(f"  job {turn + 1} of {count}: {missing} frames lost, {again} final twice", flush=True)
+            print(f"  job {jobs}: {missing} frames lost, {again} final twice; kills left: {left}", flush=True)
     finally:
         server.kill()
         server.join()
-    return {"": done, "_before_the_end": before_the_end, "_lost_frames": lost, "_twice_final": twice}
+    return {"": 3 * count, "_jobs": jobs, "_lost_frames": lost, "_twice_final": twice}
 
 
 def _kill_worker(server_pid: int) -> None:
@@ -759,6 +763,15 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
 }
 
 
+SPEED = ("throughput", "latency", "compression", "view")
+
+
+def circumstances() -> dict[str, Any]:
+    """What else the machine does, and whether we run ahead of it."""
+    ahead = hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER
+    return {"load_average": round(psutil.getloadavg()[0], 1), "real_time": ahead}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be repeated")
@@ -767,15 +780,19 @@ def main() -> int:
     logging.disable(logging.WARNING)
     # A terminal's Ctrl-C ends this process; servers and clients are ended by it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results = {}
+    results: dict[str, Any] = {}
+    under: dict[str, Any] = {}
     for name in chosen.only or PARTS:
         began_s = time.monotonic()
         print(f"{name} ...", flush=True)
+        if name in SPEED:
+            under[name] = circumstances()
         results |= PARTS[name](chosen.short)
         print(f"{name}: {time.monotonic() - began_s:.0f} s", flush=True)
     print(json.dumps(results, indent=2))
     if not chosen.short:
         earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results["measured_under"] = {**earlier.get("measured_under", {}), **under}
         RESULTS.write_text(json.dumps({**earlier, **results, "provenance": provenance()}, indent=2) + "\n")
     return 0
 
