@@ -41,6 +41,9 @@ clients, jobs, clients_s, clients_unfair
 faults                 for each fault of a proxy on loopback: seconds that the shot took, and frames that were lost.
                        `loss_5_percent` holds a chunk of bytes back for TCP's least retransmission time (200 ms) with
                        that probability: a proxy cannot lose packets.
+faults_between_namespaces
+                       the same between two network namespaces, whose packets are really lost, late or cut off, both
+                       ends with keys; or why this machine cannot do that.
 """
 
 from __future__ import annotations
@@ -79,6 +82,7 @@ from engine_bridge.client import Client  # noqa: E402
 from engine_bridge.live_view import LiveView  # noqa: E402
 from engine_bridge.server import Server, ServerConfig  # noqa: E402
 from engine_bridge.store import JobStore  # noqa: E402
+from tests.engine_bridge import namespaces  # noqa: E402
 from tests.engine_bridge.fake_engine import FakeEngine  # noqa: E402
 from tests.engine_bridge.fuzzing import fuzz_codec, fuzz_coverage, fuzz_socket  # noqa: E402
 from tests.engine_bridge.proxy import FAULTS, Proxy  # noqa: E402
@@ -747,7 +751,14 @@ def run_faults(short: bool) -> dict[str, Any]:
                 "twice": len(got) - 60,
             }
             print(f"  {name}: {results[name]}", flush=True)
-    return {"faults": results, "faults_lost_frames": sum(r["lost"] + max(r["twice"], 0) for r in results.values())}
+    why_not = namespaces.why_not()
+    between: Any = why_not or namespaces.run_faults(20 if short else 60, list(chosen))
+    all_results = [*results.values(), *(() if why_not else between.values())]
+    return {
+        "faults": results,
+        "faults_between_namespaces": between,
+        "faults_lost_frames": sum(r["lost"] + max(r["twice"], 0) for r in all_results),
+    }
 
 
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
