@@ -79,8 +79,6 @@ TICK_MS = 250
 """The longest the loop sleeps: how late it notices silence or a signal."""
 COMPRESSING_TICK_MS = 3
 """The longest it sleeps while a frame is being compressed: how late it notices that it is done."""
-LARGE_BYTES = 100_000
-"""Only a frame is so large, and only such a one is compressed."""
 HIGH_WATER = 1000
 """Messages that may wait for one connection; a peer that lets more pile up is not reading."""
 STOP_GRACE_S = 60.0
@@ -539,7 +537,8 @@ class Server:
                 else:
                     continue
                 out: list[codec.Part] | None = parts
-                if session.compressed and codec.size_of(parts) >= LARGE_BYTES:
+                # Of the events in a log, frames alone have arrays.
+                if session.compressed and len(parts) > 1:
                     out = self._compressor.take(job_id, subscription.next_seq, parts)
                 if out is None:
                     continue
