@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import queue
 import threading
 import time
 import uuid
@@ -450,19 +451,16 @@ class _Inbox:
     """Events between the thread and whoever takes them."""
 
     def __init__(self) -> None:
-        self._entries: deque[_Received] = deque()
-        self._filled = threading.Condition()
+        self._entries: queue.SimpleQueue[_Received] = queue.SimpleQueue()
 
     def put(self, event: ClientEvent, job_id: str = "", size_bytes: int = 0) -> None:
-        with self._filled:
-            self._entries.append(_Received(event, job_id, size_bytes))
-            self._filled.notify()
+        self._entries.put(_Received(event, job_id, size_bytes))
 
     def take(self, timeout_s: float) -> _Received | None:
-        with self._filled:
-            if not self._filled.wait_for(lambda: bool(self._entries), timeout_s):
-                return None
-            return self._entries.popleft()
+        try:
+            return self._entries.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
 
 
 # ---------------------------------------------------------------- the thread

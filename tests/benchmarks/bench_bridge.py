@@ -588,7 +588,7 @@ def latencies_s(count: int, folder: Path) -> tuple[list[float], list[float]]:
 
 def run_latency(short: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        bridge, plain = latencies_s(21 if short else 301, Path(folder))
+        bridge, plain = latencies_s(21 if short else 201, Path(folder))
     added = statistics.quantiles([ours - theirs for ours, theirs in zip(bridge, plain, strict=True)], n=4)
     return {
         "added_latency_ms": round(added[1] * 1000, 2),
