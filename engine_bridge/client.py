@@ -761,12 +761,14 @@ class _Wire:
             _Lost: it is not.
         """
         next_check_s = 0.0
+        arrived: set[zmq.Socket] | None = None
         while not self._client._closed:
             assert self._control is not None
             assert self._data is not None
             links = (self._control, self._data)
             for link in links:
-                self._hear(link)
+                if arrived is None or link.socket in arrived:
+                    self._hear(link)
             if time.monotonic() >= next_check_s:
                 next_check_s = time.monotonic() + TICK_MS / 1000
                 for link in links:
