@@ -295,6 +295,9 @@ def generate(
     exr: Annotated[
         bool, typer.Option("--exr", help="Write each frame as scene-linear EXR too (frames_exr/, half float).")
     ] = False,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Frames come compressed: for a network slower than about 100 MB/s.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job's files in --out.")] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the job in --out, given the same inputs and settings.")
@@ -369,7 +372,7 @@ def generate(
     inputs = {name: None if file is None else str(file) for name, file in files.items()}
     make_shot(
         spec, out, engine=engine, server=server, key=key, server_options=options, inputs=inputs, overwrite=overwrite,
-        resume=resume, linear_copies=exr,
+        resume=resume, linear_copies=exr, compress=compress,
     )  # fmt: skip
 
 
@@ -401,6 +404,7 @@ def make_shot(
     key: Path | None = None,
     resume: bool = False,
     linear_copies: bool = False,
+    compress: bool = False,
 ) -> None:
     """Has a job made into `out` with a progress bar; returns only when all of it is there and whole.
 
@@ -452,7 +456,9 @@ def make_shot(
         with ExitStack() as open_until_done:
             private = None if server is not None else open_until_done.enter_context(own_server(own, server_options))
             address = private.address if private is not None else str(server)
-            client = open_until_done.enter_context(_client(address, key, private=private is not None))
+            client = open_until_done.enter_context(
+                _client(address, key, private=private is not None, compress=compress)
+            )
             stopped = open_until_done.enter_context(_stop_on_signal())
             client.connect()
             # Only now: a server that is not there must cost nobody the shot that is in the folder.
@@ -744,7 +750,7 @@ def logs(
         raise BridgeError("no_logs", f"Nothing of the kind is logged in {folder}.")
 
 
-def _client(address: str, key: Path | None = None, *, private: bool = False) -> Client:
+def _client(address: str, key: Path | None = None, *, private: bool = False, compress: bool = False) -> Client:
     # Short: a server that runs answers at once, and someone is waiting for the sentence that says it does not. A
     # private server that is gone does not come back.
     gone_timeout_s = PRIVATE_GONE_TIMEOUT_S if private else GONE_TIMEOUT_S
@@ -754,6 +760,7 @@ def _client(address: str, key: Path | None = None, *, private: bool = False) -> 
         connect_timeout_s=3.0,
         gone_timeout_s=gone_timeout_s,
         key=None if key is None else read_client_key(key),
+        compress=compress,
     )
 
 

@@ -1,8 +1,9 @@
 """Message <-> parts of bytes, and every size limit of the protocol (PROTOCOL.md, "On the wire").
 
 Part 0 is MessagePack: `[tag, fields, arrays]`. Each array is one raw trailing part, C order and little-endian; part 0
-only declares it: `[name, dtype, shape]`. Nothing that arrives is trusted: sizes are checked before anything is
-allocated, types by cattrs without coercion, ranges by the messages themselves.
+only declares it: `[name, dtype, shape]`, with "deflate" after it where a frame's array is compressed. Nothing that
+arrives is trusted: sizes are checked before anything is allocated, types by cattrs without coercion, ranges by the
+messages themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import operator
 import struct
 import typing
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -27,6 +29,14 @@ from .errors import ProtocolError
 
 ARRAY_DTYPES = {"uint8": "|u1", "int64": "<i8", "float16": "<f2", "float32": "<f4", "float64": "<f8"}
 """The only dtypes that cross the wire, little-endian."""
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+"""Types that MessagePack takes as they are; most fields are of these."""
+DEFLATE = "deflate"
+COMPRESSION_LEVEL = 1
+"""More takes twice the time for a twentieth of the size."""
+_COMPRESSED = frozenset({"frame_event"})
+"""Messages whose arrays may be compressed."""
 
 Part = bytes | bytearray | memoryview
 M = TypeVar("M")
@@ -64,7 +74,7 @@ def encode(message: Any) -> list[Part]:
             arrays.append((attribute.name, dtype, list(value.shape)))
             parts.append(raw.reshape(-1).view(np.uint8).data)
         else:
-            fields[attribute.name] = _CONVERTER.unstructure(value)
+            fields[attribute.name] = value if type(value) in _PLAIN else _CONVERTER.unstructure(value)
     parts[0] = msgpack.packb([_TAG_OF[type(message)], fields, arrays], use_bin_type=True)
     return parts
 
@@ -88,11 +98,13 @@ def decode(parts: Sequence[Part], direction: UnionType, limits: Limits = LIMITS)
         values = dict(fields)
         if len(declared) != len(parts) - 1:
             raise ValueError(f"{len(declared)} arrays are declared but {len(parts) - 1} parts follow the header")
+        left = limits.message_bytes
         for entry, part in zip(declared, parts[1:], strict=True):
-            name, array = _open_array(entry, part, limits)
+            name, array = _open_array(entry, part, limits, left if tag in _COMPRESSED else None)
             if name in values:
                 raise ValueError(f"the field {name[:80]!r} comes twice")
             values[name] = array
+            left -= array.nbytes
         return _CONVERTER.structure(values, kind)
     except ProtocolError:
         raise
@@ -104,8 +116,29 @@ def decode(parts: Sequence[Part], direction: UnionType, limits: Limits = LIMITS)
 
 
 def size_of(parts: Sequence[Part]) -> int:
-    """Bytes of all parts: what a message costs in credit."""
+    """Bytes of all parts."""
     return sum(len(part) for part in parts)
+
+
+def cost_of(parts: Sequence[Part], message: Any) -> int:
+    """What a message that came in these parts costs in credit: their bytes, of compressed arrays the unpacked ones."""
+    values = (getattr(message, attribute.name) for attribute in attrs.fields(type(message)))
+    return len(parts[0]) + sum(value.nbytes for value in values if isinstance(value, np.ndarray))
+
+
+def compress(parts: Sequence[Part]) -> list[Part]:
+    """The parts of an encoded frame with its arrays compressed, where that makes them smaller."""
+    tag, fields, declared = msgpack.unpackb(parts[0])
+    assert tag in _COMPRESSED, tag
+    out: list[Part] = [b""]
+    for entry, part in zip(declared, parts[1:], strict=True):
+        _, dtype, shape = entry
+        packed = zlib.compress(_planes(part, _pixel_bytes(dtype, shape)).data, COMPRESSION_LEVEL)
+        smaller = len(packed) < len(part)
+        out.append(packed if smaller else part)
+        entry += [DEFLATE] * smaller
+    out[0] = msgpack.packb([tag, fields, declared], use_bin_type=True)
+    return out
 
 
 def check_sizes(parts: Sequence[Part], limits: Limits = LIMITS) -> None:
@@ -201,10 +234,11 @@ def _check_version(tag: str, fields: dict[str, Any], request_id: int) -> None:
         )
 
 
-def _open_array(entry: Any, part: Part, limits: Limits) -> tuple[str, np.ndarray]:
-    if not (isinstance(entry, list) and len(entry) == 3):
+def _open_array(entry: Any, part: Part, limits: Limits, room: int | None) -> tuple[str, np.ndarray]:
+    """Args: room: bytes that a compressed array may unpack to; None where none may come."""
+    if not (isinstance(entry, list) and (len(entry) == 3 or (len(entry) == 4 and entry[3] == DEFLATE))):
         raise ValueError("an array is not declared as [name, dtype, shape]")
-    name, dtype, shape = entry
+    name, dtype, shape = entry[:3]
     if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(shape, list)):
         raise ValueError("an array is not declared as [text, text, list]")
     if dtype not in ARRAY_DTYPES:
@@ -214,11 +248,53 @@ def _open_array(entry: Any, part: Part, limits: Limits) -> tuple[str, np.ndarray
         raise ValueError(f"{name[:80]}: the shape {str(shape)[:80]} is not allowed ({allowed})")
     wire = np.dtype(ARRAY_DTYPES[dtype])
     wanted = math.prod(shape) * wire.itemsize
+    if len(entry) == 4:
+        if room is None or wanted > room:
+            raise ValueError(f"{name[:80]}: {wanted} bytes may not come compressed in this message")
+        part = _unpacked(part, wanted, _pixel_bytes(dtype, shape))
     if wanted != len(part):
         raise ValueError(f"{name[:80]}: {dtype} {shape} takes {wanted} bytes but its part has {len(part)}")
     array = np.frombuffer(part, wire).reshape(shape).astype(dtype, copy=False)
     array.flags.writeable = False
     return name, array
+
+
+# ---------------------------------------------------------------- compression
+
+
+def _pixel_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a pixel: neighbours are alike in each of them."""
+    return np.dtype(ARRAY_DTYPES[dtype]).itemsize * (3 if len(shape) == 3 and shape[2] == 3 else 1)
+
+
+def _planes(part: Part, pixel_bytes: int) -> np.ndarray:
+    """(pixel_bytes, n) of a part's bytes, each less the one a pixel before it."""
+    pixels = np.frombuffer(part, np.uint8).reshape(-1, pixel_bytes)
+    planes = np.empty((pixel_bytes, len(pixels)), np.uint8)
+    for plane, values in zip(planes, pixels.T, strict=True):
+        plane[:1] = values[:1]
+        np.subtract(values[1:], values[:-1], out=plane[1:])
+    return planes
+
+
+def _unpacked(part: Part, wanted: int, pixel_bytes: int) -> memoryview:
+    """The `wanted` bytes that were compressed; never unpacks more.
+
+    Raises:
+        ValueError: it is no such stream, or one of another length.
+    """
+    stream = zlib.decompressobj()
+    try:
+        content = stream.decompress(part, wanted + 1)
+    except zlib.error as error:
+        raise ValueError(f"a compressed array cannot be read: {error}") from error
+    if len(content) != wanted or not stream.eof or stream.unused_data:
+        raise ValueError(f"a compressed array does not unpack to the {wanted} bytes that it is declared with")
+    planes = np.frombuffer(content, np.uint8).reshape(pixel_bytes, -1)
+    pixels = np.empty((planes.shape[1], pixel_bytes), np.uint8)
+    for plane, values in zip(planes, pixels.T, strict=True):
+        np.cumsum(plane, dtype=np.uint8, out=values)
+    return pixels.reshape(-1).data
 
 
 # ---------------------------------------------------------------- tags and strict types

@@ -130,7 +130,7 @@ class Looker:
             if time.monotonic() > deadline_s:
                 self._late.add(shown.slot)
                 return None
-            time.sleep(0.0001)
+            time.sleep(0.00002)
         record = np.frombuffer(buffer, np.uint8, shown.size_bytes, shown.offset)
         weakref.finalize(record, _free, self._memory, shown.slot).atexit = False
         try:

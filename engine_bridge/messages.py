@@ -242,6 +242,11 @@ class Credit:
 
 
 @frozen(kw_only=True)
+class Compress:
+    """Compress the frames that you send me on this connection from now on. Not answered."""
+
+
+@frozen(kw_only=True)
 class Cancel:
     """Stop this job at the engine's next step; what it delivered is kept."""
 
@@ -306,7 +311,9 @@ class Look:
             raise ValueError("a camera's numbers must be finite and its focal lengths positive")
 
 
-ClientMessage = Hello | Submit | Draw | Subscribe | Credit | Cancel | Resume | ListJobs | FetchSplats | Ping | Look
+ClientMessage = (
+    Hello | Submit | Draw | Subscribe | Credit | Compress | Cancel | Resume | ListJobs | FetchSplats | Ping | Look
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------- server to client

@@ -28,6 +28,7 @@ import zmq
 from worldwarp_core.errors import WorldWarpError
 
 from . import codec
+from .compressor import Compressor
 from .errors import BridgeError, ProtocolError, printable
 from .keys import parse_address
 from .logs import add_log_file
@@ -76,6 +77,8 @@ _log = logging.getLogger(__name__)
 
 TICK_MS = 250
 """The longest the loop sleeps: how late it notices silence or a signal."""
+COMPRESSING_TICK_MS = 3
+"""The longest it sleeps while a frame is being compressed: how late it notices that it is done."""
 HIGH_WATER = 1000
 """Messages that may wait for one connection; a peer that lets more pile up is not reading."""
 STOP_GRACE_S = 60.0
@@ -172,6 +175,7 @@ class Server:
         self._progress: dict[str, Progress] = {}
         self._hot: dict[str, dict[int, list[codec.Part]]] = {}
         """Events by job and `seq` that the disk may not have: a running job's newest, and what found no room there."""
+        self._compressor = Compressor()
         self._engine_info: dict[str, Any] = {}
         self._failed_starts = 0
         """Workers that died before they were ready, since the last one that was."""
@@ -203,7 +207,7 @@ class Server:
         try:
             more_to_send = False
             while stop_s is None or not self._has_stopped(stop_s):
-                poller.poll(0 if more_to_send else TICK_MS)
+                poller.poll(0 if more_to_send else COMPRESSING_TICK_MS if self._compressor.busy else TICK_MS)
                 self._hear_clients()
                 self._hear_workers()
                 self._keep_house()
@@ -244,6 +248,7 @@ class Server:
             return
         self._next_house_s = now_s + TICK_MS / 1000
         self._forget_silent()
+        self._compressor.tidy()
         if self._view is not None:
             self._view.keep_up()
 
@@ -264,6 +269,7 @@ class Server:
         deadline = time.monotonic() + 1.0
         while self._send_events() and time.monotonic() < deadline:
             pass
+        self._compressor.close()
         self._workers.close()
         self._close(1000)
         _log.info("WorldWarp server stopped")
@@ -530,10 +536,17 @@ class Server:
                     parts, logged = codec.encode(self._progress[job_id]), False
                 else:
                     continue
-                if self._send(identity, parts) != "sent":
+                out: list[codec.Part] | None = parts
+                # Of the events in a log, frames alone have arrays.
+                if session.compressed and len(parts) > 1:
+                    out = self._compressor.take(job_id, subscription.next_seq, parts)
+                if out is None:
+                    continue
+                if self._send(identity, out) != "sent":
                     break
-                session.sent(job_id, codec.size_of(parts), logged=logged)
-                self._metrics.sent(codec.size_of(parts))
+                # Compressed or not, it costs what the client has to keep.
+                session.sent(job_id, len(out[0]) + codec.size_of(parts[1:]), logged=logged)
+                self._metrics.sent(codec.size_of(out))
                 more = True
         return more
 

@@ -20,6 +20,7 @@ from .errors import BridgeError, ProtocolError, printable
 from .messages import (
     PROTOCOL_VERSION,
     ClientMessage,
+    Compress,
     Credit,
     Error,
     Hello,
@@ -95,6 +96,8 @@ class ServerSession:
         self._name = name
         self.client = ""
         self.client_id = ""
+        self.compressed = False
+        """Whether the peer wants its frames compressed."""
         self.subscriptions: dict[str, Subscription] = {}
         self.followed: set[str] = set()
         """Every job that was ever subscribed to here, also after its last event was sent."""
@@ -121,6 +124,9 @@ class ServerSession:
             return Pong(request_id=message.request_id), None
         if isinstance(message, Credit):
             return self._give_credit(message), None
+        if isinstance(message, Compress):
+            self.compressed = True
+            return None, None
         return None, message
 
     def receive_fault(self, error: ProtocolError, now_s: float) -> Error:
@@ -141,7 +147,7 @@ class ServerSession:
         self.followed.add(message.job_id)
 
     def sent(self, job_id: str, size_bytes: int, *, logged: bool) -> None:
-        """Books what was sent: a logged event, or the newest progress."""
+        """Books what was sent, by what it costs: a logged event, or the newest progress."""
         subscription = self.subscriptions[job_id]
         subscription.credit_bytes -= size_bytes
         if logged:

@@ -93,6 +93,7 @@ def one_of_each() -> list[Any]:
         ),
         m.Subscribe(request_id=2, job_id=JOB, after_seq=0, credit_bytes=100),
         m.Credit(job_id=JOB, credit_bytes=5),
+        m.Compress(),
         m.Cancel(request_id=3, job_id=JOB),
         m.Resume(request_id=3, job_id=JOB),
         m.ListJobs(request_id=4),

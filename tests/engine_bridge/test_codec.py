@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 import typing
+import zlib
 from typing import Any
 
 import attrs
@@ -277,3 +279,63 @@ def test_our_own_mistakes_cannot_be_sent() -> None:
             job_id=JOB, seq=1, index=0, number=0, chunk=0, attempt=1, rgb=np.zeros((2, 2, 3), np.uint8),
             depth=np.zeros((2, 3), np.float32), validity=np.zeros((2, 2), np.uint8),
         )  # fmt: skip
+
+
+# ---------------------------------------------------------------- compression
+
+
+def frame_of(rgb: np.ndarray, depth: np.ndarray, validity: np.ndarray) -> m.FrameEvent:
+    return m.FrameEvent(
+        job_id=JOB, seq=1, index=0, number=1, chunk=0, attempt=1, rgb=rgb, depth=depth, validity=validity
+    )
+
+
+def smooth_frame(height: int = 60, width: int = 80) -> m.FrameEvent:
+    y, x = np.mgrid[:height, :width]
+    rgb = np.stack([x, y, x + y], 2).astype(np.uint8)
+    return frame_of(rgb, (1 + x * y / 50).astype(np.float32), np.where(x > y, 255, 0).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (0, 0), (1, 7), (33, 2), (60, 80)])
+@pytest.mark.parametrize("smooth", [True, False])
+def test_a_compressed_frame_comes_back_to_the_bit(height: int, width: int, smooth: bool) -> None:
+    rng = np.random.default_rng(1)
+    frame = smooth_frame(height, width)
+    if not smooth:
+        size = (height, width)
+        bits = rng.integers(0, 2**32, size, np.uint32).view(np.float32)
+        frame = frame_of(rng.integers(0, 256, (*size, 3), np.uint8), bits, rng.integers(0, 256, size, np.uint8))
+    plain = as_bytes(codec.encode(frame))
+    packed = as_bytes(codec.compress(plain))
+    assert codec.size_of(packed) <= codec.size_of(plain)
+    for direction in (m.ServerMessage, m.LoggedEvent):
+        back = codec.decode(packed, direction)
+        assert as_bytes(codec.encode(back)) == plain
+        assert codec.cost_of(packed, back) == len(packed[0]) + codec.size_of(plain[1:])
+    if height == 60:
+        assert (codec.size_of(packed) * 3 < codec.size_of(plain)) == smooth
+        entries = msgpack.unpackb(packed[0])[2]
+        assert all(len(entry) == (4 if smooth else 3) for entry in entries), "what would grow goes as it is"
+
+
+def test_a_compressed_array_unpacks_to_what_it_declares_and_never_to_more() -> None:
+    packed = as_bytes(codec.compress(codec.encode(smooth_frame())))
+    bomb = zlib.compress(bytes(50_000_000), 9)
+    for wrong in (bomb, b"", b"nonsense", packed[1][:-5], packed[1] + b"x", zlib.compress(b"short")):
+        tracemalloc.start()
+        error = refusal([packed[0], wrong, *packed[2:]], m.ServerMessage)
+        assert error.code == "bad_message"
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.stop()
+    # Several that are each within the limit, together beyond it.
+    limits = codec.Limits(message_bytes=20_000)
+    assert "may not come compressed" in refusal(packed, m.ServerMessage, limits).message
+
+
+def test_only_frames_come_compressed() -> None:
+    tag, fields, arrays = msgpack.unpackb(codec.encode(BLOCK)[0])
+    arrays[0].append("deflate")
+    error = refusal([msgpack.packb([tag, fields, arrays]), zlib.compress(bytes(9))], m.ServerMessage)
+    assert "may not come compressed" in error.message
+    arrays[0][3] = "lzma"
+    assert "declared as" in refusal([msgpack.packb([tag, fields, arrays]), bytes(9)], m.ServerMessage).message

@@ -1,4 +1,7 @@
-"""What networks do, by a proxy on loopback: shots come through whole. The long versions are in `bench_bridge.py`."""
+"""What networks do, by a proxy on loopback or between two network namespaces: shots come through whole.
+
+The long versions are in `bench_bridge.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from engine_bridge import messages as m
 from engine_bridge import session
 from engine_bridge.client import Client, ConnectionLost
 
+from . import namespaces
 from .conftest import RunningServer
 from .proxy import Fault, Proxy
 from .shots import shot
@@ -26,6 +30,14 @@ def test_a_shot_comes_through_whole(server: RunningServer, fault: Fault) -> None
     assert events[-1].state == "done"
     assert [frame.index for frame in frames(events)] == list(range(20))
     assert any(isinstance(event, ConnectionLost) for event in events) == bool(fault.cut_s)
+
+
+def test_a_shot_comes_whole_through_a_network_that_loses_packets() -> None:
+    if why_not := namespaces.why_not():
+        pytest.skip(why_not)
+    result = namespaces.run_faults(15, ["loss_5_percent"])["loss_5_percent"]
+    assert result["packets_lost"] > 10
+    assert (result["lost"], result["twice"]) == (0, 0)
 
 
 def test_a_connection_that_is_open_and_dead_is_noticed(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:

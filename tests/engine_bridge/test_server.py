@@ -241,8 +241,7 @@ def test_a_client_that_does_not_read_costs_no_memory_and_loses_nothing(connect: 
         del event
     assert other_frames == 120
     # What waits at the slow client: its credit, and the one event that may go over it.
-    waiting = sum(entry.size_bytes for entry in list(slow._inbox._entries))
-    assert waiting < 500_000 + 500_000
+    assert slow._wire._unread[job_id] < 500_000 + 500_000
     assert psutil.Process().memory_info().rss - before < 40e6
     got = frames(run(slow, job_id))
     assert [frame.index for frame in got] == list(range(120))
@@ -568,6 +567,17 @@ def test_another_protocol_version_gets_a_sentence(server: RunningServer, monkeyp
         answer = raw.hear()
     assert (answer.code, answer.request_id) == ("wrong_protocol_version", 5)
     assert answer.message == "The client speaks protocol 7 and the server protocol 3: update the server."
+    # As the add-ons of earlier versions say it.
+    hello = {"request_id": 0, "client": "worldwarp-blender", "version": "0.1.0"}
+    for version, more in ((1, {}), (2, {"client_id": JOB})):
+        with Raw(server.address) as raw:
+            raw.say(msgpack.packb(["hello", {**hello, "protocol_version": version, **more}, []]))
+            tag, fields, _ = msgpack.unpackb(raw.socket.recv_multipart()[0])
+        assert (tag, set(fields)) == ("error", {"request_id", "code", "message", "job_id"}), "as they can read it"
+        assert fields["message"] == (
+            f"The client speaks protocol {version} and the server protocol 3: "
+            "update the client (in Blender: the WorldWarp extension)."
+        )
     monkeypatch.setattr("engine_bridge.session.PROTOCOL_VERSION", 0)
     with Client(server.address) as client, pytest.raises(BridgeError, match="update the client") as caught:
         client.connect()
