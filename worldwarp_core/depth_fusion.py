@@ -31,7 +31,7 @@ GRAZING = 0.08
 JUMP_CELLS = 2.5
 """More than distances can differ by within one cell, the diagonal of which is 1.7."""
 BLOCK_VOXELS = 8
-VOXELS_AT_ONCE = 1 << 18
+VOXELS_AT_ONCE = 1 << 16
 MAX_VOXELS = 40_000_000
 ISLAND_TRIANGLES = 60
 """Pieces of fewer triangles, before any are saved, are specks of noise."""

@@ -95,15 +95,14 @@ def run_reprojection(short: bool) -> dict[str, Any]:
         with private_server(Path(folder) / "server", ["--engine", "cache"]) as address:
             shot = in_blender("marked_shot", out, address, *size)
         markers = [{int(frame): np.array(pixel) for frame, pixel in row.items()} for row in shot["markers"]]
-        return measure_reprojection(out, markers, np.array(shot["places"]))
+        return measure_reprojection(out, markers)
 
 
-def measure_reprojection(out: Path, markers: list[dict[int, np.ndarray]], places: np.ndarray) -> dict[str, Any]:
+def measure_reprojection(out: Path, markers: list[dict[int, np.ndarray]]) -> dict[str, Any]:
     """The figures of a shot in `out`.
 
     Args:
-        markers: for each marker its exact pixel in each frame where it is not hidden.
-        places: (N, 3) of the markers in the scene.
+        markers: for each marker its exact pixel in each frame where nothing hides it.
     """
     import cv2
 
@@ -112,8 +111,7 @@ def measure_reprojection(out: Path, markers: list[dict[int, np.ndarray]], places
 
     path = read_cameras(out / "cameras.json")
     first = int(path.frames[0])
-    pictures, depths, masked = [], [], 0
-    lost = 0
+    pictures, depths, looked_for, lost = [], [], 0, 0
     for row, number in enumerate(path.frames.tolist()):
         picture = cv2.imread(str(out / f"frames/frame_{number:04d}.png"), cv2.IMREAD_GRAYSCALE)
         depth = read_depth_exr(out / f"depth/frame_{number:04d}.exr")
@@ -125,7 +123,7 @@ def measure_reprojection(out: Path, markers: list[dict[int, np.ndarray]], places
             x, y = marker[number]
             if not (MARGIN_PX <= x < width - MARGIN_PX and MARGIN_PX <= y < height - MARGIN_PX):
                 continue
-            masked += 1
+            looked_for += 1
             found = find_marker(picture, x, y)
             if found is None:
                 lost += 1
@@ -142,7 +140,7 @@ def measure_reprojection(out: Path, markers: list[dict[int, np.ndarray]], places
             "largest_px": round(max(pictures), 3),
             "share_under_1_px": round(float((np.array(pictures) < 1).mean()), 4),
             "markers": len(markers),
-            "looked_for": masked,
+            "looked_for": looked_for,
             "not_found": lost,
             "frames": len(path.frames),
             "size": f"{path.width}x{path.height}",
