@@ -109,7 +109,7 @@ def fuse_depth(
     if len(triangles) == 0:
         raise _nothing()
     told(1.0)
-    # A grid point is the middle of nothing: point (0, 0, 0) of the grid lies at `low`.
+    # Point (0, 0, 0) of the grid lies at `low`.
     return Surface((vertices * cell + low).astype(np.float32), triangles.astype(np.int32), cell)
 
 
