@@ -46,7 +46,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks.provenance import provenance  # noqa: E402
+from worldwarp_core.evaluation.provenance import provenance  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "addon.json"
 NEEDS_ENGINE = ("local_server", "splat_nodes", "splat_viewport")
