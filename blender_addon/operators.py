@@ -63,6 +63,17 @@ def chosen_axes(axes: str) -> str | None:
     return None if axes == "auto" else axes
 
 
+class NeedsSplats:
+    """What works on a splat object of the scene."""
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        if any(is_splat_object(thing) for thing in context.scene.objects):
+            return True
+        cls.poll_message_set("The scene has no splat object: import or generate one first")  # type: ignore[attr-defined]
+        return False
+
+
 class WORLDWARP_OT_export_camera(bpy.types.Operator, ExportHelper):
     """Write the scene's camera, evaluated on every frame of the range, to a cameras.json or transforms.json file"""
 
@@ -149,7 +160,7 @@ class WORLDWARP_OT_import_splats(bpy.types.Operator, ImportHelper):
         return {"FINISHED"}
 
 
-class WORLDWARP_OT_export_splats(bpy.types.Operator, ExportHelper):
+class WORLDWARP_OT_export_splats(NeedsSplats, bpy.types.Operator, ExportHelper):
     """Write the selected splat object, where it stands in the scene, as 3DGS PLY or SPZ"""
 
     bl_idname = "worldwarp.export_splats"
@@ -165,13 +176,6 @@ class WORLDWARP_OT_export_splats(bpy.types.Operator, ExportHelper):
         items=(("auto", "Of the Format", "Blender's for PLY, y up for SPZ, which knows no other"), *AXES),
         default="auto",
     )
-
-    @classmethod
-    def poll(cls, context: bpy.types.Context) -> bool:
-        if any(is_splat_object(thing) for thing in context.scene.objects):
-            return True
-        cls.poll_message_set("The scene has no splat object: import or generate one first")
-        return False
 
     @reported
     def execute(self, context: bpy.types.Context) -> set[str]:

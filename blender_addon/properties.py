@@ -286,7 +286,7 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         options=RELATIVE_PATH,
     )
     frame_format: EnumProperty(
-        name="Frames",
+        name="Frame Format",
         description="What each generated frame is written as",
         items=FRAME_FORMATS,
         default="PNG",

@@ -17,12 +17,12 @@ from worldwarp_core.depth_fusion import Surface
 from worldwarp_core.errors import WorldWarpError
 
 from .composite import add_nodes, composite_in_use, composite_to_use, composites, use_composite, use_render
-from .operators import absolute, reported
+from .operators import NeedsSplats, absolute, reported
 from .panel import WorldWarpPanel
 from .proxy_mesh import Fusing, add_proxy, read_surface
 from .sequences import PICTURE_SUFFIXES, add_strip, sequence_with, show_behind_camera
 from .splat_asset import mark_as_asset
-from .splats import is_splat_object, splat_object_to_export
+from .splats import splat_object_to_export
 from .stored_paths import resolved_path
 from .takes import active_take, folder_of
 
@@ -173,7 +173,7 @@ class WORLDWARP_OT_proxy_mesh(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class WORLDWARP_OT_mark_asset(bpy.types.Operator):
+class WORLDWARP_OT_mark_asset(NeedsSplats, bpy.types.Operator):
     """Mark the splat object as an asset, with the shot's start frame as its picture"""
 
     bl_idname = "worldwarp.mark_asset"
@@ -186,13 +186,6 @@ class WORLDWARP_OT_mark_asset(bpy.types.Operator):
         description="What the world is; empty takes its prompt and how many splats it has",
         options={"SKIP_SAVE"},
     )
-
-    @classmethod
-    def poll(cls, context: bpy.types.Context) -> bool:
-        if any(is_splat_object(thing) for thing in context.scene.objects):
-            return True
-        cls.poll_message_set("The scene has no splat object: import or generate one first")
-        return False
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
         return context.window_manager.invoke_props_dialog(self, width=420)

@@ -3,7 +3,8 @@
 
 Blender does this for the images and strips that it knows. What is ours to keep right are the take list's folders and
 the mark that everything brought in carries: the folder or file that it shows. They are rewritten for the place that a
-file is about to be saved to, and, where only a copy was saved there, back again.
+file is about to be saved to, and, where only a copy was saved there, back again. Assets go to other files without
+their folder: what they say is absolute, so that no other file takes it for a folder of its own.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ def mark_source(owner: Any, source: Path) -> None:
 def source_of(owner: Any) -> Path | None:
     """Returns the folder or file that `owner` shows, or None where it is none of ours."""
     stored = owner.get(SOURCE) if owner is not None else None
-    return resolved_path(stored) if isinstance(stored, str) else None
+    if not isinstance(stored, str):
+        return None
+    # What is linked from another file is relative to that.
+    library = getattr(owner, "library", None)
+    return resolved_path(stored, bpy.path.abspath(library.filepath) if library is not None else None)
 
 
 def add() -> None:
@@ -91,7 +96,8 @@ def _rewrite(before: str, after: str) -> None:
         # A relative path without a file to be relative to means nothing.
         if not earlier or (earlier.startswith("//") and not before):
             continue
-        later = stored_path(resolved_path(earlier, before), after)
+        path = resolved_path(earlier, before)
+        later = str(path) if getattr(owner, "asset_data", None) is not None else stored_path(path, after)
         if later != earlier:
             if name == SOURCE:
                 owner[name] = later
@@ -101,8 +107,9 @@ def _rewrite(before: str, after: str) -> None:
 
 def _stored() -> Iterator[tuple[Any, str]]:
     """Yields each owner of a path of ours with the name of the property."""
-    marked: list[Any] = [*bpy.data.images, *bpy.data.objects]
-    for scene in bpy.data.scenes:
+    # Linked from another file, they are that file's to write.
+    marked: list[Any] = [thing for thing in (*bpy.data.images, *bpy.data.objects) if thing.library is None]
+    for scene in (scene for scene in bpy.data.scenes if scene.library is None):
         marked += strips_of(scene)
         tree = scene.compositing_node_group if hasattr(scene, "compositing_node_group") else scene.node_tree
         marked += tree.nodes if tree is not None else ()

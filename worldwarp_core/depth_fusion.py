@@ -31,7 +31,7 @@ GRAZING = 0.08
 JUMP_CELLS = 2.5
 """More than distances can differ by within one cell, the diagonal of which is 1.7."""
 BLOCK_VOXELS = 8
-VOXELS_AT_ONCE = 1 << 18
+VOXELS_AT_ONCE = 1 << 16
 MAX_VOXELS = 40_000_000
 ISLAND_TRIANGLES = 60
 """Pieces of fewer triangles, before any are saved, are specks of noise."""
@@ -109,7 +109,7 @@ def fuse_depth(
     if len(triangles) == 0:
         raise _nothing()
     told(1.0)
-    # A grid point is the middle of nothing: point (0, 0, 0) of the grid lies at `low`.
+    # Point (0, 0, 0) of the grid lies at `low`.
     return Surface((vertices * cell + low).astype(np.float32), triangles.astype(np.int32), cell)
 
 

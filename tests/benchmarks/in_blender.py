@@ -35,6 +35,9 @@ from worldwarp_core.splat_files.files import write_splats
 MARKER_PX = 6.0
 """Half the side of a marker in the start frame."""
 APART_PX = 26.0
+GRID = 7
+"""Points of a marker along each side: all are looked at, so that nothing thin hides a part of it unnoticed."""
+MIDDLE = GRID * GRID // 2
 MARKER_OFF_M = 0.004
 """How far in front of its surface a marker lies."""
 FLAT_M = 0.01
@@ -71,7 +74,7 @@ def marked_shot(out: str, address: str, width: str, height: str, frames: str) ->
     """Makes a shot of the demo's courtyard with markers in it; where each marker is seen, by Blender's own camera.
 
     Returns:
-        {"markers": [{frame: [x, y] in pixels from the top left corner}, ...]}, the frames in which it is not hidden.
+        {"markers": [{frame: [x, y] in pixels from the top left corner}, ...]}, the frames in which nothing hides it.
     """
     bpy.ops.wm.read_factory_settings(use_empty=True)
     scene = bpy.context.scene
@@ -79,22 +82,22 @@ def marked_shot(out: str, address: str, width: str, height: str, frames: str) ->
     scene.frame_set(scene.frame_start)
     bpy.context.view_layer.update()
     places = marker_places(scene, camera)
-    for number, corners in enumerate(places):
-        add_marker(scene, f"Marker {number}", corners)
-    centres = [corners[4] for corners in places]
-    seen: list[dict[int, list[float]]] = [{} for _ in centres]
+    for number, points in enumerate(places):
+        add_marker(scene, f"Marker {number}", points)
+    seen: list[dict[int, list[float]]] = [{} for _ in places]
     for frame in range(scene.frame_start, scene.frame_end + 1):
         scene.frame_set(frame)
-        for rows, centre in zip(seen, centres, strict=True):
-            if (pixel := pixel_of(scene, camera, centre)) is not None:
-                rows[frame] = pixel
+        for rows, points in zip(seen, places, strict=True):
+            pixels = [pixel_of(scene, camera, point) for point in points]
+            if all(pixel is not None for pixel in pixels):
+                rows[frame] = pixels[MIDDLE]
     settings = ShotSettings(samples=scene.cycles.samples, show_results=False)
     generate_shot(bpy.context, Path(out), address, settings, lambda _: None)
-    return {"markers": seen, "places": [list(centre) for centre in centres]}
+    return {"markers": seen}
 
 
 def marker_places(scene: bpy.types.Scene, camera: bpy.types.Object) -> list[list[Vector]]:
-    """Nine points of each marker, on flat places that the current frame shows, all over the picture."""
+    """`GRID` x `GRID` points of each marker, on flat places that the current frame shows, all over the picture."""
     width, height = scene.render.resolution_x, scene.render.resolution_y
     taken: list[tuple[float, float]] = []
     found = []
@@ -102,26 +105,27 @@ def marker_places(scene: bpy.types.Scene, camera: bpy.types.Object) -> list[list
         for u in np.arange(2 * MARKER_PX, width - 2 * MARKER_PX, MARKER_PX):
             if any(abs(u - x) < APART_PX and abs(v - y) < APART_PX for x, y in taken):
                 continue
-            if (corners := flat_place(scene, camera, float(u), float(v))) is not None:
+            if (points := flat_place(scene, camera, float(u), float(v))) is not None:
                 taken.append((u, v))
-                found.append(corners)
+                found.append(points)
     return found
 
 
 def flat_place(scene: bpy.types.Scene, camera: bpy.types.Object, u: float, v: float) -> list[Vector] | None:
-    """Three rows of three points that are an even grid in the start frame and a plane in the scene, or None."""
-    grid = [(u + dx * MARKER_PX, v + dy * MARKER_PX) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    """`GRID` rows of points that are an even grid in the start frame and a plane in the scene, or None."""
+    steps = np.linspace(-MARKER_PX, MARKER_PX, GRID).tolist()
+    grid = [(u + dx, v + dy) for dy in steps for dx in steps]
     rays = [ray_through(scene, camera, *pixel) for pixel in grid]
     origin = camera.matrix_world.translation
     depsgraph = bpy.context.evaluated_depsgraph_get()
     hits = [scene.ray_cast(depsgraph, origin, ray) for ray in rays]
     if not all(hit for hit, *_ in hits):
         return None
-    _, place, normal, *_ = hits[4]
+    _, place, normal, *_ = hits[MIDDLE]
     off = max(abs((hit[1] - place).dot(normal)) for hit in hits)
-    if off > FLAT_M or abs(normal.dot(rays[4])) < MIN_COSINE:
+    if off > FLAT_M or abs(normal.dot(rays[MIDDLE])) < MIN_COSINE:
         return None
-    front = place + normal * (MARKER_OFF_M if normal.dot(rays[4]) < 0 else -MARKER_OFF_M)
+    front = place + normal * (MARKER_OFF_M if normal.dot(rays[MIDDLE]) < 0 else -MARKER_OFF_M)
     return [origin + ray * ((front - origin).dot(normal) / ray.dot(normal)) for ray in rays]
 
 
@@ -137,7 +141,8 @@ def ray_through(scene: bpy.types.Scene, camera: bpy.types.Object, u: float, v: f
 def add_marker(scene: bpy.types.Scene, name: str, points: list[Vector]) -> None:
     """A square of four fields, black and white crosswise: its middle is found in a picture to a part of a pixel."""
     mesh = bpy.data.meshes.new(name)
-    mesh.from_pydata(points, [], [(0, 1, 4, 3), (1, 2, 5, 4), (3, 4, 7, 6), (4, 5, 8, 7)])
+    corners = [points[row * GRID + column] for row in (0, GRID // 2, GRID - 1) for column in (0, GRID // 2, GRID - 1)]
+    mesh.from_pydata(corners, [], [(0, 1, 4, 3), (1, 2, 5, 4), (3, 4, 7, 6), (4, 5, 8, 7)])
     for colour, strength in (("Black", 0.02), ("White", 0.85)):
         mesh.materials.append(glowing(colour, strength))
     mesh.polygons.foreach_set("material_index", [0, 1, 1, 0])

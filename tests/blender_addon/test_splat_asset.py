@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import bpy
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from blender_addon.splats import add_splat_objects, splat_cloud_of
+from blender_addon.stored_paths import source_of
 from engine_bridge.png_writer import encode_png
 from worldwarp_core.splat_files.cloud import SplatCloud
 from worldwarp_core.splat_files.files import write_splats
@@ -78,6 +80,27 @@ def test_the_asset_carries_picture_author_and_description_to_another_file(shot: 
     bpy.context.view_layer.update()
     whole = splat_cloud_of(thing)
     assert (len(whole), int(whole.sky.sum())) == (40, 8)
+
+
+def test_a_shot_of_another_file_does_not_take_the_asset_for_its_own(shot: Path, tmp_path: Path) -> None:
+    bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "library.blend"))
+    bpy.ops.worldwarp.import_results(directory=str(shot))
+    bpy.ops.worldwarp.mark_asset()
+    bpy.ops.wm.save_mainfile()
+    # Another project, with a shot at the same place beside its file.
+    other = tmp_path / "other"
+    shutil.copytree(shot, other / "harbour")
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    bpy.ops.wm.save_as_mainfile(filepath=str(other / "scene.blend"))
+    with bpy.data.libraries.load(str(tmp_path / "library.blend"), assets_only=True) as (there, wanted):
+        wanted.objects = there.objects
+    (asset,) = wanted.objects
+    bpy.context.collection.objects.link(asset)
+    assert source_of(asset) == shot / "splats.ply"
+    bpy.ops.worldwarp.import_results(directory=str(other / "harbour"))
+    made = bpy.context.view_layer.objects.active
+    assert made != asset
+    assert source_of(made) == other / "harbour/splats.ply"
 
 
 def test_large_pictures_become_small_previews(shot: Path) -> None:
