@@ -17,13 +17,13 @@ from bpy.props import IntProperty, StringProperty
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import path_overlay, session
+from . import path_overlay, server_facts, session
 from .advice import in_words
 from .look import add_prompt, prompt_markers, prompt_of
 from .operators import absolute, reported
-from .preferences import connection
-from .preflight import check_shot
-from .server_facts import ask
+from .preferences import connection, server_address
+from .preflight import Report, check_shot, with_cost
+from .server_facts import ServerFacts, ask
 from .shot import ShotSettings, generate_shot, layout_of, prepare_shot, printed
 from .takes import add_take, refresh
 
@@ -61,9 +61,14 @@ class WORLDWARP_OT_preflight(bpy.types.Operator):
 
     @reported
     def execute(self, context: bpy.types.Context) -> set[str]:
-        found = check_shot(context, output_folder(context.scene))
+        folder = output_folder(context.scene)
+        facts = facts_of_server(context)
+        found = check_shot(context, folder, facts)
         path_overlay.show(found)
         session.redraw_viewports()
+        if facts is None and not bpy.app.background and not server_facts.known().asking:
+            preset = context.scene.worldwarp.preset
+            server_facts.begin(*connection(context), lambda: add_cost(found, preset, folder))
         for finding in found.findings:
             print(f"WorldWarp: {finding.severity.lower()}: {finding.message}", flush=True)
         worst = found.errors or [finding for finding in found.findings if finding.severity == "WARNING"]
@@ -104,7 +109,7 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
         address, key = connection(context, self.address)
         out = absolute(self.directory) if self.directory else new_folder(context.scene)
         settings = ShotSettings.of(context)
-        found = check_shot(context, out.parent)
+        found = check_shot(context, out.parent, facts_of_server(context))
         path_overlay.show(found)
         if found.errors:
             raise WorldWarpError("preflight", found.errors[0].message)
@@ -271,6 +276,20 @@ def why_not_here(scene: bpy.types.Scene) -> str:
     if scene.worldwarp.directory.startswith("//") and not bpy.data.filepath:
         return "Save the file first: shots go into a folder beside it. Or set another Output"
     return ""
+
+
+def add_cost(found: Report, preset: str, folder: Path | None) -> None:
+    """Adds to what was found what the server, which was asked meanwhile, says of the cost."""
+    facts = server_facts.known().facts
+    if facts is not None and path_overlay.report() is found:
+        path_overlay.show(with_cost(found, preset, facts, folder))
+    session.redraw()
+
+
+def facts_of_server(context: bpy.types.Context) -> ServerFacts | None:
+    """Returns what the connected server says of itself; None where it was not asked yet."""
+    facts = server_facts.known().facts
+    return facts if facts is not None and facts.address == server_address(context) else None
 
 
 def output_folder(scene: bpy.types.Scene) -> Path | None:
