@@ -15,7 +15,7 @@ from typing import Any
 
 import bpy
 
-from engine_bridge.client import Client
+from engine_bridge.client import CONNECT_TIMEOUT_S, Client
 from engine_bridge.keys import ClientKey
 from engine_bridge.messages import Welcome
 from worldwarp_core import __version__
@@ -138,13 +138,13 @@ def text_in(facts: dict[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def ask(address: str, key: ClientKey | None = None) -> ServerFacts:
-    """Returns what the server at `address` says of itself; waits for it, on any thread.
+def ask(address: str, key: ClientKey | None = None, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerFacts:
+    """Returns what the server at `address` says of itself; waits for it, on any thread, at most so long.
 
     Raises:
         WorldWarpError: `server_not_running`, `wrong_protocol_version`, `key_refused`, ...
     """
-    with Client(address, program=PROGRAM, version=__version__, key=key) as client:
+    with Client(address, program=PROGRAM, version=__version__, key=key, connect_timeout_s=timeout_s) as client:
         return facts_of(address, client.connect())
 
 

@@ -17,7 +17,7 @@ from bpy.props import IntProperty, StringProperty
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import path_overlay, server_facts, session
+from . import path_overlay, server_facts, session, splat_viewport
 from .advice import in_words
 from .look import add_prompt, prompt_markers, prompt_of
 from .operators import absolute, reported
@@ -26,6 +26,10 @@ from .preflight import Report, check_shot, with_cost
 from .server_facts import ServerFacts, ask
 from .shot import ShotSettings, generate_shot, layout_of, prepare_shot, printed
 from .takes import add_take, refresh
+
+
+ANSWER_S = 2.0
+"""How long a click on Generate waits for a server that does not answer."""
 
 
 def told_in_panel(
@@ -121,8 +125,10 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
                     refresh(add_take(context.scene, out, context.scene.frame_start))
             self.report({"INFO"}, f"{outcome.frames} frames in {out}")
         else:
-            ask(address, key)
+            # The window waits for this one, as it does for the render after it.
+            server_facts.note(ask(address, key, ANSWER_S))
             shot = prepare_shot(context, settings, on_event=lambda _: None)
+            splat_viewport.warm_up()
             session.start(shot, address, out, settings.show_results, key, layout_of(context, shot, settings))
         return {"FINISHED"}
 

@@ -376,6 +376,12 @@ def splat_shader() -> gpu.types.GPUShader:
     return gpu.shader.create_from_info(info)
 
 
+def warm_up() -> None:
+    """Has the shader compiled now, where the window waits anyway, and not when the first world is there."""
+    if _handle is not None:
+        splat_shader()
+
+
 @functools.cache
 def quad() -> gpu.types.GPUBatch:
     """Returns the square from -1 to 1 that every Gaussian is drawn with."""
