@@ -27,7 +27,6 @@ from .server_facts import ServerFacts, ask
 from .shot import ShotSettings, generate_shot, layout_of, prepare_shot, printed
 from .takes import add_take, refresh
 
-
 ANSWER_S = 2.0
 """How long a click on Generate waits for a server that does not answer."""
 
