@@ -24,6 +24,7 @@ generate_s            from the click on Generate until Blender answers again: th
 cancel_s              from the click on Cancel, in a shot of its own, until the server's word that it is cancelled has
                       come; cancel_shown_s: until the window shows it.
 stream_s, frames      how long the stream took, and how many frames came.
+load                  of the machine when it began, by its own count: beyond its cores, times by the clock say little.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -68,7 +70,7 @@ def main() -> None:
         except StopIteration:
             bpy.ops.wm.quit_blender()
         except Exception as error:
-            options.out.write_text(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
+            write(options.out, {"error": f"{type(error).__name__}: {error}"})
             raise
         return None
 
@@ -83,9 +85,11 @@ def measure(options: argparse.Namespace) -> Iterator[float]:
     scene = set_up(folder, options)
     yield 3.0
     found: dict[str, Any] = {
-        "blender": bpy.app.version_string,
+        "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "gpu": gpu_name(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "shot": f"{options.frames} frames of {options.size}, {options.splats} splats",
     }
     watch = Watch(str(Path(importlib.import_module(package).__file__).parent))
@@ -147,9 +151,15 @@ def measure(options: argparse.Namespace) -> Iterator[float]:
     }
 
     watch.stop()
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    write(options.out, found)
     print(json.dumps(found, indent=2), flush=True)
     yield 0.5
+
+
+def write(out: Path, found: dict[str, Any]) -> None:
+    """Puts what was found into the file beside what other Blenders have, by their versions."""
+    rows = json.loads(out.read_text()) if out.is_file() else {}
+    out.write_text(json.dumps(rows | {bpy.app.version_string: found}, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------- the window
