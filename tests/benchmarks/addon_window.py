@@ -71,7 +71,7 @@ def main() -> None:
             bpy.ops.wm.quit_blender()
         except Exception as error:
             write(options.out, {"error": f"{type(error).__name__}: {error}"})
-            raise
+            bpy.ops.wm.quit_blender()
         return None
 
     bpy.app.timers.register(step, first_interval=2.0, persistent=True)
