@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,7 +72,9 @@ class WORLDWARP_OT_preflight(bpy.types.Operator):
         session.redraw_viewports()
         if facts is None and not bpy.app.background and not server_facts.known().asking:
             preset = context.scene.worldwarp.preset
-            server_facts.begin(*connection(context), lambda: add_cost(found, preset, folder))
+            # Whether there is a server to ask is no matter of the path's.
+            with suppress(WorldWarpError):
+                server_facts.begin(*connection(context), lambda: add_cost(found, preset, folder))
         for finding in found.findings:
             print(f"WorldWarp: {finding.severity.lower()}: {finding.message}", flush=True)
         worst = found.errors or [finding for finding in found.findings if finding.severity == "WARNING"]

@@ -6,8 +6,8 @@ to front, with colours from the direction of view. The Gaussians rest in texture
 texture with their order, and one with their colours, which may depend on the place of the eye. A thread works both out
 anew when the view has turned or moved (the newest view wins), while the earlier ones are still shown; a timer asks for
 a redraw when they are there. A large object is not seen before the thread has gone through it once. Depth is that of
-the plane of each centre: the order changes when the view turns, not when it moves. Viewports up to Blender 4 blend
-light, as renders do.
+the plane of each centre: the order changes when the view turns, not when it moves. Where a viewport takes light, light
+is blended, as renders do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What numbers a viewport wants to be drawn in: light, which it turns into sRGB itself, or sRGB as it is.
 
-Blender changed it with 5.0 and does not say which it is, so a pixel is drawn and read back, once.
+Blender 4.3 takes the one and 5.2 the other, and neither says so: a pixel is drawn and read back, once.
 """
 
 from __future__ import annotations

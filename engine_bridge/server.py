@@ -668,7 +668,7 @@ class Server:
         self._metrics.stages(seconds if isinstance(seconds, dict) else {})
         self._move(end.job_id, end.state, end.code, end.message, end.log_id, end.summary)
         if end.state == "done":
-            self._speeds.note(end.summary)
+            self._note_speed(end.job_id, end.summary)
             self._store.open(end.job_id).commits.clear()
 
     def _interrupt(self, job_id: str, state: JobState, code: str, message: str, **stored: Any) -> None:
@@ -723,9 +723,14 @@ class Server:
         for job in sorted(found, key=lambda job: job.created_s):
             self._jobs.add(job)
             if job.state == "done":
-                self._speeds.note(self._summary_of(job))
+                self._note_speed(job.job_id, self._summary_of(job))
             if job.state == "running":
                 self._interrupt(job.job_id, "queued", "server_stopped", STOPPED)
+
+    def _note_speed(self, job_id: str, summary: dict[str, Any]) -> None:
+        """Remembers how long a job took, unless it was gone on with: its last attempt's time is only a part then."""
+        if self._store.open(job_id).read_state().attempt == 1:
+            self._speeds.note(summary)
 
     def _summary_of(self, job: JobInfo) -> dict[str, Any]:
         """What the engine said at the end of a job that was done; empty where that cannot be read."""

@@ -80,3 +80,14 @@ def test_a_server_tells_how_long_its_jobs_took_also_after_it_was_started_again(
         # Asked for when the engine was not yet loaded, it says nothing of itself.
     with Client(again.address) as client:
         assert client.connect().engine_info["speeds"] == [wanted | {"jobs": 2}]
+
+
+def test_a_job_that_was_gone_on_with_says_nothing_of_time(start_server: Callable[..., RunningServer]) -> None:
+    server = start_server()
+    with Client(server.address) as client:
+        job_id = client.submit(shot(8, prompt="full=6"))
+        assert run(client, job_id)[-1].code == "disk_full"
+        client.resume(job_id)
+        assert run(client, job_id)[-1].state == "done"
+    with Client(server.address) as client:
+        assert client.connect().engine_info["speeds"] == []
