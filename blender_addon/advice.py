@@ -39,4 +39,7 @@ INSTEAD = {
 def in_words(error: WorldWarpError) -> str:
     """Returns what went wrong and what to do about it here."""
     told = INSTEAD.get(error.code, error.message)
-    return f"{told} {HERE[error.code]}" if error.code in HERE else told
+    if error.code not in HERE:
+        return told
+    # A command at the end of a message has no full stop.
+    return f"{told}{'' if told.endswith('.') else '.'} {HERE[error.code]}"

@@ -15,13 +15,13 @@ from bpy.props import BoolProperty, StringProperty
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import FirstFrameSettings
 
-from . import first_frame, server_facts, session
+from . import first_frame, session
 from .advice import in_words
 from .first_frame import Drawn, draw_on_server, keep, prompt_of, wish_of
 from .operators import reported
-from .preferences import connection, server_address
+from .preferences import connection
 from .shot import Stop, printed
-from .shot_operators import output_folder, told_in_panel
+from .shot_operators import facts_of_server, output_folder, told_in_panel
 
 MAX_SEED = 2**31 - 1
 
@@ -32,8 +32,8 @@ def why_not_draw(context: bpy.types.Context) -> str:
         return "A picture is being drawn already: cancel it, or wait until it is done"
     if not prompt_of(context.scene):
         return "Say what the first frame shows: type a prompt"
-    facts = server_facts.known().facts
-    if facts is not None and facts.address == server_address(context) and facts.draws is False:
+    facts = facts_of_server(context)
+    if facts is not None and facts.draws is False:
         return f'The server\'s engine "{facts.engine}" has no model that draws from words: it needs --engine wan'
     return ""
 

@@ -17,33 +17,34 @@ from .stored_paths import source_of
 
 def show_newest(frames: Sequence) -> None:
     """Shows the last of `frames`, wherever the timeline is."""
-    for area, space in free_editors():
+    for space in free_editors():
         image = sequence_image(frames)
         settle(space, image=image)
         # A sequence of one picture, which begins with that frame's number.
-        settle(
-            space.image_user,
-            frame_start=1,
-            frame_offset=frames.last - frames.shift - 1,
-            frame_duration=1,
-            use_auto_refresh=True,
-        )
-        area.tag_redraw()
+        settle(space.image_user, frame_start=1, frame_offset=frames.last - frames.shift - 1, frame_duration=1)
+        refresh(space)
 
 
 def show_at_timeline(frames: Sequence) -> None:
     """Shows that of `frames` whose number is the scene's frame."""
-    for area, space in free_editors():
+    for space in free_editors():
         settle(space, image=sequence_image(frames))
         time_sequence(space.image_user, frames)
-        area.tag_redraw()
+        refresh(space)
 
 
-def free_editors() -> Iterator[tuple[bpy.types.Area, bpy.types.SpaceImageEditor]]:
+def refresh(space: bpy.types.SpaceImageEditor) -> None:
+    """Has an Image Editor find out which picture of its sequence it shows: else it does so when the timeline moves."""
+    settle(space.image_user, use_auto_refresh=True)
+    # Setting what is set already says to all editors of the image that it has changed.
+    space.image.use_view_as_render = space.image.use_view_as_render
+
+
+def free_editors() -> Iterator[bpy.types.SpaceImageEditor]:
     """Yields the open Image Editors that may be taken."""
     for area in open_areas():
         if area.type == "IMAGE_EDITOR" and is_free(area.spaces.active):
-            yield area, area.spaces.active
+            yield area.spaces.active
 
 
 def open_areas() -> Iterator[bpy.types.Area]:

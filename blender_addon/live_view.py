@@ -25,6 +25,7 @@ from worldwarp_core.errors import WorldWarpError
 from .advice import in_words
 from .preferences import connection
 from .takes import active_take, refresh
+from .viewport_colour import takes_light
 from .world_watcher import WorldWatcher
 
 TICK_S = 1 / 30
@@ -270,7 +271,9 @@ def draw() -> None:
     if texels is not None:
         height, width = texels.shape[:2]
         data = gpu.types.Buffer("FLOAT", texels.size, texels.reshape(-1))
-        live.texture = gpu.types.GPUTexture((width, height), format="RGBA16F", data=data)
+        # A texture that is marked as sRGB is read as light.
+        kind = "SRGB8_A8" if takes_light() else "RGBA8"
+        live.texture = gpu.types.GPUTexture((width, height), format=kind, data=data)
     if live.texture is not None:
         draw_picture(live.texture, region.width, region.height, context.scene.worldwarp.live_opacity)
     draw_words(context, live.words)

@@ -21,7 +21,7 @@ from .preferences import server_address
 from .preflight import Report
 from .properties import WORLDWARP_PG_shot
 from .shot_operators import why_not, why_not_here
-from .takes import UNFINISHED, WORLDWARP_PG_take, active_take, earlier_take
+from .takes import UNFINISHED, WORLDWARP_PG_take, active_take, earlier_take, folder_of
 from .words import duration_in_words, shortened
 
 
@@ -301,7 +301,8 @@ class WORLDWARP_UL_takes(bpy.types.UIList):
     ) -> None:
         row = layout.row(align=True)
         row.prop(item, "name", text="", emboss=False, icon=STATE_ICONS.get(item.state, "QUESTION"))
-        row.label(text=take_in_words(item))
+        is_running = folder_of(item) == session.running_folder()
+        row.label(text=done_in_words(session.status()) if is_running else take_in_words(item))
         shown = item.directory == context.scene.worldwarp.shown_take
         eye = "HIDE_OFF" if shown else "HIDE_ON"
         row.operator("worldwarp.show_take", text="", icon=eye, emboss=False).index = index
@@ -316,6 +317,11 @@ def take_in_words(take: WORLDWARP_PG_take) -> str:
     if take.state == "done":
         return f"{from_there}{take.frames} frames"
     return f"{from_there}{take.frames_done} of {take.frames}"
+
+
+def done_in_words(status: session.Status) -> str:
+    """Returns how many frames of the running shot have come."""
+    return f"{status.frames_done} of {status.frames}"
 
 
 def draw_takes(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:

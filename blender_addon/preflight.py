@@ -8,7 +8,7 @@ rays on some of the frames, without what hides what.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from .layout import frames_to_measure, map_size
 from .look import prompt_keys
 from .scale import start_distance
 from .seen_depth import grid_pixels, seen_depth, view_rays
+from .server_facts import ServerFacts, Speed
 from .words import duration_in_words, frames_in_words
 
 GRID_PX = 16
@@ -77,11 +78,12 @@ class Report:
         return {finding.frame for finding in self.findings if finding.frame is not None and finding.severity != "INFO"}
 
 
-def check_shot(context: bpy.types.Context, past_shots: Path | None = None) -> Report:
+def check_shot(context: bpy.types.Context, past_shots: Path | None = None, facts: ServerFacts | None = None) -> Report:
     """Returns what is to be said of the scene's shot; changes nothing.
 
     Args:
-        past_shots: a folder of finished shots, to tell from them how long this one may take.
+        past_shots: a folder of finished shots, to tell from them how long this one may take where the server does not.
+        facts: what the connected server says of itself; None where it was not asked yet.
     """
     scene = context.scene
     findings = [*check_cuts(scene), *check_words(scene)]
@@ -96,8 +98,7 @@ def check_shot(context: bpy.types.Context, past_shots: Path | None = None) -> Re
     findings += check_start_view(path, known)
     findings += check_size(scene)
     findings += check_layout(scene, path)
-    if (seconds := past_seconds(past_shots, path)) is not None:
-        findings.append(Finding("INFO", f"About {duration_in_words(seconds)}, judging by earlier shots."))
+    findings += check_cost(scene.worldwarp.preset, path, facts, past_shots)
     return Report(scene.name, sorted_findings(findings), path, known)
 
 
@@ -187,6 +188,42 @@ def check_layout(scene: bpy.types.Scene, path: CameraPath) -> list[Finding]:
             f"{size[1]} ({megabytes:.0f} MB); cancel works meanwhile.",
         )
     ]
+
+
+def check_cost(preset: str, path: CameraPath, facts: ServerFacts | None, past_shots: Path | None) -> list[Finding]:
+    """Returns how long the shot may take on the connected server, and how much of its memory."""
+    speed = facts.speed_of(preset, path.width, path.height) if facts is not None else None
+    findings = []
+    if facts is not None and speed is not None:
+        made_with = ", ".join(filter(None, (facts.engine, speed.preset)))
+        seconds = speed.seconds_per_frame * len(path)
+        findings.append(
+            f"About {duration_in_words(seconds)} on {facts.device or 'the server'} ({made_with}): there, "
+            f"{speed.width} x {speed.height} took {speed.seconds_per_frame:.2g} s a frame."
+        )
+    elif (past := past_seconds(past_shots, path)) is not None:
+        findings.append(f"About {duration_in_words(past)}, judging by earlier shots.")
+    if facts is not None and facts.device_gib is not None:
+        findings += memory_in_words(facts, speed)
+    return [Finding("INFO", words) for words in findings]
+
+
+def with_cost(report: Report, preset: str, facts: ServerFacts, past_shots: Path | None) -> Report:
+    """Returns a report that was made before the server was asked, with what it says of the cost."""
+    if report.path is None:
+        return report
+    before = check_cost(preset, report.path, None, past_shots)
+    others = [finding for finding in report.findings if finding not in before]
+    return replace(report, findings=sorted_findings(others + check_cost(preset, report.path, facts, past_shots)))
+
+
+def memory_in_words(facts: ServerFacts, speed: Speed | None) -> list[str]:
+    """Returns how much of its GPU's memory a server takes for a shot; nothing where that is not known."""
+    if speed is not None and speed.memory_gib is not None:
+        return [f"It takes about {speed.memory_gib:.1f} of the GPU's {facts.device_gib:.0f} GiB of memory."]
+    if facts.plan_gib is not None:
+        return [f"The server keeps within {facts.plan_gib:.0f} of the GPU's {facts.device_gib:.0f} GiB of memory."]
+    return []
 
 
 def past_seconds(folder: Path | None, path: CameraPath) -> float | None:

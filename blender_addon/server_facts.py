@@ -7,6 +7,7 @@ background mode, where timers do not fire, `ask` is called and waited for.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import bpy
 
-from engine_bridge.client import Client
+from engine_bridge.client import CONNECT_TIMEOUT_S, Client
 from engine_bridge.keys import ClientKey
 from engine_bridge.messages import Welcome
 from worldwarp_core import __version__
@@ -27,6 +28,17 @@ LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How long shots of one preset and size took on a server, and how much memory; None where it does not say."""
+
+    preset: str
+    width: int
+    height: int
+    seconds_per_frame: float
+    memory_gib: float | None = None
+
+
+@dataclass(frozen=True)
 class ServerFacts:
     """One server, as it introduced itself.
 
@@ -35,6 +47,10 @@ class ServerFacts:
         models: what fills in what was not seen, in words.
         presets: the names that a shot's preset may have; none where the engine has only one way.
         draws: whether the engine draws start frames from words; None where it does not say.
+        preset: the one that a shot which names none is made with.
+        device_gib: the GPU's memory; None without a GPU.
+        plan_gib: of it, what the engine keeps within; None where it sets itself no bound.
+        speeds: of the shots that it has made, the newest kind last.
     """
 
     address: str
@@ -46,6 +62,16 @@ class ServerFacts:
     models: str = ""
     presets: tuple[str, ...] = ()
     draws: bool | None = None
+    preset: str = ""
+    device_gib: float | None = None
+    plan_gib: float | None = None
+    speeds: tuple[Speed, ...] = ()
+
+    def speed_of(self, preset: str, width: int, height: int) -> Speed | None:
+        """Returns what is known of the shots that were most like one of this preset and size."""
+        alike = [speed for speed in self.speeds if speed.preset == (preset or self.preset)]
+        pixels = width * height
+        return min(alike, key=lambda speed: abs(math.log(speed.width * speed.height / pixels)), default=None)
 
     def in_words(self) -> list[str]:
         """Returns lines for the preferences."""
@@ -60,8 +86,7 @@ class ServerFacts:
 def facts_of(address: str, welcome: Welcome) -> ServerFacts:
     """Returns what `welcome` says; an engine's account is free-form, so what is not as expected is left out."""
     info = welcome.engine_info
-    fill = info.get("fill")
-    fill = fill if isinstance(fill, dict) else {}
+    fill = map_in(info, "fill")
     presets = fill.get("presets")
     return ServerFacts(
         address=address,
@@ -73,7 +98,38 @@ def facts_of(address: str, welcome: Welcome) -> ServerFacts:
         models=", ".join(filter(None, (text_in(fill, "models"), text_in(fill, "description")))),
         presets=tuple(name for name in presets if isinstance(name, str)) if isinstance(presets, list) else (),
         draws=info["draws"] if isinstance(info.get("draws"), bool) else None,
+        preset=text_in(map_in(fill, "preset"), "name"),
+        device_gib=number_in(info, "device_gib"),
+        plan_gib=number_in(map_in(fill, "memory_plan"), "gib"),
+        speeds=speeds_in(info),
     )
+
+
+def speeds_in(info: dict[str, Any]) -> tuple[Speed, ...]:
+    """Returns what the server says of the shots that it has made; what is not as expected is left out."""
+    told = info.get("speeds")
+    found = []
+    for entry in told if isinstance(told, list) else ():
+        facts = entry if isinstance(entry, dict) else {}
+        width, height, seconds = (number_in(facts, name) for name in ("width", "height", "seconds_per_frame"))
+        if width and height and seconds:
+            memory_gib = number_in(facts, "memory_gib")
+            found.append(Speed(text_in(facts, "preset"), round(width), round(height), seconds, memory_gib))
+    return tuple(found)
+
+
+def map_in(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns the map that `facts` has under `name`, or an empty one."""
+    value = facts.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def number_in(facts: dict[str, Any], name: str) -> float | None:
+    """Returns the positive number that `facts` has under `name`, or None."""
+    value = facts.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if value > 0 else None
 
 
 def text_in(facts: dict[str, Any], name: str) -> str:
@@ -82,13 +138,13 @@ def text_in(facts: dict[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def ask(address: str, key: ClientKey | None = None) -> ServerFacts:
-    """Returns what the server at `address` says of itself; waits for it, on any thread.
+def ask(address: str, key: ClientKey | None = None, timeout_s: float = CONNECT_TIMEOUT_S) -> ServerFacts:
+    """Returns what the server at `address` says of itself; waits for it, on any thread, at most so long.
 
     Raises:
         WorldWarpError: `server_not_running`, `wrong_protocol_version`, `key_refused`, ...
     """
-    with Client(address, program=PROGRAM, version=__version__, key=key) as client:
+    with Client(address, program=PROGRAM, version=__version__, key=key, connect_timeout_s=timeout_s) as client:
         return facts_of(address, client.connect())
 
 

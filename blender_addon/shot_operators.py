@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,15 +18,18 @@ from bpy.props import IntProperty, StringProperty
 
 from worldwarp_core.errors import WorldWarpError
 
-from . import path_overlay, session
+from . import path_overlay, server_facts, session, splat_viewport
 from .advice import in_words
 from .look import add_prompt, prompt_markers, prompt_of
 from .operators import absolute, reported
-from .preferences import connection
-from .preflight import check_shot
-from .server_facts import ask
+from .preferences import connection, server_address
+from .preflight import Report, check_shot, with_cost
+from .server_facts import ServerFacts, ask
 from .shot import ShotSettings, generate_shot, layout_of, prepare_shot, printed
 from .takes import add_take, refresh
+
+ANSWER_S = 2.0
+"""How long a click on Generate waits for a server that does not answer."""
 
 
 def told_in_panel(
@@ -61,9 +65,16 @@ class WORLDWARP_OT_preflight(bpy.types.Operator):
 
     @reported
     def execute(self, context: bpy.types.Context) -> set[str]:
-        found = check_shot(context, output_folder(context.scene))
+        folder = output_folder(context.scene)
+        facts = facts_of_server(context)
+        found = check_shot(context, folder, facts)
         path_overlay.show(found)
         session.redraw_viewports()
+        if facts is None and not bpy.app.background and not server_facts.known().asking:
+            preset = context.scene.worldwarp.preset
+            # Whether there is a server to ask is no matter of the path's.
+            with suppress(WorldWarpError):
+                server_facts.begin(*connection(context), lambda: add_cost(found, preset, folder))
         for finding in found.findings:
             print(f"WorldWarp: {finding.severity.lower()}: {finding.message}", flush=True)
         worst = found.errors or [finding for finding in found.findings if finding.severity == "WARNING"]
@@ -104,7 +115,7 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
         address, key = connection(context, self.address)
         out = absolute(self.directory) if self.directory else new_folder(context.scene)
         settings = ShotSettings.of(context)
-        found = check_shot(context, out.parent)
+        found = check_shot(context, out.parent, facts_of_server(context))
         path_overlay.show(found)
         if found.errors:
             raise WorldWarpError("preflight", found.errors[0].message)
@@ -116,8 +127,10 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
                     refresh(add_take(context.scene, out, context.scene.frame_start))
             self.report({"INFO"}, f"{outcome.frames} frames in {out}")
         else:
-            ask(address, key)
+            # The window waits for this one, as it does for the render after it.
+            server_facts.note(ask(address, key, ANSWER_S))
             shot = prepare_shot(context, settings, on_event=lambda _: None)
+            splat_viewport.warm_up()
             session.start(shot, address, out, settings.show_results, key, layout_of(context, shot, settings))
         return {"FINISHED"}
 
@@ -271,6 +284,20 @@ def why_not_here(scene: bpy.types.Scene) -> str:
     if scene.worldwarp.directory.startswith("//") and not bpy.data.filepath:
         return "Save the file first: shots go into a folder beside it. Or set another Output"
     return ""
+
+
+def add_cost(found: Report, preset: str, folder: Path | None) -> None:
+    """Adds to what was found what the server, which was asked meanwhile, says of the cost."""
+    facts = server_facts.known().facts
+    if facts is not None and path_overlay.report() is found:
+        path_overlay.show(with_cost(found, preset, facts, folder))
+    session.redraw()
+
+
+def facts_of_server(context: bpy.types.Context) -> ServerFacts | None:
+    """Returns what the connected server says of itself; None where it was not asked yet."""
+    facts = server_facts.known().facts
+    return facts if facts is not None and facts.address == server_address(context) else None
 
 
 def output_folder(scene: bpy.types.Scene) -> Path | None:

@@ -6,8 +6,8 @@ to front, with colours from the direction of view. The Gaussians rest in texture
 texture with their order, and one with their colours, which may depend on the place of the eye. A thread works both out
 anew when the view has turned or moved (the newest view wins), while the earlier ones are still shown; a timer asks for
 a redraw when they are there. A large object is not seen before the thread has gone through it once. Depth is that of
-the plane of each centre: the order changes when the view turns, not when it moves. A viewport blends light, as renders
-do.
+the plane of each centre: the order changes when the view turns, not when it moves. Where a viewport takes light, light
+is blended, as renders do.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from worldwarp_core.splat_files.axes import sh_basis
 from .small_steps import Steps, run_through, run_until
 from .splat_nodes import C0, MAX_ALPHA, MIN_ALPHA
 from .splats import BASE, ROTATION, SCALE, harmonics_in, is_native, is_splat_object, sky_of, values_of
+from .viewport_colour import takes_light
 
 WIDTH = 4096
 """Of all textures, in texels; every GPU has as much."""
@@ -376,6 +377,12 @@ def splat_shader() -> gpu.types.GPUShader:
     return gpu.shader.create_from_info(info)
 
 
+def warm_up() -> None:
+    """Has the shader compiled now, where the window waits anyway, and not when the first world is there."""
+    if _handle is not None:
+        splat_shader()
+
+
 @functools.cache
 def quad() -> gpu.types.GPUBatch:
     """Returns the square from -1 to 1 that every Gaussian is drawn with."""
@@ -393,7 +400,7 @@ def paint(sight: Sight, model_view: Matrix, projection: Matrix, width: int, heig
         model_view: from the object into the view (x to the right, y up, z backward).
         projection: of the view, as OpenGL has it.
         width: and height: of the viewport, in pixels.
-        as_light: write linear light, for a framebuffer that turns it into sRGB itself as Blender's viewports do.
+        as_light: write linear light, for a framebuffer that turns it into sRGB itself.
     """
     numbers = [*np.array(model_view).T.ravel(), *np.array(projection).T.ravel(), width, height, as_light, 0.0]
     shader = splat_shader()
@@ -571,7 +578,7 @@ def draw() -> None:
         bpy.app.timers.register(poll, first_interval=POLL_S)
     # Of several worlds the nearer is drawn over the farther.
     for _, sight, model_view in sorted(sights, key=lambda entry: entry[0]):
-        paint(sight, model_view, view.window_matrix, region.width, region.height, as_light=True)
+        paint(sight, model_view, view.window_matrix, region.width, region.height, as_light=takes_light())
 
 
 def splats_shown(context: bpy.types.Context) -> list[tuple[bpy.types.Object, bpy.types.Object | None]]:

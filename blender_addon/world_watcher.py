@@ -84,7 +84,7 @@ class WorldWatcher:
             self._send()
 
     def take(self) -> np.ndarray | None:
-        """Returns the newest picture since the last call: (height, width, 4) float32 linear light, bottom row first."""
+        """Returns the newest picture since the last call, as `texels_of` makes it; None where there is none."""
         ready, self._ready = self._ready, None
         return ready
 
@@ -166,17 +166,8 @@ class WorldWatcher:
 # ---------------------------------------------------------------- pictures
 
 
-def _linear_light() -> np.ndarray:
-    """Returns (256,) float32: what each number of an sRGB picture is as light."""
-    encoded = np.arange(256) / 255
-    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
-LINEAR_LIGHT = _linear_light()
-
-
 def texels_of(picture: Picture, decode: Decoder | None) -> np.ndarray:
-    """Returns the picture as a GPU takes it: (height, width, 4) float32 linear light, bottom row first.
+    """Returns the picture as a GPU takes it: (height, width, 4) float32, sRGB in [0, 1], bottom row first.
 
     Raises:
         WorldWarpError: `bad_message` for a file that is no picture of the size that it should have.
@@ -190,7 +181,7 @@ def texels_of(picture: Picture, decode: Decoder | None) -> np.ndarray:
         except Exception as error:
             raise WorldWarpError("bad_message", f"A picture of the live view cannot be read: {error}") from error
     texels = np.ones((picture.height, picture.width, 4), np.float32)
-    texels[..., :3] = LINEAR_LIGHT[pixels[::-1]]
+    np.multiply(pixels[::-1], np.float32(1 / 255), out=texels[..., :3])
     return texels
 
 

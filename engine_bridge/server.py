@@ -49,6 +49,7 @@ from .messages import (
     JobState,
     ListJobs,
     Logged,
+    LoggedEvent,
     Look,
     Progress,
     Quit,
@@ -67,6 +68,7 @@ from .messages import (
 from .metrics import Counted, Metrics, NoMetrics
 from .security import Gate, Lock, bind_address, lock_for
 from .session import FINAL, JobTable, ServerFacts, ServerSession
+from .speeds import Speeds
 from .store import JobStore, StoredState, default_data_dir
 from .version import package_version
 from .viewer import ViewConfig, ViewProcess
@@ -177,6 +179,7 @@ class Server:
         """Events by job and `seq` that the disk may not have: a running job's newest, and what found no room there."""
         self._compressor = Compressor()
         self._engine_info: dict[str, Any] = {}
+        self._speeds = Speeds()
         self._failed_starts = 0
         """Workers that died before they were ready, since the last one that was."""
         self._metrics: Counted = NoMetrics()
@@ -678,6 +681,7 @@ class Server:
         self._metrics.stages(seconds if isinstance(seconds, dict) else {})
         self._move(end.job_id, end.state, end.code, end.message, end.log_id, end.summary)
         if end.state == "done":
+            self._note_speed(end.job_id, end.summary)
             self._store.open(end.job_id).commits.clear()
 
     def _interrupt(self, job_id: str, state: JobState, code: str, message: str, **stored: Any) -> None:
@@ -731,8 +735,23 @@ class Server:
                 _log.error("Job %s cannot be read and is left out: %s", job_id, error, extra={"job_id": job_id})
         for job in sorted(found, key=lambda job: job.created_s):
             self._jobs.add(job)
+            if job.state == "done":
+                self._note_speed(job.job_id, self._summary_of(job))
             if job.state == "running":
                 self._interrupt(job.job_id, "queued", "server_stopped", STOPPED)
+
+    def _note_speed(self, job_id: str, summary: dict[str, Any]) -> None:
+        """Remembers how long a job took, unless it was gone on with: its last attempt's time is only a part then."""
+        if self._store.open(job_id).read_state().attempt == 1:
+            self._speeds.note(summary)
+
+    def _summary_of(self, job: JobInfo) -> dict[str, Any]:
+        """What the engine said at the end of a job that was done; empty where that cannot be read."""
+        try:
+            end = codec.decode(self._store.open(job.job_id).log.read(job.last_seq), LoggedEvent)
+        except (BridgeError, OSError):
+            return {}
+        return end.summary if isinstance(end, StateEvent) else {}
 
     def _recovered(self, job_id: str) -> JobInfo:
         """A job as an earlier run left it."""
@@ -783,7 +802,8 @@ class Server:
             server="worldwarp",
             version=package_version(),
             engine=self.config.engine,
-            engine_info=self._engine_info,
+            # Empty while the engine is being loaded.
+            engine_info=self._engine_info and {**self._engine_info, "speeds": self._speeds.as_plain()},
             max_message_bytes=self.config.limits.message_bytes,
             view_port=self._view.port if self._view is not None else 0,
         )

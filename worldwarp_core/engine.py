@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .api import ENGINES
+from .budget import GIB
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .fill import CacheFill, Fill
@@ -58,9 +59,13 @@ class Engine:
     def generate(self, spec: GenerateSpec, resume: Checkpoint | None = None) -> Iterator[Event]:
         """Yields the events of one shot (worldwarp_core.spec); stop asking for more to cancel it."""
         yield from self.notices
+        on_cuda = self.settings.device == "cuda"
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats()
         for event in generate(spec, self.models, self.settings, resume):
             if isinstance(event, Finished):
-                event = replace(event, summary=event.summary | {"engine": self.describe()})
+                took = {"memory_gib": round(torch.cuda.max_memory_allocated() / GIB, 2)} if on_cuda else {}
+                event = replace(event, summary=event.summary | took | {"engine": self.describe()})
             yield event
 
     def draw(self, settings: FirstFrameSettings, on_step: OnDrawStep) -> np.ndarray:
@@ -82,11 +87,16 @@ class Engine:
             "draws": self.draws is not None,
             "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
             "device_kind": device,
+            "device_gib": _device_gib() if device == "cuda" else None,
             "rasterizer": rasterizer_info(device),
             "torch_threads": torch.get_num_threads(),
             "monocular_depth": self.models.monocular.name if self.models.monocular else None,
             "versions": {name: found for name in VERSIONED if (found := _version(name))},
         }
+
+
+def _device_gib() -> float:
+    return round(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory / GIB, 1)
 
 
 def make_engine(name: str, device: str, depth_model: str | None, options: dict[str, Any]) -> Engine:

@@ -12,16 +12,19 @@ addon_worst_ms        the longest that Blender's main thread was in the add-on's
                       came in, addon_worst_cpu_ms the same as the thread's own time, without what other programs took
                       of the processor; addon_worst_where: in which function.
 gap_worst_ms          the longest between two beats of a timer that is due every 2 ms, Blender's own drawing included;
-                      gap_p99_ms: of 100 gaps the second longest.
+                      gap_p99_ms: of 100 gaps the second longest; gap_worst_cpu_ms: the most that the main thread itself
+                      worked between two beats.
 loop_worst_ms         the longest between two timer events that a modal operator was handed.
-idle_gap_worst_ms     the same gap before the shot, with the same editors drawn again as often and nothing else going
+idle_gap_worst_ms, idle_gap_worst_cpu_ms
+                      the same gap before the shot, with the same editors drawn again as often and nothing else going
                       on: what this machine's drawing costs without the add-on.
-end_addon_worst_ms, end_addon_worst_cpu_ms, end_addon_worst_where, end_gap_worst_ms
+end_addon_worst_ms, end_addon_worst_cpu_ms, end_addon_worst_where, end_gap_worst_ms, end_gap_worst_cpu_ms
                       the same once the last frame has come, while the world and the frames are brought in.
 generate_s            from the click on Generate until Blender answers again: the start frame is rendered then.
-cancel_s              from the click on Cancel, in a second shot, until the server's word that it is cancelled has come;
-                      cancel_shown_s: until the window shows it.
+cancel_s              from the click on Cancel, in a shot of its own, until the server's word that it is cancelled has
+                      come; cancel_shown_s: until the window shows it.
 stream_s, frames      how long the stream took, and how many frames came.
+load                  of the machine when it began, by its own count: beyond its cores, times by the clock say little.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -56,6 +60,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=93)
     parser.add_argument("--size", default="1280x720")
     parser.add_argument("--splats", type=int, default=200_000)
+    parser.add_argument("--no-image-editor", action="store_true", help="without one, which draws every newest frame")
     options = parser.parse_args(sys.argv[sys.argv.index("--") + 1 :])
     steps = measure(options)
 
@@ -65,8 +70,8 @@ def main() -> None:
         except StopIteration:
             bpy.ops.wm.quit_blender()
         except Exception as error:
-            options.out.write_text(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
-            raise
+            write(options.out, {"error": f"{type(error).__name__}: {error}"})
+            bpy.ops.wm.quit_blender()
         return None
 
     bpy.app.timers.register(step, first_interval=2.0, persistent=True)
@@ -80,9 +85,11 @@ def measure(options: argparse.Namespace) -> Iterator[float]:
     scene = set_up(folder, options)
     yield 3.0
     found: dict[str, Any] = {
-        "blender": bpy.app.version_string,
+        "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "gpu": gpu_name(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "shot": f"{options.frames} frames of {options.size}, {options.splats} splats",
     }
     watch = Watch(str(Path(importlib.import_module(package).__file__).parent))
@@ -91,10 +98,27 @@ def measure(options: argparse.Namespace) -> Iterator[float]:
     while time.perf_counter() < until:
         redraw()
         yield REDRAW_S
-    found["idle_gap_worst_ms"] = watch.cut().gap_worst_ms
+    idle = watch.cut()
+    found |= {"idle_gap_worst_ms": idle.gap_worst_ms, "idle_gap_worst_cpu_ms": idle.gap_worst_cpu_ms}
+
+    began = time.perf_counter()
+    scene.worldwarp.prompt = "noise slow=0.5 progress=5"
+    click_generate(options.address, folder / "shot_001")
+    while session.status().frames_done < 2:
+        check_time(began, session)
+        yield 0.05
+    told = note_end(session)
+    clicked = time.perf_counter()
+    bpy.ops.worldwarp.cancel()
+    while session.status().running:
+        check_time(began, session)
+        yield 0.005
+    found["cancel_s"] = round(told[0] - clicked, 2)
+    found["cancel_shown_s"] = round(time.perf_counter() - clicked, 2)
+    yield 1.0
 
     scene.worldwarp.prompt = f"noise slow=0.05 progress=5 splats={options.splats}"
-    found["generate_s"] = click_generate(options.address, folder / "shot_001")
+    found["generate_s"] = click_generate(options.address, folder / "shot_002")
     watch.cut()
     began = time.perf_counter()
     while session.status().running and session.status().frames_done < options.frames:
@@ -108,10 +132,10 @@ def measure(options: argparse.Namespace) -> Iterator[float]:
         "addon_worst_cpu_ms": streamed.addon_worst_cpu_ms,
         "addon_worst_where": streamed.addon_worst_where,
         "gap_worst_ms": streamed.gap_worst_ms,
+        "gap_worst_cpu_ms": streamed.gap_worst_cpu_ms,
         "gap_p99_ms": streamed.gap_p99_ms,
         "loop_worst_ms": streamed.loop_worst_ms,
     }
-    print(json.dumps(found), flush=True)
     while session.status().running:
         check_time(began, session)
         yield 0.05
@@ -122,26 +146,20 @@ def measure(options: argparse.Namespace) -> Iterator[float]:
         "end_addon_worst_cpu_ms": end.addon_worst_cpu_ms,
         "end_addon_worst_where": end.addon_worst_where,
         "end_gap_worst_ms": end.gap_worst_ms,
+        "end_gap_worst_cpu_ms": end.gap_worst_cpu_ms,
         "error": session.status().error,
     }
 
-    scene.worldwarp.prompt = "noise slow=0.5 progress=5"
-    click_generate(options.address, folder / "shot_002")
-    while session.status().frames_done < 2:
-        check_time(began, session)
-        yield 0.05
-    told = note_end(session)
-    clicked = time.perf_counter()
-    bpy.ops.worldwarp.cancel()
-    while session.status().running:
-        check_time(began, session)
-        yield 0.005
-    found["cancel_s"] = round(told[0] - clicked, 2)
-    found["cancel_shown_s"] = round(time.perf_counter() - clicked, 2)
     watch.stop()
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    write(options.out, found)
     print(json.dumps(found, indent=2), flush=True)
     yield 0.5
+
+
+def write(out: Path, found: dict[str, Any]) -> None:
+    """Puts what was found into the file beside what other Blenders have, by their versions."""
+    rows = json.loads(out.read_text()) if out.is_file() else {}
+    out.write_text(json.dumps(rows | {bpy.app.version_string: found}, indent=2) + "\n")
 
 
 # ---------------------------------------------------------------- the window
@@ -167,7 +185,7 @@ def set_up(folder: Path, options: argparse.Namespace) -> bpy.types.Scene:
         camera.keyframe_insert("location", frame=frame)
     bpy.ops.wm.save_as_mainfile(filepath=str(folder / "window.blend"))
     for area in bpy.context.window_manager.windows[0].screen.areas:
-        if area.type == "PROPERTIES":
+        if area.type == "PROPERTIES" and not options.no_image_editor:
             area.type = "IMAGE_EDITOR"
         elif area.type == "VIEW_3D":
             area.spaces.active.show_region_ui = True
@@ -227,8 +245,11 @@ def check_time(began: float, session: Any) -> None:
 class Cut:
     """What was seen between two cuts."""
 
-    def __init__(self, gaps: list[float], loops: list[float], calls: list[tuple[float, float, str]]) -> None:
-        ordered = sorted(gaps)
+    def __init__(
+        self, gaps: list[tuple[float, float]], loops: list[float], calls: list[tuple[float, float, str]]
+    ) -> None:
+        ordered = sorted(wall for wall, _ in gaps)
+        self.gap_worst_cpu_ms = in_ms(max((cpu for _, cpu in gaps), default=0.0))
         self.gap_worst_ms = in_ms(ordered[-1] if ordered else 0.0)
         self.gap_p99_ms = in_ms(ordered[int(0.99 * (len(ordered) - 1))] if ordered else 0.0)
         self.loop_worst_ms = in_ms(max(loops, default=0.0))
@@ -246,11 +267,13 @@ class Watch:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.gaps: list[float] = []
+        self.gaps: list[tuple[float, float]] = []
+        """(seconds, seconds of the main thread) between two beats."""
         self.loops: list[float] = []
         self.calls: list[tuple[float, float, str]] = []
         """(seconds, seconds of the thread, function) of each stretch."""
         self._beat_s = self._loop_s = time.perf_counter()
+        self._beat_cpu_s = time.thread_time()
         self._depth, self._began_s, self._began_cpu_s, self._name = 0, 0.0, 0.0, ""
 
     def start(self) -> None:
@@ -276,12 +299,13 @@ class Watch:
         self.gaps, self.loops, self.calls = [], [], []
         # The caller may have blocked the window itself.
         self._beat_s = self._loop_s = time.perf_counter()
+        self._beat_cpu_s = time.thread_time()
         return made
 
     def beat(self) -> float:
-        now = time.perf_counter()
-        self.gaps.append(now - self._beat_s)
-        self._beat_s = now
+        now, cpu = time.perf_counter(), time.thread_time()
+        self.gaps.append((now - self._beat_s, cpu - self._beat_cpu_s))
+        self._beat_s, self._beat_cpu_s = now, cpu
         return BEAT_S
 
     def event(self) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import bpy
 import pytest
 
-from blender_addon import panel, server_facts, session
+from blender_addon import panel, registration, server_facts, session
 from blender_addon.look import add_prompt
 from blender_addon.panel import progress_in_words, shot_in_words
 from blender_addon.preferences import check_online, server_address
@@ -177,3 +177,22 @@ def test_match_view_shows_pictures_as_they_are() -> None:
     bpy.context.scene.view_settings.view_transform = "AgX"
     bpy.ops.worldwarp.match_view()
     assert bpy.context.scene.view_settings.view_transform == "Standard"
+
+
+def test_every_button_that_is_grey_says_why() -> None:
+    bpy.context.scene.worldwarp.first_prompt = ""
+    silent, grey = [], 0
+    for cls in registration.CLASSES:
+        if not issubclass(cls, bpy.types.Operator):
+            continue
+        operator = getattr(bpy.ops.worldwarp, cls.bl_idname.removeprefix("worldwarp."))
+        if operator.poll():
+            continue
+        grey += 1
+        with pytest.raises(RuntimeError) as caught:
+            operator("EXEC_DEFAULT")
+        # Where an operator gives no reason Blender says no more than this.
+        if str(caught.value).strip().endswith("failed, context is incorrect"):
+            silent.append(cls.bl_idname)
+    assert silent == []
+    assert grey > 10

@@ -14,7 +14,17 @@ from blender_addon import path_overlay
 from blender_addon.camera_export import export_camera_path
 from blender_addon.look import add_prompt
 from blender_addon.path_overlay import frustum_lines, path_colours
-from blender_addon.preflight import Report, check_shot, past_seconds, share_in_view, shares, stretches
+from blender_addon.preflight import (
+    Report,
+    check_cost,
+    check_shot,
+    past_seconds,
+    share_in_view,
+    shares,
+    stretches,
+    with_cost,
+)
+from blender_addon.server_facts import ServerFacts, Speed, ask
 from tests.blender_addon.test_look import image_of
 
 pytestmark = pytest.mark.usefixtures("addon")
@@ -184,3 +194,56 @@ def test_another_file_forgets_what_was_found(shot: bpy.types.Scene) -> None:
     assert isinstance(path_overlay.report(), Report)
     bpy.ops.wm.read_factory_settings(use_empty=True)
     assert path_overlay.report() is None
+
+
+# ---------------------------------------------------------------- what it costs
+
+
+def facts_of_a_server(**more: object) -> ServerFacts:
+    speeds = (
+        Speed("fast", 832, 480, 0.2, 12.3),
+        Speed("reference", 832, 480, 2.0, 14.0),
+        Speed("reference", 64, 32, 0.5),
+    )
+    facts = {"device": "NVIDIA H100", "preset": "reference", "device_gib": 79.6, "plan_gib": 24.0, "speeds": speeds}
+    return ServerFacts("tcp://127.0.0.1:1", "s", "1", 2, "wan", **(facts | more))
+
+
+def costs(scene: bpy.types.Scene, preset: str, facts: ServerFacts) -> list[str]:
+    path = export_camera_path(bpy.context)
+    return [finding.message for finding in check_cost(preset, path, facts, None)]
+
+
+def test_the_cost_is_told_by_shots_of_the_server_that_were_most_alike(shot: bpy.types.Scene) -> None:
+    # 25 frames of 64 x 32; the server's own choice of preset is `reference`.
+    assert costs(shot, "", facts_of_a_server()) == [
+        "About 12 s on NVIDIA H100 (wan, reference): there, 64 x 32 took 0.5 s a frame.",
+        "The server keeps within 24 of the GPU's 80 GiB of memory.",
+    ]
+    assert costs(shot, "fast", facts_of_a_server()) == [
+        "About 5 s on NVIDIA H100 (wan, fast): there, 832 x 480 took 0.2 s a frame.",
+        "It takes about 12.3 of the GPU's 80 GiB of memory.",
+    ]
+
+
+def test_a_server_that_has_made_nothing_yet_says_nothing_of_time(shot: bpy.types.Scene) -> None:
+    assert costs(shot, "", facts_of_a_server(speeds=(), plan_gib=None)) == []
+    assert costs(shot, "", facts_of_a_server(speeds=(), device_gib=None)) == []
+
+
+def test_what_the_server_says_later_is_added_to_what_was_found(shot: bpy.types.Scene) -> None:
+    move(shot.camera, 1.0)
+    before = check_shot(bpy.context)
+    after = with_cost(before, "", facts_of_a_server(), None)
+    assert len(after.findings) == len(before.findings) + 2
+    assert after.path is before.path
+
+
+def test_the_cost_comes_from_a_real_server(shot: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    shot.worldwarp.samples = 1
+    bpy.ops.worldwarp.generate(address=server, directory=str(tmp_path / "shot"))
+    facts = ask(server)
+    assert [(speed.width, speed.height) for speed in facts.speeds if speed.width == 64] == [(64, 32)]
+    (said,) = costs(shot, "", facts)
+    # The fake engine says that any shot takes a second.
+    assert said.startswith("About 1 s on the server (cache)")

@@ -40,10 +40,23 @@ def test_device_model_and_presets_are_told() -> None:
         assert word in words
 
 
-@pytest.mark.parametrize("info", [{}, {"fill": None, "device": 3}, {"fill": {"presets": "all", "models": []}}])
+@pytest.mark.parametrize(
+    "info",
+    [
+        {},
+        {"fill": None, "device": 3},
+        {
+            "fill": {"presets": "all", "models": []},
+            "speeds": [3, {"width": "wide"}],
+            "draws": "often",
+            "device_gib": True,
+        },
+    ],
+)
 def test_an_engine_that_says_less_or_other_things_is_no_fault(info: dict[str, object]) -> None:
     facts = facts_of(ADDRESS, welcome(**info))
     assert (facts.presets, facts.device, facts.models) == ((), "", "")
+    assert (facts.draws, facts.preset, facts.device_gib, facts.plan_gib, facts.speeds) == (None, "", None, None, ())
 
 
 def test_nobody_there_is_a_sentence_that_stays() -> None:

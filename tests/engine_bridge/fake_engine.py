@@ -122,7 +122,8 @@ class FakeEngine:
                 yield from self._fit(index + 1, spec, rng, does)
         if "deep" in does:
             yield Finished({"deep": nested(20)})
-        yield Finished({"engine": "fake", "seconds": {"fill": np.float64(1.0)}, "versions": {"fake": "1"}})
+        took = {"frames": count, "delivered_size": [spec.cameras.width, spec.cameras.height], "memory_gib": 1.5}
+        yield Finished({"engine": "fake", "seconds": {"fill": np.float64(1.0)}, "versions": {"fake": "1"}, **took})
 
     def _fit(self, done: int, spec: GenerateSpec, rng: np.random.Generator, does: dict[str, str]) -> Iterator[Event]:
         """The world after `done` frames."""
