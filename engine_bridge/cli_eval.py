@@ -125,11 +125,11 @@ def evaluate(
     options, base = _options(given)
     core = _core()
     scenes, missing = _open(core, options)
-    chosen, absent = _engines(core, options, base, engine)
+    chosen, engines, absent = _engines(core, options, base, engine)
     missing |= absent
     tasks = [core.Task(i, variant) for variant in chosen for i in range(len(scenes))]
     with _progress() as tell:
-        core.run_tasks(options, tasks, scenes, tell)
+        core.run_tasks(options, tasks, scenes, engines, tell)
 
     from worldwarp_core.evaluation.quality import quality
     from worldwarp_core.evaluation.results import ResultFolder, write_json
@@ -202,10 +202,9 @@ def experiment(
     arms, notes = arms_of(asked, learned)
     variants = [variant_of(arm, base) for arm in arms]
     core = _core()
-    loaded = core.open_engine(options, base.engine)
+    engines = {base.engine: core.open_engine(options, base.engine)}
     for variant in variants:
-        variant.check(loaded)
-    del loaded
+        variant.check(engines[base.engine])
     scenes, missing = _open(core, options)
     notes += missing.values()
     rows = [i for i in range(len(scenes)) if scenes.scene(i).out_and_back == (asked.paths == "revisits")]
@@ -213,7 +212,8 @@ def experiment(
         raise WorldWarpError("bad_settings", f"This experiment needs {asked.paths}, and there are none.")
     with _progress() as tell:
         # path by path, so that what is there after a stop can be compared
-        core.run_tasks(options, [core.Task(i, variant) for i in rows for variant in variants], scenes, tell)
+        tasks = [core.Task(i, variant) for i in rows for variant in variants]
+        core.run_tasks(options, tasks, scenes, engines, tell)
 
     from worldwarp_core.evaluation.plots import plot_arms, save_png
     from worldwarp_core.evaluation.provenance import provenance
@@ -315,21 +315,22 @@ def _with_engine(base: Variant, engine: str) -> Variant:
 
 def _engines(
     core: Any, options: EvalOptions, base: Variant, asked: list[str] | None
-) -> tuple[list[Variant], dict[str, str]]:
-    """The engines to measure, each found to work; and why one that was not asked for by name is left out."""
-    chosen, absent = [], {}
+) -> tuple[list[Variant], dict[str, Any], dict[str, str]]:
+    """The engines to measure, loaded and found to work; and why one that was not asked for by name is left out."""
+    chosen, engines, absent = [], {}, {}
     for name in asked or ("cache", "preview"):
         variant = _with_engine(base, name)
         try:
-            variant.check(core.open_engine(options, name))
+            engines[name] = core.open_engine(options, name)
         except WorldWarpError as error:
             if asked or error.code != "no_weights":
                 raise
             absent[name] = error.message
             console.print(f"{name} is left out: {error.message}", soft_wrap=True, highlight=False)
             continue
+        variant.check(engines[name])
         chosen.append(variant)
-    return chosen, absent
+    return chosen, engines, absent
 
 
 def _open(core: Any, options: EvalOptions) -> tuple[SceneSet, dict[str, str]]:
