@@ -99,12 +99,6 @@ class ResultFolder:
     def truth(self) -> Path:
         return self.out / "truth"
 
-    def settings(self) -> dict[str, Any]:
-        file = self.out / "runs" / "settings.json"
-        if not file.is_file():
-            raise WorldWarpError("no_results", f"{self.out} holds no results: run `worldwarp eval --out {self.out}`.")
-        return _read_json(file)
-
     def done(self, variant: str, scene: str) -> bool:
         return (self._folder(variant, scene) / "result.json").is_file()
 
@@ -127,10 +121,6 @@ class ResultFolder:
             for name in names
             if self.done(variant, name)
         ]
-
-    def variants(self) -> list[str]:
-        folder = self.out / "runs"
-        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
     def _folder(self, variant: str, scene: str) -> Path:
         return self.out / "runs" / variant / scene

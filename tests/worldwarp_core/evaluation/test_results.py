@@ -36,7 +36,6 @@ def test_what_was_kept_comes_back_and_only_what_is_whole_counts(folder):
     (folder.out / "runs" / "cache" / "a" / "result.json").unlink()
     assert not folder.done("cache", "a")
     assert [m.scene["name"] for m in folder.load("cache", ["c", "a", "b"])] == ["c", "b"]
-    assert folder.variants() == ["cache"]
     assert folder.load("cache", ["b"])[0].picture("1-made").is_file()
     assert folder.load("cache", ["b"])[0].picture("2-made") is None
 
@@ -70,8 +69,3 @@ def test_a_damaged_result_is_named_with_what_to_do(folder):
     (folder.out / "runs" / "cache" / "a" / "result.json").write_text("{")
     with pytest.raises(WorldWarpError, match="Delete its folder"):
         folder.load("cache")
-
-
-def test_a_folder_without_results_says_how_to_get_them(tmp_path):
-    with pytest.raises(WorldWarpError, match="worldwarp eval --out"):
-        ResultFolder(tmp_path).settings()
