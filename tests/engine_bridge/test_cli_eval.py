@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.support.toy_scenes import ToyScenes
 from tests.worldwarp_core.evaluation.test_folders import write_re10k
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import judge, run
+from worldwarp_core.preview.weights import read_network, save_network
 from worldwarp_core.training.lpips import Lpips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,6 +139,16 @@ def test_experiments_run_with_a_learned_fill(tmp_path, rooms, preview, lpips, na
     assert len(set(figures)) == len(figures)  # every arm made other pictures
     if name == "strength":
         assert set(table["best"]) == {"all", "halls"}
+
+
+def test_shots_of_other_weights_are_not_taken_for_these(tmp_path, rooms, preview):
+    weights = shutil.copytree(preview, tmp_path / "weights")
+    words = ("eval", "--out", tmp_path / "out", "--engine", "preview", "--weights", weights, *QUICK)
+    worldwarp(*words)
+    network = read_network(weights, "transformer")
+    save_network(weights, "transformer", network.state, network.config, {"steps": 6, "clips": 8})
+    with pytest.raises(WorldWarpError, match="other weights"):
+        worldwarp(*words)
 
 
 def test_footage_is_measured_by_the_preview_in_a_process_of_its_own(tmp_path, preview, lpips):

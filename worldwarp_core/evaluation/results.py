@@ -161,7 +161,20 @@ def by_group(measured: Sequence[Measured], key: str) -> dict[str, list[Measured]
 def write_json(path: Path, values: Any) -> None:
     """Whole or not at all; nan and infinity, which JSON does not know, become null."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(_plain(values), indent=2, allow_nan=False) + "\n", "utf-8")
+        partial.write_text(json.dumps(plain(values), indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def plain(values: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(values, dict):
+        return {str(name): plain(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [plain(value) for value in values]
+    if isinstance(values, np.generic):
+        values = values.item()
+    if isinstance(values, float):
+        return round(values, 6) if math.isfinite(values) else None
+    return values if isinstance(values, str | int | bool | None) else str(values)
 
 
 def median(values: Iterable[float]) -> float:
@@ -208,15 +221,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise WorldWarpError(
             "bad_results", f"{path} cannot be read ({error}). Delete its folder; the scene is then made again."
         ) from error
-
-
-def _plain(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {str(name): _plain(value) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_plain(value) for value in values]
-    if isinstance(values, np.generic):
-        values = values.item()
-    if isinstance(values, float):
-        return round(values, 6) if math.isfinite(values) else None
-    return values if isinstance(values, str | int | bool | None) else str(values)

@@ -18,7 +18,7 @@ from .folders import Dl3dv, RealEstate10k
 from .inception import Inception
 from .judge import Judges, judge_scene
 from .metrics import load_lpips
-from .results import ResultFolder
+from .results import ResultFolder, plain
 from .scenes import HeldOutWorlds, Scene, SceneSet
 from .variants import Variant
 
@@ -187,7 +187,7 @@ def run_tasks(
         tell: called as the work goes on; what it raises, ends it, with what is done kept.
 
     Raises:
-        WorldWarpError: as engines and judges do.
+        WorldWarpError: as engines and judges do; `other_settings` where the folder holds shots of other weights.
     """
     results = ResultFolder(options.out, options.settings())
     names: dict[int, str] = {}
@@ -197,6 +197,8 @@ def run_tasks(
             names[task.scene] = scenes.scene(task.scene).name
         if not results.done(task.variant.name, names[task.scene]):
             todo.append(task)
+        elif task.variant.engine in engines:
+            _check_same_weights(results, task, names[task.scene], engines[task.variant.engine])
     before, total = len(tasks) - len(todo), len(tasks)
     tell(Step(before, total, 0.0, "starting"))
     if not todo:
@@ -210,6 +212,18 @@ def run_tasks(
         for done, task in enumerate(_at_once(options, todo), before + 1):
             tell(Step(done, total, 0.0, f"{names[task.scene]} by {task.variant.name}"))
     tell(Step(total, total, 0.0, "done"))
+
+
+def _check_same_weights(results: ResultFolder, task: Task, scene: str, engine: Engine) -> None:
+    """What is kept must be of the weights that are loaded: a network that has learned on is another one."""
+    (kept,) = results.load(task.variant.name, [scene])
+    before = kept.figures["summary"].get("fill", {}).get("models")
+    now = plain(engine.models.fill.describe().get("models"))
+    if before != now:
+        raise WorldWarpError(
+            "other_settings",
+            f"{results.out} holds shots of other weights ({before}; these are {now}). Give another --out.",
+        )
 
 
 class _Bench:
