@@ -199,8 +199,7 @@ def _experiment(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise WorldWarpError("bad_results", f"{path} is no experiment's file ({error}). Run it again.") from error
     kept = [f for f in figures if any(_is_known(row[f]) for row in table["rows"])]
-    columns = {f: [row[f] for row in table["rows"]] for f in kept}
-    rows = [(row["arm"], [_cell(row[f], _is_best(row[f], columns[f], f), f) for f in kept]) for row in table["rows"]]
+    groups = [("", table["rows"]), *table.get("kinds", {}).items()]
     curves = {name: rows for name, rows in table["curves"].items() if any(map(_any_known, rows.values()))}
     return {
         "name": table["experiment"],
@@ -209,10 +208,15 @@ def _experiment(path: Path) -> dict[str, Any]:
         "notes": table.get("notes", []),
         "best": table.get("best"),
         "heads": [figure_name(f) for f in kept],
-        "rows": rows,
+        "groups": [(kind, _arm_rows(rows, kept)) for kind, rows in groups],
         "plot": inline_svg(plot_arms(table, kept[:4])),
         "curves": inline_svg(plot_curves(curves)) if curves else None,
     }
+
+
+def _arm_rows(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[tuple[str, list[Cell]]]:
+    columns = {f: [row[f] for row in rows] for f in figures}
+    return [(row["arm"], [_cell(row[f], _is_best(row[f], columns[f], f), f) for f in figures]) for row in rows]
 
 
 def _any_known(row: Mapping[str, Any]) -> bool:
