@@ -325,7 +325,7 @@ def _engines(
         except WorldWarpError as error:
             if asked or error.code != "no_weights":
                 raise
-            absent[name] = error.message
+            absent[name] = "this installation came without its trained weights"
             console.print(f"{name} is left out: {error.message}", soft_wrap=True, highlight=False)
             continue
         variant.check(engines[name])

@@ -129,14 +129,16 @@ class ResultFolder:
 def summarise(measured: Sequence[Measured], pooled: bool = True) -> dict[str, Any]:
     """Medians over scenes, of each window: what the report shows and what `preview_quality.json` holds.
 
+    Paths that come back end where everything is known: they have their own figures, and count in others only alone.
+
     Args:
         pooled: work out KID and FID too, which compare all scenes' crops together.
     """
     summary: dict[str, Any] = {"paths": len(measured)}
-    paths = [m for m in measured if m.scene["stratum"] != "revisit"] or list(measured)
+    paths = onward(measured)
     for window in WINDOWS:
         row: dict[str, Any] = {name: median(m.window(window, name) for m in paths) for name in FRAME_FIGURES}
-        poses = [m.figures.get("poses", {}).get(str(window), {}) for m in measured]
+        poses = [m.figures.get("poses", {}).get(str(window), {}) for m in paths]
         row |= {name: median(_number(p.get(name)) for p in poses) for name in ("r_dist", "t_dist")}
         # a median would hide the paths of which nothing was registered
         row["unregistered"] = mean(_number(p.get("unregistered")) for p in poses)
@@ -148,6 +150,11 @@ def summarise(measured: Sequence[Measured], pooled: bool = True) -> dict[str, An
     summary["revisits"] = len(visits)
     summary["chunk_s"] = median(_number(m.figures.get("chunk_s")) for m in measured)
     return summary
+
+
+def onward(measured: Sequence[Measured]) -> list[Measured]:
+    """The paths that do not come back; all where all do."""
+    return [m for m in measured if m.scene["stratum"] != "revisit"] or list(measured)
 
 
 def by_group(measured: Sequence[Measured], key: str) -> dict[str, list[Measured]]:
