@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from engine_bridge.cli import app
 from tests.support import room
+from tests.support.re10k import write_re10k
 from tests.support.tiny_preview import save_tiny_preview
 from tests.support.toy_scenes import ToyScenes
-from tests.worldwarp_core.evaluation.test_folders import write_re10k
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import judge, run
 from worldwarp_core.preview.weights import read_network, save_network
@@ -153,7 +153,7 @@ def test_shots_of_other_weights_are_not_taken_for_these(tmp_path, rooms, preview
 
 def test_footage_is_measured_by_the_preview_in_a_process_of_its_own(tmp_path, preview, lpips):
     flight = room.truck(50, width=64, height=48)
-    write_re10k(tmp_path / "footage", flight, [room.render(flight, frame)[0] for frame in range(50)], size=(64, 48))
+    write_re10k(tmp_path / "footage", flight, [room.render(flight, frame)[0] for frame in range(50)])
     words = ("--data", "re10k", "--footage", tmp_path / "footage", "--depth", "estimated", "--jobs", 2)
     words += ("--engine", "preview", "--weights", preview, "--lpips", lpips)
     worldwarp("eval", "--out", tmp_path / "out", *words, *QUICK)
