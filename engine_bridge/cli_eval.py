@@ -374,10 +374,13 @@ def _show(fill: str, summary: dict[str, Any]) -> None:
 
 
 def _show_table(document: dict[str, Any]) -> None:
-    names = [name for name in document["rows"][0] if name not in ("arm", "at")]
-    table = Table(document["axis"], *names, title=f"{document['question']} ({len(document['paths'])} paths)")
-    for row in document["rows"]:
-        table.add_row(row["arm"], *(_text(row[name]) for name in names))
+    """Arms side by side: there are fewer of them than figures."""
+    rows = document["rows"]
+    names = [name for name in rows[0] if name not in ("arm", "at")]
+    title = f"{document['question']} ({len(document['paths'])} paths)"
+    table = Table(document["axis"], *(row["arm"] for row in rows), title=title)
+    for name in names:
+        table.add_row(name, *(_text(row[name]) for row in rows))
     out_console.print(table)
 
 
