@@ -227,8 +227,7 @@ def experiment(
     stem = f"experiment_{name.replace('-', '_')}"
     for folder in dict.fromkeys((out / "experiments", results or out / "experiments")):
         write_json(folder / f"{stem}.json", document)
-        shown = [figure for figure in asked.figures if not figure.startswith("unregistered")]
-        save_png(plot_arms(table, _most_telling(table, shown)), folder / f"{stem}.png")
+        save_png(plot_arms(table, asked.plotted), folder / f"{stem}.png")
     _show_table(table)
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False)
@@ -382,12 +381,6 @@ def _show_table(document: dict[str, Any]) -> None:
     for name in names:
         table.add_row(name, *(_text(row[name]) for row in rows))
     out_console.print(table)
-
-
-def _most_telling(table: dict[str, Any], figures: list[str], most: int = 4) -> list[str]:
-    """The first figures that any arm has."""
-    known = [f for f in figures if any(_text(row[f]) != "-" for row in table["rows"])]
-    return known[:most]
 
 
 def _text(value: Any) -> str:

@@ -211,7 +211,7 @@ def _experiment(path: Path) -> dict[str, Any]:
         "best": table.get("best"),
         "heads": [figure_name(f) for f in kept],
         "groups": [(kind, _arm_rows(rows, kept)) for kind, rows in groups],
-        "plot": inline_svg(plot_arms(table, kept[:4])),
+        "plot": inline_svg(plot_arms(table, table["plotted"])),
         "curves": inline_svg(plot_curves(curves)) if curves else None,
     }
 
