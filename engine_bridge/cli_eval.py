@@ -206,7 +206,7 @@ def experiment(
     for variant in variants:
         variant.check(engines[base.engine])
     scenes, missing = _open(core, options)
-    notes += missing.values()
+    notes += [f"{name} cannot be measured: {why}" for name, why in missing.items() if _is_asked(name, asked.figures)]
     rows = [i for i in range(len(scenes)) if scenes.scene(i).out_and_back == (asked.paths == "revisits")]
     if not rows:
         raise WorldWarpError("bad_settings", f"This experiment needs {asked.paths}, and there are none.")
@@ -217,11 +217,14 @@ def experiment(
 
     from worldwarp_core.evaluation.plots import plot_arms, save_png
     from worldwarp_core.evaluation.provenance import provenance
-    from worldwarp_core.evaluation.results import ResultFolder, write_json
+    from worldwarp_core.evaluation.results import ResultFolder, busy_note, write_json
 
     kept = ResultFolder(out)
     names = [scenes.scene(i).name for i in rows]
-    table = tabulate(asked, arms, [kept.load(variant.name, names) for variant in variants], learned)
+    measured = [kept.load(variant.name, names) for variant in variants]
+    table = tabulate(asked, arms, measured, learned)
+    if "cache_s" in asked.figures and (busy := busy_note([m for some in measured for m in some])):
+        notes.append(busy)
     document = {**provenance(), "settings": options.settings() | {"seed": seed, "engine": base.engine}, **table}
     document["notes"] = notes
     stem = f"experiment_{name.replace('-', '_')}"
@@ -360,6 +363,10 @@ def _progress() -> Iterator[Any]:
             said = text
 
         yield tell
+
+
+def _is_asked(name: str, figures: tuple[str, ...]) -> bool:
+    return any(figure.partition("@")[0] == name for figure in figures)
 
 
 def _show(fill: str, summary: dict[str, Any]) -> None:

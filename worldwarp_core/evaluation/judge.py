@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ def judge_scene(
         "frames": by_frame,
         "seconds": run.seconds,
         "chunk_s": run.seconds / max(chunks, 1),
+        "busy": busy(),
         "summary": run.summary,
         "notices": run.notices,
     }
@@ -113,6 +115,14 @@ def judge_scene(
     tell(0.98)
     features = _features(numbers, made[rows], truth, judges)
     return Judged(figures, features, _pictures(numbers, made[rows], truth, valid[rows]))
+
+
+def busy() -> float | None:
+    """Processes that want to run, over the cores there are, in the last minutes; None where the system does not say."""
+    try:
+        return os.getloadavg()[1] / (os.cpu_count() or 1)
+    except (AttributeError, OSError):
+        return None
 
 
 def judged_numbers(frames: int, window_every: int = 1) -> list[int]:

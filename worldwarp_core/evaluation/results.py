@@ -35,6 +35,8 @@ FRAME_FIGURES = (
 POSE_FIGURES = ("r_dist", "t_dist", "unregistered")
 REVISIT_FIGURES = ("revisit_psnr", "revisit_lpips", "return_psnr")
 JPEG_QUALITY = 90
+BUSY = 1.3
+"""From so many processes a core on, seconds tell of the others too."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,15 @@ def summarise(measured: Sequence[Measured], pooled: bool = True) -> dict[str, An
     summary["revisits"] = len(visits)
     summary["chunk_s"] = median(_number(m.figures.get("chunk_s")) for m in measured)
     return summary
+
+
+def busy_note(measured: Sequence[Measured]) -> str | None:
+    """What is to be said of seconds that were measured beside other work; None where the machine was free."""
+    known = [load for m in measured if math.isfinite(load := _number(m.figures.get("busy")))]
+    busiest = max(known, default=0.0)
+    if busiest <= BUSY:
+        return None
+    return f"The machine had other work beside this (up to {busiest:.1f} processes a core): seconds are too long."
 
 
 def onward(measured: Sequence[Measured]) -> list[Measured]:

@@ -8,7 +8,7 @@ import pytest
 
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation.judge import Judged
-from worldwarp_core.evaluation.results import ResultFolder, by_group, summarise, write_json
+from worldwarp_core.evaluation.results import ResultFolder, busy_note, by_group, summarise, write_json
 
 
 def judged(name, psnr, stratum="half", **more):
@@ -58,6 +58,12 @@ def test_the_summary_is_the_median_of_what_can_be_told_and_revisits_stand_apart(
     assert summary["50"]["kid_crops"] == 80
     assert summary["50"]["kid_low"] < summary["50"]["kid"] < summary["50"]["kid_high"]
     assert list(by_group(folder.load("cache"), "stratum")) == ["half", "revisit"]
+
+
+def test_seconds_beside_other_work_are_said_to_be_too_long(folder):
+    assert busy_note(folder.load("cache")) is None
+    folder.save("cache", "d", judged("d", 30.0, busy=2.5))
+    assert "2.5 processes a core" in busy_note(folder.load("cache"))
 
 
 def test_json_has_null_for_what_is_no_number(tmp_path):
