@@ -138,8 +138,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "cache",
             (Arm("persistent", {}), Arm("rebuilt each chunk", {"persistent": False})),
             "revisits",
-            ("revisit_psnr", "revisit_lpips", "return_psnr", "psnr@50", "psnr@200", "valid_share@200", "cache_s"),
-            ("revisit_psnr", "revisit_lpips", "return_psnr", "cache_s"),
+            ("revisit_psnr", "revisit_lpips", "return_psnr", "psnr@50", "psnr@200", "valid_share@200"),
+            ("revisit_psnr", "revisit_lpips", "return_psnr"),
         ),
     )
 }
