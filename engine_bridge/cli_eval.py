@@ -146,13 +146,13 @@ def evaluate(
     for variant in chosen:
         _show(variant.engine, document[variant.engine])
     out_console.print(f"Figures: {target}", soft_wrap=True, highlight=False)
-    write_page(out, results)
+    write_page(out)
 
 
 @eval_app.command()
 def report(out: Annotated[Path, typer.Argument(help="Folder of an evaluation.")] = DEFAULT_OUT) -> None:
     """Make the report again, of what a folder holds: one HTML page with all pictures in it."""
-    write_page(out, None)
+    write_page(out)
 
 
 @eval_app.command()
@@ -186,7 +186,10 @@ def experiment(
     preset: Preset = None,
 ) -> None:
     """Run one of the paper's experiments; writes a JSON file, a table and a plot."""
+    core = _core()
     from worldwarp_core.evaluation.experiments import EXPERIMENTS, arms_of, tabulate, variant_of
+    from worldwarp_core.evaluation.provenance import provenance
+    from worldwarp_core.evaluation.results import ResultFolder, busy_note
 
     if name not in EXPERIMENTS:
         raise WorldWarpError(
@@ -201,7 +204,6 @@ def experiment(
     learned = base.engine != "cache"
     arms, notes = arms_of(asked, learned)
     variants = [variant_of(arm, base) for arm in arms]
-    core = _core()
     engines = {base.engine: core.open_engine(options, base.engine)}
     for variant in variants:
         variant.check(engines[base.engine])
@@ -215,31 +217,21 @@ def experiment(
         tasks = [core.Task(i, variant) for i in rows for variant in variants]
         core.run_tasks(options, tasks, scenes, engines, tell)
 
-    from worldwarp_core.evaluation.plots import plot_arms, save_png
-    from worldwarp_core.evaluation.provenance import provenance
-    from worldwarp_core.evaluation.results import ResultFolder, busy_note, write_json
-
     kept = ResultFolder(out)
     names = [scenes.scene(i).name for i in rows]
     measured = [kept.load(variant.name, names) for variant in variants]
-    table = tabulate(asked, arms, measured, learned)
     if "cache_s" in asked.figures and (busy := busy_note([m for some in measured for m in some])):
         notes.append(busy)
-    document = {**provenance(), "settings": options.settings() | {"seed": seed, "engine": base.engine}, **table}
-    document["notes"] = notes
-    stem = f"experiment_{name.replace('-', '_')}"
-    for folder in dict.fromkeys((out / "experiments", results or out / "experiments")):
-        write_json(folder / f"{stem}.json", document)
-        save_png(plot_arms(table, asked.plotted), folder / f"{stem}.png")
+    settings = options.settings() | {"seed": seed, "engine": base.engine}
+    table = tabulate(asked, arms, measured, learned) | {"notes": notes}
+    stem = _write_experiment({**provenance(), "settings": settings, **table}, out / "experiments", results)
     _show_table(table)
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False)
-    out_console.print(
-        f"Figures: {(results or out / 'experiments') / stem}.json and .png", soft_wrap=True, highlight=False
-    )
+    out_console.print(f"Figures: {stem}.json and .png", soft_wrap=True, highlight=False)
 
 
-def write_page(out: Path, results: Path | None) -> None:
+def write_page(out: Path) -> None:
     """Writes the report of what a folder holds."""
     import json
 
@@ -259,6 +251,18 @@ def write_page(out: Path, results: Path | None) -> None:
 
 
 # ---------------------------------------------------------------- helpers
+
+
+def _write_experiment(document: dict[str, Any], folder: Path, results: Path | None) -> Path:
+    """Writes the JSON file and the plot, for the report and where the user wants them; returns the latter's stem."""
+    from worldwarp_core.evaluation.plots import plot_arms, save_png
+    from worldwarp_core.evaluation.results import write_json
+
+    stem = f"experiment_{document['experiment'].replace('-', '_')}"
+    for place in dict.fromkeys((folder, results or folder)):
+        write_json(place / f"{stem}.json", document)
+        save_png(plot_arms(document, document["plotted"]), place / f"{stem}.png")
+    return (results or folder) / stem
 
 
 def _core() -> Any:
