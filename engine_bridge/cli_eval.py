@@ -125,11 +125,11 @@ def evaluate(
     options, base = _options(given)
     core = _core()
     scenes, missing = _open(core, options)
-    chosen, absent = _engines(core, options, base, engine)
+    chosen, engines, absent = _engines(core, options, base, engine)
     missing |= absent
     tasks = [core.Task(i, variant) for variant in chosen for i in range(len(scenes))]
     with _progress() as tell:
-        core.run_tasks(options, tasks, scenes, tell)
+        core.run_tasks(options, tasks, scenes, engines, tell)
 
     from worldwarp_core.evaluation.quality import quality
     from worldwarp_core.evaluation.results import ResultFolder, write_json
@@ -146,13 +146,13 @@ def evaluate(
     for variant in chosen:
         _show(variant.engine, document[variant.engine])
     out_console.print(f"Figures: {target}", soft_wrap=True, highlight=False)
-    write_page(out, results)
+    write_page(out)
 
 
 @eval_app.command()
 def report(out: Annotated[Path, typer.Argument(help="Folder of an evaluation.")] = DEFAULT_OUT) -> None:
     """Make the report again, of what a folder holds: one HTML page with all pictures in it."""
-    write_page(out, None)
+    write_page(out)
 
 
 @eval_app.command()
@@ -186,7 +186,10 @@ def experiment(
     preset: Preset = None,
 ) -> None:
     """Run one of the paper's experiments; writes a JSON file, a table and a plot."""
+    core = _core()
     from worldwarp_core.evaluation.experiments import EXPERIMENTS, arms_of, tabulate, variant_of
+    from worldwarp_core.evaluation.provenance import provenance
+    from worldwarp_core.evaluation.results import ResultFolder, busy_note
 
     if name not in EXPERIMENTS:
         raise WorldWarpError(
@@ -201,43 +204,34 @@ def experiment(
     learned = base.engine != "cache"
     arms, notes = arms_of(asked, learned)
     variants = [variant_of(arm, base) for arm in arms]
-    core = _core()
-    loaded = core.open_engine(options, base.engine)
+    engines = {base.engine: core.open_engine(options, base.engine)}
     for variant in variants:
-        variant.check(loaded)
-    del loaded
+        variant.check(engines[base.engine])
     scenes, missing = _open(core, options)
-    notes += missing.values()
+    notes += [f"{name} cannot be measured: {why}" for name, why in missing.items() if _is_asked(name, asked.figures)]
     rows = [i for i in range(len(scenes)) if scenes.scene(i).out_and_back == (asked.paths == "revisits")]
     if not rows:
         raise WorldWarpError("bad_settings", f"This experiment needs {asked.paths}, and there are none.")
     with _progress() as tell:
         # path by path, so that what is there after a stop can be compared
-        core.run_tasks(options, [core.Task(i, variant) for i in rows for variant in variants], scenes, tell)
-
-    from worldwarp_core.evaluation.plots import plot_arms, save_png
-    from worldwarp_core.evaluation.provenance import provenance
-    from worldwarp_core.evaluation.results import ResultFolder, write_json
+        tasks = [core.Task(i, variant) for i in rows for variant in variants]
+        core.run_tasks(options, tasks, scenes, engines, tell)
 
     kept = ResultFolder(out)
     names = [scenes.scene(i).name for i in rows]
-    table = tabulate(asked, arms, [kept.load(variant.name, names) for variant in variants], learned)
-    document = {**provenance(), "settings": options.settings() | {"seed": seed, "engine": base.engine}, **table}
-    document["notes"] = notes
-    stem = f"experiment_{name.replace('-', '_')}"
-    for folder in dict.fromkeys((out / "experiments", results or out / "experiments")):
-        write_json(folder / f"{stem}.json", document)
-        shown = [figure for figure in asked.figures if not figure.startswith("unregistered")]
-        save_png(plot_arms(table, _most_telling(table, shown)), folder / f"{stem}.png")
+    measured = [kept.load(variant.name, names) for variant in variants]
+    if "cache_s" in asked.figures and (busy := busy_note([m for some in measured for m in some])):
+        notes.append(busy)
+    settings = options.settings() | {"seed": seed, "engine": base.engine}
+    table = tabulate(asked, arms, measured, learned) | {"notes": notes}
+    stem = _write_experiment({**provenance(), "settings": settings, **table}, out / "experiments", results)
     _show_table(table)
     for note in notes:
         console.print(note, soft_wrap=True, highlight=False)
-    out_console.print(
-        f"Figures: {(results or out / 'experiments') / stem}.json and .png", soft_wrap=True, highlight=False
-    )
+    out_console.print(f"Figures: {stem}.json and .png", soft_wrap=True, highlight=False)
 
 
-def write_page(out: Path, results: Path | None) -> None:
+def write_page(out: Path) -> None:
     """Writes the report of what a folder holds."""
     import json
 
@@ -257,6 +251,18 @@ def write_page(out: Path, results: Path | None) -> None:
 
 
 # ---------------------------------------------------------------- helpers
+
+
+def _write_experiment(document: dict[str, Any], folder: Path, results: Path | None) -> Path:
+    """Writes the JSON file and the plot, for the report and where the user wants them; returns the latter's stem."""
+    from worldwarp_core.evaluation.plots import plot_arms, save_png
+    from worldwarp_core.evaluation.results import write_json
+
+    stem = f"experiment_{document['experiment'].replace('-', '_')}"
+    for place in dict.fromkeys((folder, results or folder)):
+        write_json(place / f"{stem}.json", document)
+        save_png(plot_arms(document, document["plotted"]), place / f"{stem}.png")
+    return (results or folder) / stem
 
 
 def _core() -> Any:
@@ -315,21 +321,22 @@ def _with_engine(base: Variant, engine: str) -> Variant:
 
 def _engines(
     core: Any, options: EvalOptions, base: Variant, asked: list[str] | None
-) -> tuple[list[Variant], dict[str, str]]:
-    """The engines to measure, each found to work; and why one that was not asked for by name is left out."""
-    chosen, absent = [], {}
+) -> tuple[list[Variant], dict[str, Any], dict[str, str]]:
+    """The engines to measure, loaded and found to work; and why one that was not asked for by name is left out."""
+    chosen, engines, absent = [], {}, {}
     for name in asked or ("cache", "preview"):
         variant = _with_engine(base, name)
         try:
-            variant.check(core.open_engine(options, name))
+            engines[name] = core.open_engine(options, name)
         except WorldWarpError as error:
             if asked or error.code != "no_weights":
                 raise
-            absent[name] = error.message
+            absent[name] = "this installation came without its trained weights"
             console.print(f"{name} is left out: {error.message}", soft_wrap=True, highlight=False)
             continue
+        variant.check(engines[name])
         chosen.append(variant)
-    return chosen, absent
+    return chosen, engines, absent
 
 
 def _open(core: Any, options: EvalOptions) -> tuple[SceneSet, dict[str, str]]:
@@ -362,6 +369,10 @@ def _progress() -> Iterator[Any]:
         yield tell
 
 
+def _is_asked(name: str, figures: tuple[str, ...]) -> bool:
+    return any(figure.partition("@")[0] == name for figure in figures)
+
+
 def _show(fill: str, summary: dict[str, Any]) -> None:
     table = Table("frame", "PSNR", "valid", "holes", "SSIM", "LPIPS", "KID", "R_dist", "T_dist", "unreg.", title=fill)
     names = ("psnr", "psnr_valid", "psnr_holes", "ssim", "lpips", "kid", "r_dist", "t_dist", "unregistered")
@@ -373,17 +384,14 @@ def _show(fill: str, summary: dict[str, Any]) -> None:
 
 
 def _show_table(document: dict[str, Any]) -> None:
-    names = [name for name in document["rows"][0] if name not in ("arm", "at")]
-    table = Table(document["axis"], *names, title=f"{document['question']} ({len(document['paths'])} paths)")
-    for row in document["rows"]:
-        table.add_row(row["arm"], *(_text(row[name]) for name in names))
+    """Arms side by side: there are fewer of them than figures."""
+    rows = document["rows"]
+    names = [name for name in rows[0] if name not in ("arm", "at")]
+    title = f"{document['question']} ({len(document['paths'])} paths)"
+    table = Table(document["axis"], *(row["arm"] for row in rows), title=title)
+    for name in names:
+        table.add_row(name, *(_text(row[name]) for row in rows))
     out_console.print(table)
-
-
-def _most_telling(table: dict[str, Any], figures: list[str], most: int = 4) -> list[str]:
-    """The first figures that any arm has."""
-    known = [f for f in figures if any(_text(row[f]) != "-" for row in table["rows"])]
-    return known[:most]
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,7 @@ PINS = {
         line.split("==") for line in (Path(__file__).parents[1] / "constraints.txt").read_text().split() if line
     )
 }
-EXTRAS = ("", "engine", "blender", "video", "test")
+EXTRAS = ("", "engine", "blender", "evaluation", "video", "test")
 
 
 def needed():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from safetensors.torch import save_file
 
 from engine_bridge.cli import app
 from tests.support import room
+from tests.support.re10k import write_re10k
 from tests.support.tiny_preview import save_tiny_preview
 from tests.support.toy_scenes import ToyScenes
-from tests.worldwarp_core.evaluation.test_folders import write_re10k
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import judge, run
+from worldwarp_core.preview.weights import read_network, save_network
 from worldwarp_core.training.lpips import Lpips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -126,22 +128,30 @@ def test_an_experiment_about_noise_is_refused_without_a_learned_fill(tmp_path, r
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["noise", "strength", "cache"])
+@pytest.mark.parametrize("name", ["noise", "cache"])
 def test_experiments_run_with_a_learned_fill(tmp_path, rooms, preview, lpips, name):
     words = ("--engine", "preview", "--weights", preview, "--lpips", lpips, *QUICK)
     worldwarp("eval", "experiment", name, "--out", tmp_path, *words)
     table = json.loads((tmp_path / "experiments" / f"experiment_{name}.json").read_text())
     assert table["learned_fill"] is True
     figures = [row["psnr@50"] for row in table["rows"]]
-    assert len(figures) == {"noise": 4, "strength": 6, "cache": 3}[name]
+    assert len(figures) == {"noise": 4, "cache": 3}[name]
     assert len(set(figures)) == len(figures)  # every arm made other pictures
-    if name == "strength":
-        assert set(table["best"]) == {"all", "halls"}
+
+
+def test_shots_of_other_weights_are_not_taken_for_these(tmp_path, rooms, preview):
+    weights = shutil.copytree(preview, tmp_path / "weights")
+    words = ("eval", "--out", tmp_path / "out", "--engine", "preview", "--weights", weights, *QUICK)
+    worldwarp(*words)
+    network = read_network(weights, "transformer")
+    save_network(weights, "transformer", network.state, network.config, {"steps": 6, "clips": 8})
+    with pytest.raises(WorldWarpError, match="other weights"):
+        worldwarp(*words)
 
 
 def test_footage_is_measured_by_the_preview_in_a_process_of_its_own(tmp_path, preview, lpips):
     flight = room.truck(50, width=64, height=48)
-    write_re10k(tmp_path / "footage", flight, [room.render(flight, frame)[0] for frame in range(50)], size=(64, 48))
+    write_re10k(tmp_path / "footage", flight, [room.render(flight, frame)[0] for frame in range(50)])
     words = ("--data", "re10k", "--footage", tmp_path / "footage", "--depth", "estimated", "--jobs", 2)
     words += ("--engine", "preview", "--weights", preview, "--lpips", lpips)
     worldwarp("eval", "--out", tmp_path / "out", *words, *QUICK)

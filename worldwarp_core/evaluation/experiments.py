@@ -46,6 +46,7 @@ class Experiment:
         arms: the method's own setting is one of them.
         paths: the held-out paths, or those that come back.
         figures: that answer it, those of a window as `<figure>@<window>`.
+        plotted: those of them that are shown as a plot.
         needs_fill: without a learned fill there is nothing to see.
         by_kind: tell the figures for each kind of place too.
     """
@@ -56,6 +57,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     paths: Paths
     figures: tuple[str, ...]
+    plotted: tuple[str, ...]
     needs_fill: bool = False
     by_kind: bool = False
 
@@ -73,6 +75,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             tuple(Arm(f"{s:g}", {"strength": s}, s) for s in (0.35, 0.5, 0.6, 0.7, 0.8, 0.9)),
             "paths",
             (*WINDOWED, "psnr_valid@200", "kid@200"),
+            ("lpips@50", "lpips@200", "psnr@200", "kid@200"),
             needs_fill=True,
             by_kind=True,
         ),
@@ -87,6 +90,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paths",
             (*WINDOWED, "psnr_valid@50", "psnr_valid@200", "valid_share@200", *POSED),
+            WINDOWED,
         ),
         Experiment(
             "noise",
@@ -100,6 +104,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paths",
             (*WINDOWED, "kid@200", *POSED),
+            WINDOWED,
             needs_fill=True,
         ),
         Experiment(
@@ -109,6 +114,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             tuple(Arm(f"{n}", {"cache_steps": n}, n) for n in (50, 200, 500, 1000)),
             "paths",
             ("cache_s", *WINDOWED, "psnr_valid@50", "psnr_valid@200", *POSED),
+            ("cache_s", "psnr@50", "psnr@200", "r_dist@200", "t_dist@200"),
         ),
         Experiment(
             "depth-errors",
@@ -124,6 +130,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paths",
             (*WINDOWED, "psnr_valid@50", "psnr_valid@200", "depth_absrel@50", "depth_absrel@200", *POSED),
+            ("psnr@50", "psnr@200", "depth_absrel@50", "depth_absrel@200"),
         ),
         Experiment(
             "persistence",
@@ -131,7 +138,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "cache",
             (Arm("persistent", {}), Arm("rebuilt each chunk", {"persistent": False})),
             "revisits",
-            ("revisit_psnr", "revisit_lpips", "return_psnr", "psnr@50", "psnr@200", "valid_share@200", "cache_s"),
+            ("revisit_psnr", "revisit_lpips", "return_psnr", "psnr@50", "psnr@200", "valid_share@200"),
+            ("revisit_psnr", "revisit_lpips", "return_psnr"),
         ),
     )
 }
@@ -168,6 +176,7 @@ def tabulate(
         "axis": experiment.axis,
         "paths": sorted(common),
         "learned_fill": learned,
+        "plotted": list(experiment.plotted),
         "rows": rows,
         "curves": {
             figure: {arm.label: _curve(some, figure) for arm, some in zip(arms, kept, strict=True)}

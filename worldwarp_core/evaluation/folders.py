@@ -52,14 +52,14 @@ class Clip:
     Attributes:
         pictures: the file of each frame, all of one size.
         lens: (T, 4) fx, fy, cx, cy as shares of width and height.
-        distortion: k1, k2, p1, p2 of OpenCV's model.
+        distortion: k1, k2, p1, p2 of OpenCV's model, or none of them.
         c2w: (T, 4, 4) OpenCV.
     """
 
     name: str
     pictures: list[Path]
     lens: np.ndarray
-    distortion: tuple[float, float, float, float]
+    distortion: tuple[float, ...]
     c2w: np.ndarray
 
 
@@ -213,7 +213,7 @@ def _read_re10k(file: Path, places: list[Path]) -> Clip:
         file.stem,
         [picture for picture in pictures if picture is not None][:FRAMES],
         numbers[there, :4][:FRAMES],
-        (0.0, 0.0, 0.0, 0.0),
+        (),
         _rigid(file, np.linalg.inv(w2c[there][:FRAMES])),
     )
 
@@ -234,8 +234,8 @@ def _read_transforms(file: Path, width: int) -> Clip:
         raise _bad(file, f"it is no transforms.json of Nerfstudio's kind ({error!r})") from error
     if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
         raise _bad(file, "its transform_matrix must be 4x4 finite numbers")
-    pictures = [_by_name(_image_folders(file.parent, width), name) for name in names]
-    return _clip(file, pictures, np.array(lens), bent, blender_to_opencv(poses))  # type: ignore[arg-type]
+    folders = _image_folders(file.parent, width)
+    return _clip(file, [_by_name(folders, name) for name in names], np.array(lens), bent, blender_to_opencv(poses))
 
 
 def _read_colmap(sparse: Path, width: int) -> Clip:
@@ -251,14 +251,16 @@ def _read_colmap(sparse: Path, width: int) -> Clip:
         raise _bad(sparse, f"COLMAP's model in it cannot be read ({error})") from error
     images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
     folders = _image_folders(sparse, width)
-    lens, bent, poses = [], (0.0, 0.0, 0.0, 0.0), []
+    bent: tuple[float, ...] = ()
+    lens, poses = [], []
     for image in images:
         camera = model.cameras[image.camera_id]
         full = camera.width, camera.height
         K = camera.calibration_matrix()
         lens.append(np.array([K[0, 0], K[1, 1], K[0, 2], K[1, 2]]) / np.array([*full, *full]))
         named = dict(zip(camera.params_info.replace(" ", "").split(","), camera.params.tolist(), strict=True))
-        bent = tuple(float(named.get(name, named.get("k", 0.0) if name == "k1" else 0.0)) for name in BENT)  # type: ignore[assignment]
+        named.setdefault("k1", named.get("k", 0.0))  # as the models with one coefficient call it
+        bent = tuple(float(named.get(name, 0.0)) for name in BENT)
         w2c = np.eye(4)
         w2c[:3] = image.cam_from_world().matrix()
         poses.append(np.linalg.inv(w2c))
@@ -270,7 +272,7 @@ def _clip(
     source: Path,
     pictures: list[Path | None],
     lens: np.ndarray,
-    distortion: tuple[float, float, float, float],
+    distortion: tuple[float, ...],
     c2w: np.ndarray,
 ) -> Clip:
     """Of the frames whose picture is there, the first `FRAMES`."""
@@ -349,7 +351,7 @@ def _picture(file: Path) -> Image.Image:
         raise _bad(file, f"it cannot be read ({error})") from error
 
 
-def _undistorted(picture: np.ndarray, K: np.ndarray, distortion: tuple[float, float, float, float]) -> np.ndarray:
+def _undistorted(picture: np.ndarray, K: np.ndarray, distortion: tuple[float, ...]) -> np.ndarray:
     if not any(distortion):
         return picture
     import cv2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ..chunks import split_chunks
 from ..engine import Engine
-from ..spec import BACKGROUND_DEPTH, Finished, Frame, Notice, Progress
+from ..spec import BACKGROUND_DEPTH, Finished, Frame, GenerateSpec, Notice, Progress
 from ..training.lpips import Lpips
 from .inception import Inception, inception_features
 from .metrics import PairMetric, alexnet_features, crops, psnr, spectrum_distance, ssim
@@ -84,65 +85,44 @@ def judge_scene(
         WorldWarpError: as the engine does, and `not_installed` where poses are wanted without pycolmap.
     """
     numbers = judged_numbers(len(scene.cameras), judges.window_every)
-    truth, depth = scene.truth([number - 1 for number in numbers])
-    shot = variant.shot(scene)
-    began = time.perf_counter()
-    frames: list[Frame] = []
-    summary: dict[str, Any] = {}
-    notices: list[str] = []
-    for event in variant.adapt(engine).generate(shot):
-        if isinstance(event, Frame):
-            frames.append(event)
-        elif isinstance(event, Progress):
-            tell(0.85 * event.fraction)
-        elif isinstance(event, Notice):
-            notices.append(f"{event.code}: {event.message}")
-        elif isinstance(event, Finished):
-            summary = event.summary
-    seconds = time.perf_counter() - began
-    made = np.stack([frame.rgb for frame in frames])
-    valid = np.stack([frame.validity > 0 for frame in frames])
     rows = [number - 1 for number in numbers]
-    figures: dict[str, Any] = {
-        "scene": {
-            "name": scene.name,
-            "kind": scene.kind,
-            "stratum": scene.stratum,
-            "in_sight": scene.in_sight,
-            "frames": len(scene.cameras),
-            "size": [scene.cameras.width, scene.cameras.height],
-        },
-        "variant": variant.describe(),
-        "frames": _frame_figures(numbers, made[rows], truth, valid[rows], judges),
-        "seconds": seconds,
-        "chunk_s": seconds / max(sum(1 for plan in split_chunks(len(frames), shot.chunk, shot.overlap) if plan.new), 1),
-        "summary": summary,
-        "notices": notices,
-    }
+    truth, depth = scene.truth(rows)
+    shot = variant.shot(scene)
+    run = _run(variant.adapt(engine), shot, lambda share: tell(0.85 * share))
+    made = np.stack([frame.rgb for frame in run.frames])
+    valid = np.stack([frame.validity > 0 for frame in run.frames])
+    by_frame = _frame_figures(numbers, made[rows], truth, valid[rows], judges)
     if depth is not None:
-        found = np.stack([frames[row].depth for row in rows])
+        found = np.stack([run.frames[row].depth for row in rows])
         for number, error in zip(numbers, _depth_errors(found, depth, valid[rows]), strict=True):
-            figures["frames"][str(number)]["depth_absrel"] = error
+            by_frame[str(number)]["depth_absrel"] = error
+    chunks = sum(1 for plan in split_chunks(len(made), shot.chunk, shot.overlap) if plan.new)
+    figures: dict[str, Any] = {
+        "scene": _facts(scene),
+        "variant": variant.describe(),
+        "frames": by_frame,
+        "seconds": run.seconds,
+        "chunk_s": run.seconds / max(chunks, 1),
+        "busy": busy(),
+        "summary": run.summary,
+        "notices": run.notices,
+    }
     middle = _median_depth(scene)
     if judges.poses_every:
-        asked = sorted({*range(0, len(frames), judges.poses_every), len(frames) - 1})
-        found_poses = pose_errors(made[asked], scene.cameras.K[asked], scene.cameras.c2w[asked], asked, middle)
-        ends = [number for number in WINDOWS if number <= len(frames)] or [len(frames)]
-        figures["poses"] = {str(number): found_poses.until(number) for number in ends}
+        figures["poses"] = _pose_figures(scene, made, middle, judges.poses_every)
     if scene.out_and_back:
         figures["revisit"] = _revisit(scene, made, truth[numbers.index(1)], middle, judges)
     tell(0.98)
     features = _features(numbers, made[rows], truth, judges)
-    pictures: dict[str, np.ndarray] = {}
-    for number in [n for n in SHOWN if n in numbers]:
-        at, row = numbers.index(number), number - 1
-        known = valid[row, ..., None] if number > 1 else np.ones_like(valid[row, ..., None])
-        pictures |= {
-            f"{number}-truth": truth[at],
-            f"{number}-prior": np.where(known, made[row], 0).astype(np.uint8),
-            f"{number}-made": made[row],
-        }
-    return Judged(figures, features, pictures)
+    return Judged(figures, features, _pictures(numbers, made[rows], truth, valid[rows]))
+
+
+def busy() -> float | None:
+    """Processes that want to run, over the cores there are, in the last minutes; None where the system does not say."""
+    try:
+        return os.getloadavg()[1] / (os.cpu_count() or 1)
+    except (AttributeError, OSError):
+        return None
 
 
 def judged_numbers(frames: int, window_every: int = 1) -> list[int]:
@@ -156,6 +136,44 @@ def window_numbers(window: int, every: int = 1) -> list[int]:
     """The frame numbers that stand for the figures at `window`, itself among them."""
     first, last = WINDOWS[window]
     return [number for number in range(first, last + 1) if (number - window) % every == 0]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What an engine made of a shot."""
+
+    frames: list[Frame]
+    summary: dict[str, Any]
+    notices: list[str]
+    seconds: float
+
+
+def _run(engine: Engine, shot: GenerateSpec, tell: Callable[[float], None]) -> _Run:
+    began = time.perf_counter()
+    frames: list[Frame] = []
+    summary: dict[str, Any] = {}
+    notices: list[str] = []
+    for event in engine.generate(shot):
+        if isinstance(event, Frame):
+            frames.append(event)
+        elif isinstance(event, Progress):
+            tell(event.fraction)
+        elif isinstance(event, Notice):
+            notices.append(f"{event.code}: {event.message}")
+        elif isinstance(event, Finished):
+            summary = event.summary
+    return _Run(frames, summary, notices, time.perf_counter() - began)
+
+
+def _facts(scene: Scene) -> dict[str, Any]:
+    return {
+        "name": scene.name,
+        "kind": scene.kind,
+        "stratum": scene.stratum,
+        "in_sight": scene.in_sight,
+        "frames": len(scene.cameras),
+        "size": [scene.cameras.width, scene.cameras.height],
+    }
 
 
 def _frame_figures(
@@ -189,6 +207,13 @@ def _depth_errors(found: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> li
         both = known & np.isfinite(other) & (one < 0.99 * BACKGROUND_DEPTH)
         errors.append(float(np.abs(one[both] / other[both] - 1).mean()) if both.any() else math.nan)
     return errors
+
+
+def _pose_figures(scene: Scene, made: np.ndarray, depth: float | None, every: int) -> dict[str, dict[str, float]]:
+    asked = sorted({*range(0, len(made), every), len(made) - 1})
+    errors = pose_errors(made[asked], scene.cameras.K[asked], scene.cameras.c2w[asked], asked, depth)
+    ends = [number for number in WINDOWS if number <= len(made)] or [len(made)]
+    return {str(number): errors.until(number) for number in ends}
 
 
 def _revisit(
@@ -236,6 +261,17 @@ def _features(numbers: list[int], made: np.ndarray, truth: np.ndarray, judges: J
             if judges.inception is not None:
                 found[f"inception-{window}-{name}"] = inception_features(some, judges.inception).half().numpy()
     return found
+
+
+def _pictures(numbers: list[int], made: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
+    """The start is known all over: it is the truth itself."""
+    pictures: dict[str, np.ndarray] = {}
+    for number in [n for n in SHOWN if n in numbers]:
+        row = numbers.index(number)
+        known = valid[row, ..., None] | (number == 1)
+        prior = np.where(known, made[row], 0).astype(np.uint8)
+        pictures |= {f"{number}-truth": truth[row], f"{number}-prior": prior, f"{number}-made": made[row]}
+    return pictures
 
 
 def _median_depth(scene: Scene) -> float | None:

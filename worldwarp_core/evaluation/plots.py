@@ -33,6 +33,11 @@ NAMES = {
     "cache_s": "Fitting the cache (s)",
     "chunk_s": "A chunk (s)",
 }
+LEAST_SPAN = {
+    "psnr": 1.0, "psnr_valid": 1.0, "psnr_holes": 1.0, "revisit_psnr": 1.0, "return_psnr": 1.0, "ssim": 0.05,
+    "lpips": 0.05, "revisit_lpips": 0.05, "kid": 0.1, "r_dist": 0.05, "t_dist": 0.05, "unregistered": 0.1,
+}  # fmt: skip
+"""What an axis spans at least: differences below it are none to be seen."""
 LESS_IS_BETTER = (
     "lpips", "kid", "fid", "spectrum_distance", "spectrum_distance_all", "depth_absrel", "r_dist", "t_dist",
     "unregistered", "revisit_lpips", "cache_s", "chunk_s",
@@ -73,6 +78,7 @@ def plot_arms(table: Mapping[str, Any], figures: Sequence[str]) -> Any:
         if along:
             axis.plot([row["at"] for row in known], [row[figure] for row in known], marker="o")
             axis.set_xlabel(table["axis"])
+            _widen(axis, LEAST_SPAN.get(figure.partition("@")[0], 0.0))
         else:
             bars = axis.barh([row["arm"] for row in known], [row[figure] for row in known], color="C0")
             axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
@@ -105,6 +111,13 @@ def _known(row: Mapping[str, float]) -> dict[str, float]:
 
 def _is_known(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _widen(axis: Any, span: float) -> None:
+    low, high = axis.get_ylim()
+    if high - low < span:
+        middle = (low + high) / 2
+        axis.set_ylim(middle - span / 2, middle + span / 2)
 
 
 def _finish(axis: Any) -> None:

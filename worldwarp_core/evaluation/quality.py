@@ -11,7 +11,7 @@ from ..errors import WorldWarpError
 from ..preview.load import WEIGHTS
 from ..preview.weights import network_files, read_network
 from .provenance import provenance
-from .results import Measured, by_group, summarise
+from .results import Measured, busy_note, by_group, summarise
 
 PAPER = {
     "data": "RealEstate10K, which is another data set than what was measured here",
@@ -46,7 +46,9 @@ def quality(
         before: an earlier file, whose seconds on other hardware are kept.
     """
     where = provenance()
-    document: dict[str, Any] = {**where, "settings": dict(settings), "notes": NOTES, "paper": PAPER}
+    busy = busy_note([m for some in measured.values() for m in some])
+    notes = NOTES | ({"seconds": busy} if busy else {})
+    document: dict[str, Any] = {**where, "settings": dict(settings), "notes": notes, "paper": PAPER}
     why = dict(missing)
     for fill in ("cache", "preview", *(name for name in measured if name not in ("cache", "preview"))):
         some = measured.get(fill)

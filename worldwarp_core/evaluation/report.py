@@ -16,7 +16,7 @@ from ..atomic_write import atomic_write
 from ..errors import WorldWarpError
 from .judge import CURVE_EVERY, SHOWN, WINDOWS
 from .plots import LESS_IS_BETTER, figure_name, inline_svg, plot_arms, plot_curves
-from .results import REVISIT_FIGURES, Measured, ResultFolder, by_group, mean, summarise
+from .results import REVISIT_FIGURES, Measured, ResultFolder, by_group, mean, onward, summarise
 
 FIGURES = (
     "psnr", "psnr_valid", "psnr_holes", "ssim", "lpips", "kid", "fid", "spectrum_distance", "r_dist", "t_dist",
@@ -98,11 +98,12 @@ def _facts(quality: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _table(fills: Mapping[str, Sequence[Measured]], quality: Mapping[str, Any]) -> dict[str, Any]:
     """At each window, fills by figures; the best of each column of a window is marked."""
     rows, intervals = [], {}
+    kept = [n for n in FIGURES if any(_is_known(quality[f][str(w)].get(n)) for f in fills for w in WINDOWS)]
     for window in WINDOWS:
         found = {fill: quality[fill][str(window)] for fill in fills}
         for fill, figures in found.items():
-            columns = {name: [f.get(name) for f in found.values()] for name in FIGURES}
-            cells = [_cell(figures.get(n), _is_best(figures.get(n), columns[n], n), n) for n in FIGURES]
+            columns = {name: [f.get(name) for f in found.values()] for name in kept}
+            cells = [_cell(figures.get(n), _is_best(figures.get(n), columns[n], n), n) for n in kept]
             rows.append((window, fill, cells))
             if _is_known(figures.get("kid")):
                 intervals[f"{fill} at {window}"] = (
@@ -115,7 +116,7 @@ def _table(fills: Mapping[str, Sequence[Measured]], quality: Mapping[str, Any]) 
         for fill, one in visits.items()
     ]
     return {
-        "heads": [figure_name(name) for name in FIGURES],
+        "heads": [figure_name(name) for name in kept],
         "rows": rows,
         "intervals": intervals,
         "revisit_heads": [figure_name(name) for name in REVISIT_FIGURES],
@@ -150,7 +151,8 @@ def _curves(fills: Mapping[str, Sequence[Measured]]) -> str | None:
     numbers = range(CURVE_EVERY, longest + 1, CURVE_EVERY)
     rows = {
         figure: {
-            fill: {str(n): mean(m.frame(n, figure) for m in some) for n in numbers} for fill, some in fills.items()
+            fill: {str(n): mean(m.frame(n, figure) for m in onward(some)) for n in numbers}
+            for fill, some in fills.items()
         }
         for figure in CURVES
     }
@@ -199,8 +201,7 @@ def _experiment(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise WorldWarpError("bad_results", f"{path} is no experiment's file ({error}). Run it again.") from error
     kept = [f for f in figures if any(_is_known(row[f]) for row in table["rows"])]
-    columns = {f: [row[f] for row in table["rows"]] for f in kept}
-    rows = [(row["arm"], [_cell(row[f], _is_best(row[f], columns[f], f), f) for f in kept]) for row in table["rows"]]
+    groups = [("", table["rows"]), *table.get("kinds", {}).items()]
     curves = {name: rows for name, rows in table["curves"].items() if any(map(_any_known, rows.values()))}
     return {
         "name": table["experiment"],
@@ -209,10 +210,15 @@ def _experiment(path: Path) -> dict[str, Any]:
         "notes": table.get("notes", []),
         "best": table.get("best"),
         "heads": [figure_name(f) for f in kept],
-        "rows": rows,
-        "plot": inline_svg(plot_arms(table, kept[:4])),
+        "groups": [(kind, _arm_rows(rows, kept)) for kind, rows in groups],
+        "plot": inline_svg(plot_arms(table, table["plotted"])),
         "curves": inline_svg(plot_curves(curves)) if curves else None,
     }
+
+
+def _arm_rows(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> list[tuple[str, list[Cell]]]:
+    columns = {f: [row[f] for row in rows] for f in figures}
+    return [(row["arm"], [_cell(row[f], _is_best(row[f], columns[f], f), f) for f in figures]) for row in rows]
 
 
 def _any_known(row: Mapping[str, Any]) -> bool:

@@ -35,6 +35,8 @@ FRAME_FIGURES = (
 POSE_FIGURES = ("r_dist", "t_dist", "unregistered")
 REVISIT_FIGURES = ("revisit_psnr", "revisit_lpips", "return_psnr")
 JPEG_QUALITY = 90
+BUSY = 1.3
+"""From so many processes a core on, seconds tell of the others too."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,6 @@ class ResultFolder:
     def truth(self) -> Path:
         return self.out / "truth"
 
-    def settings(self) -> dict[str, Any]:
-        file = self.out / "runs" / "settings.json"
-        if not file.is_file():
-            raise WorldWarpError("no_results", f"{self.out} holds no results: run `worldwarp eval --out {self.out}`.")
-        return _read_json(file)
-
     def done(self, variant: str, scene: str) -> bool:
         return (self._folder(variant, scene) / "result.json").is_file()
 
@@ -128,10 +124,6 @@ class ResultFolder:
             if self.done(variant, name)
         ]
 
-    def variants(self) -> list[str]:
-        folder = self.out / "runs"
-        return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-
     def _folder(self, variant: str, scene: str) -> Path:
         return self.out / "runs" / variant / scene
 
@@ -139,14 +131,16 @@ class ResultFolder:
 def summarise(measured: Sequence[Measured], pooled: bool = True) -> dict[str, Any]:
     """Medians over scenes, of each window: what the report shows and what `preview_quality.json` holds.
 
+    Paths that come back end where everything is known: they have their own figures, and count in others only alone.
+
     Args:
         pooled: work out KID and FID too, which compare all scenes' crops together.
     """
     summary: dict[str, Any] = {"paths": len(measured)}
-    paths = [m for m in measured if m.scene["stratum"] != "revisit"] or list(measured)
+    paths = onward(measured)
     for window in WINDOWS:
         row: dict[str, Any] = {name: median(m.window(window, name) for m in paths) for name in FRAME_FIGURES}
-        poses = [m.figures.get("poses", {}).get(str(window), {}) for m in measured]
+        poses = [m.figures.get("poses", {}).get(str(window), {}) for m in paths]
         row |= {name: median(_number(p.get(name)) for p in poses) for name in ("r_dist", "t_dist")}
         # a median would hide the paths of which nothing was registered
         row["unregistered"] = mean(_number(p.get("unregistered")) for p in poses)
@@ -160,6 +154,20 @@ def summarise(measured: Sequence[Measured], pooled: bool = True) -> dict[str, An
     return summary
 
 
+def busy_note(measured: Sequence[Measured]) -> str | None:
+    """What is to be said of seconds that were measured beside other work; None where the machine was free."""
+    known = [load for m in measured if math.isfinite(load := _number(m.figures.get("busy")))]
+    busiest = max(known, default=0.0)
+    if busiest <= BUSY:
+        return None
+    return f"The machine had other work beside this (up to {busiest:.1f} processes a core): seconds are too long."
+
+
+def onward(measured: Sequence[Measured]) -> list[Measured]:
+    """The paths that do not come back; all where all do."""
+    return [m for m in measured if m.scene["stratum"] != "revisit"] or list(measured)
+
+
 def by_group(measured: Sequence[Measured], key: str) -> dict[str, list[Measured]]:
     """The scenes of each `stratum` or `kind`, in the order in which they first come."""
     groups: dict[str, list[Measured]] = {}
@@ -171,7 +179,20 @@ def by_group(measured: Sequence[Measured], key: str) -> dict[str, list[Measured]
 def write_json(path: Path, values: Any) -> None:
     """Whole or not at all; nan and infinity, which JSON does not know, become null."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(_plain(values), indent=2, allow_nan=False) + "\n", "utf-8")
+        partial.write_text(json.dumps(plain(values), indent=2, allow_nan=False) + "\n", "utf-8")
+
+
+def plain(values: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(values, dict):
+        return {str(name): plain(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [plain(value) for value in values]
+    if isinstance(values, np.generic):
+        values = values.item()
+    if isinstance(values, float):
+        return round(values, 6) if math.isfinite(values) else None
+    return values if isinstance(values, str | int | bool | None) else str(values)
 
 
 def median(values: Iterable[float]) -> float:
@@ -218,15 +239,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise WorldWarpError(
             "bad_results", f"{path} cannot be read ({error}). Delete its folder; the scene is then made again."
         ) from error
-
-
-def _plain(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {str(name): _plain(value) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_plain(value) for value in values]
-    if isinstance(values, np.generic):
-        values = values.item()
-    if isinstance(values, float):
-        return round(values, 6) if math.isfinite(values) else None
-    return values if isinstance(values, str | int | bool | None) else str(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from .folders import Dl3dv, RealEstate10k
 from .inception import Inception
 from .judge import Judges, judge_scene
 from .metrics import load_lpips
-from .results import ResultFolder
+from .results import ResultFolder, plain
 from .scenes import HeldOutWorlds, Scene, SceneSet
 from .variants import Variant
 
@@ -174,15 +174,20 @@ def open_judges(options: EvalOptions) -> tuple[Judges, dict[str, str]]:
 
 
 def run_tasks(
-    options: EvalOptions, tasks: Sequence[Task], scenes: SceneSet, tell: Callable[[Step], None] = lambda step: None
+    options: EvalOptions,
+    tasks: Sequence[Task],
+    scenes: SceneSet,
+    engines: Mapping[str, Engine],
+    tell: Callable[[Step], None] = lambda step: None,
 ) -> None:
     """Does what is not done yet; the results are in the folder, task by task.
 
     Args:
+        engines: those of the tasks' variants; processes of their own load theirs again.
         tell: called as the work goes on; what it raises, ends it, with what is done kept.
 
     Raises:
-        WorldWarpError: as engines and judges do.
+        WorldWarpError: as engines and judges do; `other_settings` where the folder holds shots of other weights.
     """
     results = ResultFolder(options.out, options.settings())
     names: dict[int, str] = {}
@@ -192,12 +197,14 @@ def run_tasks(
             names[task.scene] = scenes.scene(task.scene).name
         if not results.done(task.variant.name, names[task.scene]):
             todo.append(task)
+        elif task.variant.engine in engines:
+            _check_same_weights(results, task, names[task.scene], engines[task.variant.engine])
     before, total = len(tasks) - len(todo), len(tasks)
     tell(Step(before, total, 0.0, "starting"))
     if not todo:
         return
     if options.jobs == 1:
-        bench = _Bench(options, scenes)
+        bench = _Bench(options, scenes, engines)
         for done, task in enumerate(todo, before):
             what = f"{names[task.scene]} by {task.variant.name}"
             bench.do(task, lambda share, done=done, what=what: tell(Step(done, total, share, what)))  # type: ignore[misc]
@@ -207,22 +214,34 @@ def run_tasks(
     tell(Step(total, total, 0.0, "done"))
 
 
-class _Bench:
-    """Everything loaded: scenes, judges, and one engine at a time."""
+def _check_same_weights(results: ResultFolder, task: Task, scene: str, engine: Engine) -> None:
+    """What is kept must be of the weights that are loaded: a network that has learned on is another one."""
+    (kept,) = results.load(task.variant.name, [scene])
+    before = kept.figures["summary"].get("fill", {}).get("models")
+    now = plain(engine.models.fill.describe().get("models"))
+    if before != now:
+        raise WorldWarpError(
+            "other_settings",
+            f"{results.out} holds shots of other weights ({before}; these are {now}). Give another --out.",
+        )
 
-    def __init__(self, options: EvalOptions, scenes: SceneSet) -> None:
-        self._options, self._scenes = options, scenes
+
+class _Bench:
+    """Everything loaded: scenes, judges and engines."""
+
+    def __init__(self, options: EvalOptions, scenes: SceneSet, engines: Mapping[str, Engine]) -> None:
+        self._scenes, self._engines = scenes, dict(engines)
+        self._options, self._results = options, ResultFolder(options.out)
         self._judges, _ = open_judges(options)
-        self._results = ResultFolder(options.out)
-        self._engine: Engine | None = None
 
     def do(self, task: Task, tell: Callable[[float], None] = lambda share: None) -> None:
-        if self._engine is None or self._engine.name != task.variant.engine:
-            self._engine = open_engine(self._options, task.variant.engine)
-        task.variant.check(self._engine)
+        name = task.variant.engine
+        if name not in self._engines:
+            self._engines = {name: open_engine(self._options, name)}  # one at a time: they may be large
+        engine = self._engines[name]
+        task.variant.check(engine)
         scene = self._scenes.scene(task.scene).remembered(self._results.truth)
-        judged = judge_scene(scene, task.variant, self._engine, self._judges, tell)
-        self._results.save(task.variant.name, scene.name, judged)
+        self._results.save(task.variant.name, scene.name, judge_scene(scene, task.variant, engine, self._judges, tell))
 
 
 _bench: _Bench | None = None
@@ -251,7 +270,7 @@ def _start_process(options: EvalOptions, threads: int) -> None:
 
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    _bench = _Bench(options, open_scenes(options))
+    _bench = _Bench(options, open_scenes(options), {})
 
 
 def _do_in_process(task: Task) -> None:

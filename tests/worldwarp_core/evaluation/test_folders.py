@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.support import room
+from tests.support.re10k import write_re10k
 from worldwarp_core.cameras import blender_to_opencv
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation.folders import Dl3dv, RealEstate10k
@@ -25,23 +26,6 @@ def flight():
 @pytest.fixture(scope="module")
 def pictures(flight):
     return [room.render(flight, frame)[0] for frame in range(FRAMES)]
-
-
-def write_re10k(folder, flight, pictures, skip=(), size=(WIDTH, HEIGHT)):
-    """test/<id>.txt and frames/test/<id>/<timestamp>.png"""
-    (folder / "test").mkdir(parents=True)
-    place = folder / "frames" / "test" / "0a1b2c3d4e5f6789"
-    place.mkdir(parents=True)
-    lines = ["https://www.youtube.com/watch?v=xxxxxxxxxxx"]
-    for frame, picture in enumerate(pictures):
-        stamp = 33_000 * frame + 52_553_000
-        K, w2c = flight.K[frame], flight.w2c[frame]
-        lens = K[0, 0] / size[0], K[1, 1] / size[1], K[0, 2] / size[0], K[1, 2] / size[1]
-        numbers = [*lens, 0, 0, *w2c[:3].ravel()]
-        lines.append(" ".join([str(stamp), *(f"{number:.9f}" for number in numbers)]))
-        if frame not in skip:
-            Image.fromarray(picture).save(place / f"{stamp}.png")
-    (folder / "test" / "0a1b2c3d4e5f6789.txt").write_text("\n".join(lines) + "\n")
 
 
 def write_dl3dv(folder, flight, pictures, distortion=0.0):

@@ -8,7 +8,7 @@ import pytest
 
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation.judge import Judged
-from worldwarp_core.evaluation.results import ResultFolder, by_group, summarise, write_json
+from worldwarp_core.evaluation.results import ResultFolder, busy_note, by_group, summarise, write_json
 
 
 def judged(name, psnr, stratum="half", **more):
@@ -36,7 +36,6 @@ def test_what_was_kept_comes_back_and_only_what_is_whole_counts(folder):
     (folder.out / "runs" / "cache" / "a" / "result.json").unlink()
     assert not folder.done("cache", "a")
     assert [m.scene["name"] for m in folder.load("cache", ["c", "a", "b"])] == ["c", "b"]
-    assert folder.variants() == ["cache"]
     assert folder.load("cache", ["b"])[0].picture("1-made").is_file()
     assert folder.load("cache", ["b"])[0].picture("2-made") is None
 
@@ -61,6 +60,12 @@ def test_the_summary_is_the_median_of_what_can_be_told_and_revisits_stand_apart(
     assert list(by_group(folder.load("cache"), "stratum")) == ["half", "revisit"]
 
 
+def test_seconds_beside_other_work_are_said_to_be_too_long(folder):
+    assert busy_note(folder.load("cache")) is None
+    folder.save("cache", "d", judged("d", 30.0, busy=2.5))
+    assert "2.5 processes a core" in busy_note(folder.load("cache"))
+
+
 def test_json_has_null_for_what_is_no_number(tmp_path):
     write_json(tmp_path / "x.json", {"a": math.nan, "b": [np.float32(1.5), math.inf], "c": np.int64(3)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1.5, None], "c": 3}
@@ -70,8 +75,3 @@ def test_a_damaged_result_is_named_with_what_to_do(folder):
     (folder.out / "runs" / "cache" / "a" / "result.json").write_text("{")
     with pytest.raises(WorldWarpError, match="Delete its folder"):
         folder.load("cache")
-
-
-def test_a_folder_without_results_says_how_to_get_them(tmp_path):
-    with pytest.raises(WorldWarpError, match="worldwarp eval --out"):
-        ResultFolder(tmp_path).settings()

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.support import room
+from tests.support.re10k import write_re10k
 from tests.support.tiny_wan import TEXT_DIM, tiny_transformer, tiny_vae
 from tests.support.toy_clips import ToySource
-from tests.worldwarp_core.evaluation.test_folders import write_re10k
 from worldwarp_core.autoencoder import WanAutoencoder
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation.folders import RealEstate10k
@@ -130,7 +130,7 @@ class RoomDepth:
 def test_footage_becomes_clips_whose_priors_are_the_frames_where_they_are_valid(tmp_path):
     flight = room.truck(52, travel=2.5, width=192, height=128)
     pictures = [room.render(flight, frame)[0] for frame in range(52)]
-    write_re10k(tmp_path, flight, pictures, size=(192, 128))
+    write_re10k(tmp_path, flight, pictures)
     scenes = RealEstate10k(tmp_path, (128, 192))
     depth = RoomDepth(flight, [torch.from_numpy(p).float() for p in pictures])
     clips = FootageSource(scenes, depth, 9, CPU).batch(2, 3)
@@ -144,6 +144,6 @@ def test_footage_becomes_clips_whose_priors_are_the_frames_where_they_are_valid(
 
 def test_footage_too_short_for_a_clip_is_refused(tmp_path):
     flight = room.truck(50, width=64, height=48)
-    write_re10k(tmp_path, flight, [room.render(flight, frame)[0] for frame in range(50)], size=(64, 48))
+    write_re10k(tmp_path, flight, [room.render(flight, frame)[0] for frame in range(50)])
     with pytest.raises(WorldWarpError, match="at least 81 frames"):
         FootageSource(RealEstate10k(tmp_path, (48, 64)), RoomDepth(flight, []), 81, CPU).batch(1, 0)
