@@ -98,11 +98,18 @@ def fuzz_codec(count: int, seed: int) -> list[tuple[Parts, str]]:
 
 def fuzz_coverage(seconds: int) -> tuple[int, int]:
     """(inputs tried, failures) by the coverage-guided fuzzer, in a process of its own."""
+    import resource  # not on Windows, where the fuzzer is not either
+
+    # A new process's peak memory starts at its parent's on Linux, and that is what the fuzzer holds to its limit.
+    limit_mb = 2048 + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     with tempfile.TemporaryDirectory() as folder:
         for number, parts in enumerate(examples() + corpus()):
             (Path(folder) / str(number)).write_bytes(codec.join(parts))
         done = subprocess.run(
-            [sys.executable, "-m", "tests.engine_bridge.fuzz_coverage", folder, f"-max_total_time={seconds}"],
+            [
+                sys.executable, "-m", "tests.engine_bridge.fuzz_coverage", folder,
+                f"-max_total_time={seconds}", f"-rss_limit_mb={limit_mb}", f"-artifact_prefix={folder}/",
+            ],
             cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
         )  # fmt: skip
     runs = [line for line in done.stderr.splitlines() if line.startswith("Done ")]
