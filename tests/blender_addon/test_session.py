@@ -108,6 +108,27 @@ def test_a_fault_of_ours_is_told_in_words(monkeypatch: pytest.MonkeyPatch, shot:
     assert "KeyError" in session.status().error
 
 
+def test_a_fault_while_events_are_shown_ends_the_shot_in_words(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("takes")
+
+    begin(monkeypatch, shot, tmp_path, wait_for_stop)
+    thread = session._session.thread if session._session else None
+    monkeypatch.setattr(session, "note", broken)
+    deadline = time.perf_counter() + 10
+    while session._tick() is not None:
+        assert time.perf_counter() < deadline
+        time.sleep(0.01)
+    assert not session.status().running
+    assert "KeyError" in session.status().error
+    assert "in broken" in capsys.readouterr().err
+    assert thread is not None
+    thread.join(10)
+    assert not thread.is_alive(), "the thread is asked to leave too"
+
+
 def wait_for_stop(_shot: object, _out: Path, _address: str, on_event: Callable, stop: Stop, *_: object) -> None:
     on_event(frame(0))
     for _ in range(1000):
