@@ -47,6 +47,7 @@ from .errors import BridgeError, printable
 from .keys import default_keys_dir, read_client_key
 from .messages import DEFAULT_ADDRESS, NoticeEvent, StateEvent
 from .messages import Progress as ProgressEvent
+from .stages import stage_in_words
 
 app = typer.Typer(
     help="Fly an animated camera through a world that does not exist yet.",
@@ -542,19 +543,6 @@ def _stop_on_signal() -> Iterator[threading.Event]:
 class _Bar:
     """The progress bar of one job."""
 
-    STAGES = {  # noqa: RUF012
-        "load": "starting the engine",
-        "geometry": "estimating depth",
-        "cache": "fitting the world",
-        "priors": "looking ahead",
-        "fill": "filling in",
-        "encode": "filling in",
-        "denoise": "filling in",
-        "decode": "filling in",
-        "finish": "finishing",
-        "gpu": "waiting for the GPU",
-    }
-
     def __init__(self, frames: int) -> None:
         self._frames, self._done = frames, 0
         self._progress = Progress(
@@ -573,7 +561,7 @@ class _Bar:
     def show(self, event: ClientEvent) -> None:
         """Shows what an event says."""
         if isinstance(event, ProgressEvent):
-            stage = self.STAGES.get(event.stage, event.stage)
+            stage = stage_in_words(event.stage)
             chunk = f" (chunk {event.chunk + 1} of {event.chunks})" if event.chunks > 1 else ""
             left = "" if event.eta_s is None else f"{_duration(event.eta_s)} left"
             self._progress.update(self._task, completed=event.fraction, description=f"{stage}{chunk}", left=left)
