@@ -7,7 +7,7 @@
 
 Needs a window of that size, but nobody at it; Blender ends when it is done, with 0 if all was as it should be. What was
 looked at is in OUT/tour.json, sentence by sentence. `--screenshot "scrot -o"` takes the pictures with another program,
-where Blender's own come out black (some virtual screens). Pictures are JPEGs.
+where Blender's own come out black (some virtual screens). Pictures are WebP.
 """
 
 from __future__ import annotations
@@ -84,10 +84,14 @@ class Visit:
         self.shrink(file)
 
     def shrink(self, file: Path) -> None:
-        """Keeps a PNG as a JPEG: a tenth of the size."""
-        image = bpy.data.images.load(str(file))
-        image.file_format = "JPEG"
-        image.save(filepath=str(file.with_suffix(".jpg")), quality=88)
+        """Keeps a PNG as WebP: a tenth of the size."""
+        picture = pixels(file)
+        height, width = picture.shape[:2]
+        # One that was loaded would be copied as it is.
+        image = bpy.data.images.new("picture", width, height)
+        image.pixels.foreach_set(np.dstack([picture, np.ones((height, width), np.float32)]).ravel())
+        image.file_format = "WEBP"
+        image.save(filepath=str(file.with_suffix(".webp")), quality=80)
         bpy.data.images.remove(image)
         file.unlink()
 
@@ -214,11 +218,13 @@ def check_path(visit: Visit) -> Iterator[float]:
     visit.press("worldwarp.preflight")
     yield 0.5
     visit.check("the path was checked and nothing forbids it", overlay.report() and not overlay.report().errors)
+    visit.look("PERSP")
     # Twice: the sidebar lays the findings out anew after it has drawn them once.
     for _ in range(2):
         visit.area().tag_redraw()
         yield 1.0
     visit.picture("preflight")
+    visit.look("CAMERA")
 
 
 def generate(visit: Visit) -> Iterator[float]:
@@ -255,8 +261,13 @@ def look_at_results(visit: Visit) -> Iterator[float]:
     yield 2.0
     visit.picture("in_the_camera")
     visit.look("PERSP")
+    is_splat_object = import_module(f"{PACKAGE}.splats").is_splat_object
+    for thing in scene.objects:
+        thing.hide_set(thing.type == "MESH" and not is_splat_object(thing))
     yield 3.0
     visit.picture("splats")
+    for thing in scene.objects:
+        thing.hide_set(False)
     visit.look("CAMERA")
 
 
@@ -290,7 +301,7 @@ def put_an_object_in(visit: Visit) -> Iterator[float]:
         bpy.ops.mesh.primitive_monkey_add(size=1.2, location=camera @ Vector((0.3, -0.2, -4.0)))
     monkey = bpy.context.object
     monkey.rotation_euler = camera.to_euler()
-    scene.render.engine, scene.cycles.samples = "CYCLES", 16
+    scene.render.engine, scene.cycles.samples, scene.cycles.use_denoising = "CYCLES", 64, False
     visit.press("worldwarp.composite")
     file = visit.options.out / "composite.png"
     scene.render.filepath = str(file)
