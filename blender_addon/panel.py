@@ -435,9 +435,9 @@ def stage_and_step_in_words(status: session.Status) -> str:
     """Returns what is being done, for which chunk of how many, and which step of how many."""
     parts = [stage_in_words(status.stage)]
     if status.chunks > 1:
-        parts.append(f"chunk {status.chunk + 1} of {status.chunks}")
+        parts.append(f"chunk {status.chunk + 1}/{status.chunks}")
     if status.steps > 1:
-        parts.append(f"step {status.step} of {status.steps}")
+        parts.append(f"step {status.step}/{status.steps}")
     return ", ".join(part for part in parts if part)
 
 

@@ -46,9 +46,9 @@ def test_the_status_bar_tells_chunk_and_step(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(session, "_status", status)
     drawn = Recorder()
     panel.draw_status_bar(SimpleNamespace(layout=drawn), bpy.context)
-    assert drawn.labels == ["WorldWarp 46%: 44 of 93 frames, filling in, chunk 2 of 3, step 14 of 50"]
+    assert drawn.labels == ["WorldWarp 46%: 44 of 93 frames, filling in, chunk 2/3, step 14/50"]
     panel.draw_status(drawn, status)
-    assert "Filling in, chunk 2 of 3, step 14 of 50" in drawn.labels
+    assert "Filling in, chunk 2/3, step 14/50" in drawn.labels
     monkeypatch.setattr(session, "_status", Status())
     quiet = Recorder()
     panel.draw_status_bar(SimpleNamespace(layout=quiet), bpy.context)

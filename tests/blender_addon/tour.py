@@ -74,14 +74,18 @@ class Visit:
         print(f"{'holds ' if holds else 'FAILS '} {sentence} {detail}", flush=True)
 
     def picture(self, name: str) -> None:
-        """Takes a picture of the window as it was last drawn."""
+        """Takes a picture of the window, and keeps it."""
+        self.shrink(self.screen(name))
+
+    def screen(self, name: str) -> Path:
+        """Takes a picture of the window as it was last drawn; returns its file."""
         file = self.options.out / f"{name}.png"
         if self.options.screenshot:
             subprocess.run([*shlex.split(self.options.screenshot), str(file)], check=True)
         else:
             with self.viewport():
                 bpy.ops.screen.screenshot(filepath=str(file))
-        self.shrink(file)
+        return file
 
     def shrink(self, file: Path) -> None:
         """Keeps a PNG as WebP: a tenth of the size."""
@@ -266,9 +270,32 @@ def look_at_results(visit: Visit) -> Iterator[float]:
         thing.hide_set(thing.type == "MESH" and not is_splat_object(thing))
     yield 3.0
     visit.picture("splats")
+    yield from look_at_colours(visit)
     for thing in scene.objects:
         thing.hide_set(False)
     visit.look("CAMERA")
+
+
+def look_at_colours(visit: Visit) -> Iterator[float]:
+    """Through the camera, on the first frame, splats look as that frame does."""
+    scene = bpy.context.scene
+    scene.frame_set(scene.frame_start)
+    scene.camera.data.show_background_images = False
+    visit.look("CAMERA")
+    yield 3.0
+    seen = pixels(visit.screen("colours"))
+    frame = pixels(
+        next((Path(bpy.path.abspath(scene.worldwarp.shown_take)) / "frames").glob(f"*{scene.frame_current:04d}.png"))
+    )
+    seen, frame = (
+        picture[
+            int(0.4 * len(picture)) : int(0.6 * len(picture)), int(0.3 * picture.shape[1]) : int(0.7 * picture.shape[1])
+        ]
+        for picture in (seen, frame)
+    )
+    off = abs(seen.mean(axis=(0, 1)) - frame.mean(axis=(0, 1))).max()
+    visit.check("splats have the colours of the frames", off < 0.06, f"{off:.3f} off")
+    scene.camera.data.show_background_images = True
 
 
 def make_another_take(visit: Visit) -> Iterator[float]:
@@ -301,6 +328,15 @@ def put_an_object_in(visit: Visit) -> Iterator[float]:
         bpy.ops.mesh.primitive_monkey_add(size=1.2, location=camera @ Vector((0.3, -0.2, -4.0)))
     monkey = bpy.context.object
     monkey.rotation_euler = camera.to_euler()
+    monkey.data.materials.append(bpy.data.materials.new("Clay"))
+    monkey.data.materials[0].use_nodes = True
+    monkey.data.materials[0].node_tree.nodes["Principled BSDF"].inputs["Base Color"].default_value = (
+        0.02,
+        0.05,
+        0.12,
+        1,
+    )
+    monkey.modifiers.new("Smooth", "SUBSURF").render_levels = 2
     scene.render.engine, scene.cycles.samples, scene.cycles.use_denoising = "CYCLES", 64, False
     visit.press("worldwarp.composite")
     file = visit.options.out / "composite.png"
