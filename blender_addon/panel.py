@@ -91,7 +91,7 @@ class WORLDWARP_PT_start(WorldWarpPanel, bpy.types.Panel):
         layout.prop(group, "scene_scale", text="Distance" if group.start_depth is None else "Distance of Point")
         row = layout.row(align=True)
         row.operator("worldwarp.pick_point", icon="EYEDROPPER")
-        row.operator("worldwarp.match_object", text="Match Object", icon="OBJECT_DATA")
+        row.operator("worldwarp.match_object", icon="OBJECT_DATA")
         row = layout.row(align=True)
         row.operator("worldwarp.show_cloud", icon="POINTCLOUD_DATA")
         row.prop(group, "show_cloud", text="", icon="HIDE_OFF" if group.show_cloud else "HIDE_ON")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -28,7 +29,7 @@ from typing import Any
 
 import bpy
 import numpy as np
-from mathutils import Vector
+from mathutils import Matrix, Vector
 
 PACKAGE = "bl_ext.user_default.worldwarp"
 TIMEOUT_S = 900.0
@@ -325,9 +326,10 @@ def put_an_object_in(visit: Visit) -> Iterator[float]:
     scene.frame_set((scene.frame_start + scene.frame_end) // 2)
     camera = scene.camera.matrix_world
     with visit.viewport():
-        bpy.ops.mesh.primitive_monkey_add(size=1.2, location=camera @ Vector((0.3, -0.2, -4.0)))
+        bpy.ops.mesh.primitive_monkey_add(size=1.2, location=camera @ Vector((0.6, -0.5, -6.5)))
     monkey = bpy.context.object
-    monkey.rotation_euler = camera.to_euler()
+    # Upright in the picture, and facing the camera.
+    monkey.rotation_euler = (camera @ Matrix.Rotation(-math.pi / 2, 4, "X")).to_euler()
     monkey.data.materials.append(bpy.data.materials.new("Clay"))
     monkey.data.materials[0].use_nodes = True
     monkey.data.materials[0].node_tree.nodes["Principled BSDF"].inputs["Base Color"].default_value = (
