@@ -21,6 +21,7 @@ from .geometry.monocular import DepthModel, MonocularDepth
 from .pipeline import Models, PipelineSettings, generate
 from .spec import Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnDrawStep
 from .splats.cache import CacheSettings
+from .splats.fit import why_not_captured
 from .splats.rasterize import prepare_rasterizer, rasterizer_info
 
 CPU = PipelineSettings(
@@ -122,6 +123,14 @@ def make_engine(name: str, device: str, depth_model: str | None, options: dict[s
             )
     if settings is CPU:
         prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
+    elif slow := why_not_captured():
+        notices.append(
+            Notice(
+                "no_kernels",
+                f"{slow}. Until then the GPU works without the kernels written for it: the same pictures, but fitting "
+                "the world takes about four times as long, and the video model and its autoencoder up to twice.",
+            )
+        )
     fill, draws = _load_fill(name, settings.device, options, notices)
     models = Models(fill, _load_depth(name, settings.device, depth_model, options))
     return Engine(name, models, settings, tuple(notices), draws)
