@@ -137,9 +137,9 @@ class WanSource:
 
     @property
     def float8(self) -> bool:
-        """Whether the device computes in float8; followers hold the transformer as it was loaded."""
-        alone = self._followers is None and self.device.type == "cuda"
-        return alone and multiplies_float8(self.device)
+        """Whether the device computes in float8; followers hold the transformer as it was loaded, as streaming does."""
+        whole = self._followers is None and self.device.type == "cuda" and self.plan.transformer != "streamed"
+        return whole and multiplies_float8(self.device)
 
     @property
     def slower(self) -> str:
@@ -181,7 +181,7 @@ class WanSource:
     def models(self, preset: Preset) -> StDiffModels:
         return StDiffModels(
             autoencoder=self.decoder(),
-            transformer=self._get_transformer(preset.fp8 and self.float8 and self.plan.transformer != "streamed"),
+            transformer=self._get_transformer(preset.fp8 and self.float8),
             text=self._get_text(),
             device=self.device,
             # Followers take half of the batch each; alone, a GPU gains nothing from it (budget.MemoryPlan).

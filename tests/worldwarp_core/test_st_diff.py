@@ -598,6 +598,16 @@ def test_a_gpu_without_triton_compiles_nothing_instead_of_failing_at_the_first_c
         assert source.describe()["compiled"] is (missing is None)
 
 
+def test_a_preset_in_float8_gets_it_where_the_gpu_has_it_and_the_transformer_is_not_streamed(folder, monkeypatch):
+    source = WanSource(WanOptions(weights=str(folder), transformer="base"), "cpu")
+    assert not source.float8
+    source.device = torch.device("cuda")
+    for gib, has, gets in (("24", True, True), ("24", False, False), ("6", True, False)):
+        source.plan = choose_plan(gib, 0)
+        monkeypatch.setattr(wan, "multiplies_float8", lambda device, has=has: has)
+        assert source.float8 is gets
+
+
 SHARED = """
 import sys
 import numpy as np
