@@ -23,6 +23,7 @@ from .spec import Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnD
 from .splats.cache import CacheSettings
 from .splats.fit import why_not_captured
 from .splats.rasterize import prepare_rasterizer, rasterizer_info
+from .triton_here import why_no_triton
 
 CPU = PipelineSettings(
     device="cpu",
@@ -124,12 +125,9 @@ def make_engine(name: str, device: str, depth_model: str | None, options: dict[s
     if settings is CPU:
         prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
     elif slow := why_not_captured():
+        video = ", and a video model and its autoencoder up to twice" if why_no_triton() else ""
         notices.append(
-            Notice(
-                "no_kernels",
-                f"{slow}. Until then the GPU works without the kernels written for it: the same pictures, but fitting "
-                "the world takes about four times as long, and the video model and its autoencoder up to twice.",
-            )
+            Notice("no_kernels", f"{slow}. So fitting the world takes about four times as long on this GPU{video}.")
         )
     fill, draws = _load_fill(name, settings.device, options, notices)
     models = Models(fill, _load_depth(name, settings.device, depth_model, options))

@@ -49,6 +49,15 @@ def test_a_full_memory_is_no_missing_compiler(monkeypatch):
 
 def test_every_job_on_a_gpu_without_its_kernels_says_so(monkeypatch):
     monkeypatch.setattr(engine, "_why_no_cuda", lambda: None)
-    for missing, codes in ((None, []), ("Triton is not installed", ["no_kernels"])):
-        monkeypatch.setattr(engine, "why_not_captured", lambda missing=missing: missing)
-        assert [notice.code for notice in engine.make_engine("cache", "cuda", None, {}).notices] == codes
+
+    def said(fit, kernels):
+        monkeypatch.setattr(engine, "why_not_captured", lambda: fit)
+        monkeypatch.setattr(engine, "why_no_triton", lambda: kernels)
+        return [notice.message for notice in engine.make_engine("cache", "cuda", None, {}).notices]
+
+    assert said(None, None) == []
+    [old_gpu] = said("The GPU is older than Ampere", None)
+    assert "four times" in old_gpu
+    assert "video model" not in old_gpu
+    [no_triton] = said("Triton is not installed", "Triton is not installed")
+    assert "video model" in no_triton
