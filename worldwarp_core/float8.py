@@ -39,7 +39,7 @@ def multiplies_float8(device: torch.device) -> bool:
         return bool(Float8Linear(layer)(torch.ones(16, 16, device=device, dtype=torch.bfloat16)).isfinite().all())
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # what torch raises for a product that it does not have
+    except (RuntimeError, ValueError):  # what torch raises for a product that it does not have
         return False
 
 
