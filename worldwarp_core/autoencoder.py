@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from .errors import WorldWarpError
 from .priors import Priors
+from .triton_here import why_no_triton
 from .wan_streaming import (
     FRAMES_PER_LATENT,
     PIXELS_PER_LATENT,
@@ -103,7 +103,7 @@ class WanAutoencoder:
         shape = (1, self.channels, 1, 1, 1)
         self._mean = torch.tensor(vae.config["latents_mean"], device=self.device).view(shape)
         self._std = torch.tensor(vae.config["latents_std"], device=self.device).view(shape)
-        self.fused = self.device.type == "cuda" and find_spec("triton") is not None
+        self.fused = self.device.type == "cuda" and why_no_triton() is None
         """Whether autoencoder_kernels.py is used; where it cannot be (no Triton), all takes more than twice as long."""
 
     @torch.no_grad()

@@ -76,7 +76,8 @@ PLANS: tuple[MemoryPlan, ...] = (
         tile=256,
         text_device="cpu",
         captioner="cpu",
-        changes="the transformer is brought in block by block, the autoencoder works in tiles",
+        changes="the transformer is brought in block by block, its weights rounded to 8 bits, which changes the "
+        "pictures, the autoencoder works in tiles",
     ),
 )
 """From the largest to the smallest."""

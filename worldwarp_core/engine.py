@@ -21,7 +21,9 @@ from .geometry.monocular import DepthModel, MonocularDepth
 from .pipeline import Models, PipelineSettings, generate
 from .spec import Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnDrawStep
 from .splats.cache import CacheSettings
+from .splats.fit import why_not_captured
 from .splats.rasterize import prepare_rasterizer, rasterizer_info
+from .triton_here import why_no_triton
 
 CPU = PipelineSettings(
     device="cpu",
@@ -122,6 +124,11 @@ def make_engine(name: str, device: str, depth_model: str | None, options: dict[s
             )
     if settings is CPU:
         prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
+    elif slow := why_not_captured():
+        video = ", and a video model and its autoencoder up to twice" if why_no_triton() else ""
+        notices.append(
+            Notice("no_kernels", f"{slow}. So fitting the world takes about four times as long on this GPU{video}.")
+        )
     fill, draws = _load_fill(name, settings.device, options, notices)
     models = Models(fill, _load_depth(name, settings.device, depth_model, options))
     return Engine(name, models, settings, tuple(notices), draws)

@@ -7,6 +7,7 @@ the activations' own. Three mantissa bits are what remains of each factor: an ap
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -27,18 +28,34 @@ class Float8Rows(NamedTuple):
     dtype: torch.dtype  # before, and of what comes of it
 
 
+@functools.cache
+def multiplies_float8(device: torch.device) -> bool:
+    """Whether torch multiplies float8 rows on a device: not every build has the product (none for Windows), nor every
+    GPU the arithmetic (from compute capability 8.9 on: RTX 40, L4, H100). It is tried, once in a process."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        return False
+    layer = nn.Linear(16, 16, device=device, dtype=torch.bfloat16).requires_grad_(False)
+    try:
+        return bool(Float8Linear(layer)(torch.ones(16, 16, device=device, dtype=torch.bfloat16)).isfinite().all())
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError):  # what torch raises for a product that it does not have
+        return False
+
+
 def quantise_linears(module: nn.Module) -> None:
     """Replaces every plain `nn.Linear` within `module` by a `Float8Linear`, in place, where its sides divide by 16.
 
     Raises:
-        WorldWarpError: `no_fp8` where the device has no float8 arithmetic.
+        WorldWarpError: `no_fp8` where there is no float8 arithmetic.
     """
     device = next(module.parameters()).device
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+    if not multiplies_float8(device):
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else device
         raise WorldWarpError(
             "no_fp8",
-            f"{torch.cuda.get_device_name(device)} has no float8 arithmetic; it needs compute capability 8.9 (RTX 40, "
-            "L4, H100 and later). Choose a preset without it.",
+            f"There is no float8 arithmetic on {where}: it needs compute capability 8.9 (RTX 40, L4, H100 and later) "
+            "and a torch that has it, which is none for Windows. Choose a preset without it.",
         )
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

@@ -91,7 +91,8 @@ def generate(
     """Yields the events of one shot, `Finished` last.
 
     Args:
-        resume: of this very shot; its frames are not made again, and the rest is as it would have been.
+        resume: of this very shot; its frames are not made again, and the rest is as it would have been: to the bit on a
+            CPU, on a GPU up to the order in which it happens to add up numbers.
 
     Raises:
         WorldWarpError: `no_depth`, `bad_depth`, ... when the input cannot be used; frames yielded before stay good.
@@ -152,9 +153,10 @@ def generate(
             updating = update_cache(cache, new, estimate_depth, cache_settings, generator, stage.blockout)
             return (yield from _report_fit(updating, timeline, plan.index))
 
+        before = len(cache.gaussians)
         cache = yield from _with_room(learn, models.fill, generator)
         yield CacheUpdate(plan.index, _export(cache))
-        if len(cache.gaussians) >= cache_settings.max_gaussians:
+        if before < cache_settings.max_gaussians <= len(cache.gaussians):
             yield Notice(
                 "world_full",
                 f"The world holds {len(cache.gaussians):,} Gaussians, the most allowed: new places are no longer kept.",

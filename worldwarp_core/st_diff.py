@@ -194,7 +194,7 @@ class StDiffFill:
         preset = self._preset(spec)
         yield from preset_notices(preset, distilled=self._source.distilled)
         if preset.fp8 and not self._source.float8:
-            yield Notice("no_float8", "There is no float8 arithmetic here: what the preset does in it is done in full.")
+            yield Notice("no_float8", "Float8 arithmetic is not used here: what the preset does in it is done in full.")
         if self._source.slower:
             yield Notice("little_memory", f"To keep within the GPU's memory, slower: {self._source.slower}.")
         if self._noise.variant != "both":

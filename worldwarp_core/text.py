@@ -121,7 +121,7 @@ class TextEmbedder:
             with atomic_write(self._path(text)) as partial:
                 save_file({"rows": rows}, partial, {"sha256": _digest(rows)})
             self._make_room()
-        except (WorldWarpError, SafetensorError) as error:
+        except (WorldWarpError, SafetensorError, OSError) as error:
             log.warning("A prompt embedding could not be kept, so it will be computed again: %s", error)
 
     def _make_room(self) -> None:
@@ -136,7 +136,10 @@ class TextEmbedder:
         for _, size, path in sorted(entries):
             if total <= self._cache_bytes:
                 return
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except PermissionError:  # Windows keeps a file that somebody reads
+                continue
             total -= size
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from .errors import WorldWarpError
 from .float8 import quantise_linears
+from .triton_here import why_no_triton
 
 Rotary = tuple[Tensor, Tensor]
 """Cosines and sines, each (1, L, 1, head size), every value twice."""
@@ -81,7 +81,7 @@ def prepare_transformer(
     prepared.modulate = modulate
     device = next(prepared.blocks.parameters()).device
     attention = _choose_attention(model.dtype, device) if options.attention == "auto" else options.attention
-    fused = options.fused and device.type == "cuda" and find_spec("triton") is not None
+    fused = options.fused and device.type == "cuda" and why_no_triton() is None
     block_class, processor_class = _fused_classes() if fused else (LevelBlock, AttentionProcessor)
     for block in prepared.blocks:
         block.__class__ = block_class

@@ -22,6 +22,7 @@ from .captions import Captioner, QwenCaptioner, open_captioner
 from .denoise import Transformer
 from .errors import WorldWarpError
 from .first_frame import make_first_frame
+from .float8 import multiplies_float8
 from .model_store import locate
 from .noise_map import choose_noise
 from .presets import PRESETS, Preset
@@ -30,10 +31,10 @@ from .spec import FirstFrameSettings, Notice, OnDrawStep
 from .st_diff import StDiffModels
 from .text import TextEmbedder
 from .transformer import TransformerOptions, WorldWarpTransformer, prepare_transformer
+from .triton_here import why_no_triton
 from .wan_followers import Followers
 from .weights import LoraFile, ModelFiles, apply_loras, load_transformer, load_vae, resolve_models
 
-FLOAT8_CAPABILITY = (8, 9)
 BASE_TRANSFORMER = "base"
 SMALLEST_RESIDENT = [plan for plan in PLANS if plan.transformer == "resident"][-1]
 
@@ -136,9 +137,9 @@ class WanSource:
 
     @property
     def float8(self) -> bool:
-        """Whether the device computes in float8; followers hold the transformer as it was loaded."""
-        alone = self._followers is None and self.device.type == "cuda"
-        return alone and torch.cuda.get_device_capability(self.device) >= FLOAT8_CAPABILITY
+        """Whether the device computes in float8; followers hold the transformer as it was loaded, as streaming does."""
+        whole = self._followers is None and self.device.type == "cuda" and self.plan.transformer != "streamed"
+        return whole and multiplies_float8(self.device)
 
     @property
     def slower(self) -> str:
@@ -180,7 +181,7 @@ class WanSource:
     def models(self, preset: Preset) -> StDiffModels:
         return StDiffModels(
             autoencoder=self.decoder(),
-            transformer=self._get_transformer(preset.fp8 and self.float8 and self.plan.transformer != "streamed"),
+            transformer=self._get_transformer(preset.fp8 and self.float8),
             text=self._get_text(),
             device=self.device,
             # Followers take half of the batch each; alone, a GPU gains nothing from it (budget.MemoryPlan).
@@ -232,7 +233,8 @@ class WanSource:
 
     @property
     def _compiled(self) -> bool:
-        return self._options.compile and self.device.type == "cuda" and self.plan.transformer != "streamed"
+        asked = self._options.compile and self.device.type == "cuda" and self.plan.transformer != "streamed"
+        return asked and why_no_triton() is None
 
     def _get_autoencoder(self) -> WanAutoencoder:
         if self._autoencoder is None:

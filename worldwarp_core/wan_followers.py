@@ -23,6 +23,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from .errors import WorldWarpError
 from .parallel import Ranks, SharedTransformer, join_ranks, share_transformer
@@ -44,7 +45,7 @@ class Followers:
         options: the engine's `WanOptions`.
 
     Raises:
-        WorldWarpError: `bad_settings` where there are fewer GPUs.
+        WorldWarpError: `bad_settings` where there are fewer GPUs, or nothing for them to talk through.
     """
 
     def __init__(self, count: int, device: str, options: Any) -> None:
@@ -52,6 +53,12 @@ class Followers:
         if found < count or count not in (2, 4):
             raise WorldWarpError(
                 "bad_settings", f"The transformer runs on 1, 2 or 4 GPUs, and {found} are here; got {count}."
+            )
+        if device == "cuda" and not dist.is_nccl_available():
+            raise WorldWarpError(
+                "bad_settings",
+                "GPUs that share a transformer talk through NCCL, which torch has on Linux alone and not here: use one "
+                "GPU.",
             )
         shared = {"MASTER_ADDR": HOST, "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
         what = json.dumps({"device": device, "options": asdict(options)})

@@ -137,6 +137,15 @@ def test_a_jump_in_the_path_is_named(engine):
     assert "7" in notice.message
 
 
+def test_a_full_world_is_told_of_once(engine):
+    opened, *_ = of(CacheUpdate, run(engine, spec(1)))
+    cache = replace(engine.settings.cache, max_gaussians=len(opened.splats) + 20)
+    small = replace(engine, settings=replace(engine.settings, cache=cache))
+    events = run(small, spec(14))
+    assert len(of(CacheUpdate, events)) > 2
+    assert [n.code for n in of(Notice, events)].count("world_full") == 1
+
+
 def test_a_camera_that_looks_away_from_everything_makes_frames_and_is_named(engine):
     away = room.path([room.look((0, -3, 1.5)), room.look((0, -3, 1.5), yaw_rad=np.pi)], WIDTH, HEIGHT)
     rgb, depth = room.render(away, 0)

@@ -30,7 +30,7 @@ from worldwarp_core.spec import Finished, Frame, GenerateSpec, Notice, PathDepth
 from worldwarp_core.st_diff import THE_METHOD, FixedModels, StDiffFill, StDiffModels
 from worldwarp_core.transformer import prepare_transformer
 from worldwarp_core.wan import WanOptions, WanSource
-from worldwarp_core.wan_followers import LOST
+from worldwarp_core.wan_followers import LOST, Followers
 
 ROOT = Path(__file__).parents[2]
 WIDTH, HEIGHT = 32, 16
@@ -590,6 +590,24 @@ def test_small_plans_give_what_the_resident_models_give(folder, assets, gib, tol
     assert (answers[0] - answers[1]).norm() < tolerance * answers[0].norm()
 
 
+def test_a_gpu_without_triton_compiles_nothing_instead_of_failing_at_the_first_chunk(folder, monkeypatch):
+    source = WanSource(WanOptions(weights=str(folder), transformer="base"), "cpu")
+    source.device, source.plan = torch.device("cuda"), choose_plan("24", 0)
+    for missing in (None, "Triton is not installed"):
+        monkeypatch.setattr(wan, "why_no_triton", lambda missing=missing: missing)
+        assert source.describe()["compiled"] is (missing is None)
+
+
+def test_a_preset_in_float8_gets_it_where_the_gpu_has_it_and_the_transformer_is_not_streamed(folder, monkeypatch):
+    source = WanSource(WanOptions(weights=str(folder), transformer="base"), "cpu")
+    assert not source.float8
+    source.device = torch.device("cuda")
+    for gib, has, gets in (("24", True, True), ("24", False, False), ("6", True, False)):
+        source.plan = choose_plan(gib, 0)
+        monkeypatch.setattr(wan, "multiplies_float8", lambda device, has=has: has)
+        assert source.float8 is gets
+
+
 SHARED = """
 import sys
 import numpy as np
@@ -649,6 +667,13 @@ def test_models_that_do_not_fit_are_loaded_in_a_smaller_plan_and_every_job_says_
     with pytest.raises(WorldWarpError, match="does not hold the models: CUDA out of memory") as caught:
         load_engine("wan", device="cpu", weights=str(folder), transformer="base", compile=False)
     assert caught.value.code == "out_of_memory"
+
+
+def test_gpus_that_have_nothing_to_talk_through_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(WorldWarpError, match="use one GPU"):
+        Followers(2, "cuda", WanOptions())
 
 
 def test_more_gpus_than_there_are_is_refused(folder):

@@ -143,6 +143,25 @@ def test_entries_unused_for_longest_make_room(files, tmp_path):
     assert {p for p in ("stone", long, "sun", "wall") if make._path(p.strip()).exists()} == {"stone", "sun", "wall"}
 
 
+def test_an_entry_that_is_being_read_stays_and_another_goes_in_its_place(files, tmp_path, monkeypatch):
+    """As on Windows, where a file that is mapped into memory cannot be deleted."""
+    make = embedder(files, tmp_path)
+    for age, prompt in enumerate(["stone", "sun"]):
+        make.embed([prompt])
+        os.utime(make._path(prompt), (age, age))
+    unlink = type(tmp_path).unlink
+
+    def kept(path, missing_ok=False):
+        if path == make._path("stone"):
+            raise PermissionError(13, "The process cannot access the file because it is being used")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(type(tmp_path), "unlink", kept)
+    room = sum(entry.stat().st_size for entry in tmp_path.iterdir())
+    embedder(files, tmp_path, cache_bytes=room).embed(["wall"])
+    assert {p for p in ("stone", "sun", "wall") if make._path(p).exists()} == {"stone", "wall"}
+
+
 def test_an_entry_holds_the_text_alone_without_its_padding(files, tmp_path):
     embedder(files, tmp_path).embed(["stone"])
     [entry] = tmp_path.iterdir()

@@ -7,7 +7,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from peft import LoraConfig
 
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.float8 import Float8Linear
+from worldwarp_core.float8 import Float8Linear, multiplies_float8
 from worldwarp_core.transformer import TransformerOptions, prepare_transformer
 
 SHAPE = (1, 16, 3, 8, 10)  # 3 x 4 x 5 tokens
@@ -198,6 +198,19 @@ def test_float8_layers_are_near_the_real_ones(stock, clip):
     assert Float8Linear in kinds
     assert torch.nn.Linear not in kinds
     assert 1e-4 < relative(model(**halved(clip)), want) < 0.05
+
+
+def test_a_torch_without_the_product_refuses_float8_in_words(stock, monkeypatch):
+    def missing(*_, **__):
+        raise RuntimeError("Rowwise scaling is not currently supported on your device")
+
+    with monkeypatch.context() as patched:
+        multiplies_float8.cache_clear()
+        patched.setattr(torch, "_scaled_mm", missing)
+        with pytest.raises(WorldWarpError, match="no float8 arithmetic on cpu") as caught:
+            prepare_transformer(as_loaded(stock, torch.bfloat16), TransformerOptions(fp8=True))
+        multiplies_float8.cache_clear()
+    assert caught.value.code == "no_fp8"
 
 
 def test_float8_weights_take_half_the_memory(stock):

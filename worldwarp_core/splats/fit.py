@@ -6,9 +6,7 @@ are to be trusted. Every Gaussian moves in units of its own size: near and far, 
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import shutil
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
@@ -16,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..triton_here import why_no_triton
 from .gaussians import SH_C0, Gaussians
 from .rasterize import rasterize
 
@@ -134,13 +133,9 @@ def _is_captured(gaussians: Gaussians) -> bool:
 
 def why_not_captured() -> str | None:
     """Why fits on CUDA run step by step on this machine; None where a step is captured as a graph."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed, which compiles what a captured step is made of"
-    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
-        return "Triton finds no C compiler, which it launches its kernels through"
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
-        return "the GPU is older than Ampere and has no TF32, which the gradient is summed in"
-    return None
+        return "The GPU is older than Ampere and has no TF32, which the gradient is summed in"
+    return why_no_triton()
 
 
 def prepare_fit(device: torch.device | str) -> None:

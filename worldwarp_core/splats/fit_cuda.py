@@ -62,7 +62,8 @@ def capture(step: Callable[[], None]) -> Callable[[], None]:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # What other threads do meanwhile (decode frames, say) is none of the capture's business.
+    # What other threads launch meanwhile is none of the capture's business. One that waited for the whole device would
+    # break it all the same: nothing in an engine's process does, but the thread that makes the shot.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
     return graph.replay

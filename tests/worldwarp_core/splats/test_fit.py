@@ -1,9 +1,7 @@
-import importlib.util
-import shutil
-
 import pytest
 import torch
 
+from worldwarp_core.splats import fit as plain_fit
 from worldwarp_core.splats.fit import (
     MAX_GROWTH,
     SSIM_WINDOW,
@@ -131,12 +129,13 @@ def test_a_fitted_surface_has_no_gaps(seeds, picture):
 
 
 def test_a_machine_that_cannot_capture_a_step_says_what_it_lacks(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(plain_fit, "why_no_triton", lambda: None)
     assert why_not_captured() is None
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "C compiler" in why_not_captured()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "Ampere" in why_not_captured()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(plain_fit, "why_no_triton", lambda: "Triton is not installed")
     assert "Triton" in why_not_captured()
 
 
