@@ -351,7 +351,7 @@ def put_an_object_in(visit: Visit) -> Iterator[float]:
     )
     with_object, without = (pixels(one) for one in (file, frame))
     change = abs(with_object - without).max(axis=-1)
-    visit.check("an object stands in the frame", (change > 0.2).mean() > 0.02, f"{(change > 0.2).mean():.3f}")
+    visit.check("an object stands in the frame", (change > 0.2).mean() > 0.01, f"{(change > 0.2).mean():.3f}")
     visit.check("the rest is the frame", (change < 0.02).mean() > 0.5, f"{(change < 0.02).mean():.3f}")
     visit.shrink(file)
     bpy.ops.worldwarp.composite(enable=False)
