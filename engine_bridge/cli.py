@@ -309,8 +309,8 @@ def generate(
     """Make the frames that the camera path sees, and the world they show."""
     import numpy as np
 
-    from worldwarp_core.camera_files import read_cameras
-    from worldwarp_core.images import (
+    from worldwarp_core.cameras.files import read_cameras
+    from worldwarp_core.pictures.files import (
         read_depth,
         read_path_depth,
         read_start_frame,
@@ -665,8 +665,8 @@ def _or(value: float | None, default: float) -> float:
 
 
 def _cameras_of_presets(presets: list[str], out: Path, **settings: Any) -> None:
-    from worldwarp_core.camera_files import write_cameras
-    from worldwarp_core.cameras import preset_path
+    from worldwarp_core.cameras.files import write_cameras
+    from worldwarp_core.cameras.path import preset_path
 
     path = preset_path(presets, **settings)
     write_cameras(out, path)
@@ -674,8 +674,8 @@ def _cameras_of_presets(presets: list[str], out: Path, **settings: Any) -> None:
 
 
 def _cameras_of_video(video: Path, out: Path, **settings: Any) -> None:
-    from worldwarp_core.camera_files import write_cameras
-    from worldwarp_core.video_cameras import cameras_from_video
+    from worldwarp_core.cameras.files import write_cameras
+    from worldwarp_core.cameras.video import cameras_from_video
 
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     with Progress(*columns, console=console, transient=True) as progress:

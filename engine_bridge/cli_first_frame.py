@@ -50,9 +50,9 @@ def first_frame(
     try:
         from transformers.utils.logging import disable_progress_bar
 
-        from worldwarp_core.first_frame import make_first_frame
         from worldwarp_core.spec import FirstFrameSettings
-        from worldwarp_core.weights import resolve_models
+        from worldwarp_core.wan.first_frame import make_first_frame
+        from worldwarp_core.wan.weights import resolve_models
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.model_store import (
+from worldwarp_core.model_files.store import (
     KNOWN,
     HubName,
     base_config,
@@ -115,7 +115,7 @@ def convert(
     """Convert a checkpoint to safetensors: read without running anything in it, every name and shape checked."""
     config = base_config(base)
     try:
-        from worldwarp_core.checkpoints import convert_checkpoint
+        from worldwarp_core.model_files.convert import convert_checkpoint
     except ModuleNotFoundError as error:
         raise BridgeError(
             "engine_not_installed",

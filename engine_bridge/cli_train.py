@@ -28,9 +28,7 @@ Minutes = Annotated[
 Steps = Annotated[int | None, typer.Option("--steps", help="Stop after so many steps.")]
 Textures = Annotated[
     Path | None,
-    typer.Option(
-        "--data", help="Pictures for the procedural worlds (.npz, see training/textures.py); none are needed."
-    ),
+    typer.Option("--data", help="Pictures for the procedural worlds (.npz, see worlds/textures.py); none are needed."),
 ]
 Lpips = Annotated[
     Path | None,

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from worldwarp_core import spec as core
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.ply import write_ply

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .cameras import CameraPath
+from .cameras.path import CameraPath
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .spec import Event, FirstFrameSettings, GenerateSpec, OnDrawStep
@@ -52,8 +52,8 @@ def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str |
             `preview` is WorldWarp's method with the small networks that ship; `wan` with Wan 2.1's models.
         device: `auto` takes CUDA where gsplat's kernels run, else the CPU, and says so in a notice.
         depth_model: name or folder of a `transformers` depth model, for start frames without exact depth.
-        options: of the engine, as plain values; those of `wan` are `wan.WanOptions`, and `preview` takes `weights`, a
-            folder with networks of one's own training.
+        options: of the engine, as plain values; those of `wan` are `wan.source.WanOptions`, and `preview` takes
+            `weights`, a folder with networks of one's own training.
 
     Raises:
         WorldWarpError: `engine_not_installed`, `unknown_engine`, `bad_settings`, `no_cuda`, `no_weights`,

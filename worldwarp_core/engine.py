@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from .api import ENGINES
-from .budget import GIB
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
-from .fill import CacheFill, Fill
 from .geometry.monocular import DepthModel, MonocularDepth
-from .pipeline import Models, PipelineSettings, generate
+from .loop.fill import CacheFill, Fill
+from .loop.pipeline import Models, PipelineSettings, generate
 from .spec import Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnDrawStep
 from .splats.cache import CacheSettings
 from .splats.fit import why_not_captured
 from .splats.rasterize import prepare_rasterizer, rasterizer_info
 from .triton_here import why_no_triton
+from .wan.budget import GIB
 
 CPU = PipelineSettings(
     device="cpu",
@@ -138,10 +138,10 @@ def _load_fill(name: str, device: str, options: dict[str, Any], notices: list[No
     """What fills in, with what it has learned loaded, and what draws start frames; adds what every job is to say."""
     if name == "wan":
         # Imported here: it takes seconds, and only this engine needs it.
-        from .noise_map import choose_noise
-        from .presets import PRESETS
-        from .st_diff import StDiffFill
-        from .wan import WanSource, read_options
+        from .st_diff.fill import StDiffFill
+        from .st_diff.noise_map import choose_noise
+        from .st_diff.presets import PRESETS
+        from .wan.source import WanSource, read_options
 
         wan = read_options(options)
         source = WanSource(wan, device)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .cameras import CameraPath
+from .cameras.path import CameraPath
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .splat_files.cloud import SplatCloud

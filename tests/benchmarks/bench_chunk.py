@@ -56,10 +56,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks import bench_cache_gpu
 from tests.benchmarks.textured_room import fit_views, seeded
 from tests.benchmarks.wan_shot import REAL, TINY, Scale, Shot, open_engine
-from worldwarp_core.budget import GIB, PLANS, limit_memory
 from worldwarp_core.evaluation.provenance import provenance
-from worldwarp_core.presets import PRESETS
 from worldwarp_core.splats import fit_cuda
+from worldwarp_core.st_diff.presets import PRESETS
+from worldwarp_core.wan.budget import GIB, PLANS, limit_memory
 
 BUDGET_STEPS = 2
 BUDGETS = ("12", "8", "16", "24", "40", "80")

@@ -17,7 +17,7 @@ from engine_bridge.client import ConnectionLost
 from engine_bridge.job_folder import JobFolder
 from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
 from tests.engine_bridge.fake_engine import large_cloud
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import GenerateSpec
 from worldwarp_core.splat_files.ply import write_ply

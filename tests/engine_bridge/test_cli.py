@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from engine_bridge.job_folder import JobFolder
-from worldwarp_core.camera_files import read_cameras, write_cameras
-from worldwarp_core.cameras import preset_path
+from worldwarp_core.cameras.files import read_cameras, write_cameras
+from worldwarp_core.cameras.path import preset_path
 
 from .conftest import FAKE_ENGINE, RunningServer
 from .fake_engine import pixel_of

@@ -9,8 +9,8 @@ from engine_bridge.cli import app
 from tests.support.tiny_wan import save_tiny_wan, tiny_transformer
 from tests.support.toy_clips import ToySource
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.loras import LoraFile, apply_loras
 from worldwarp_core.preview.weights import read_network
+from worldwarp_core.wan.loras import LoraFile, apply_loras
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

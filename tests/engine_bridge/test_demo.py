@@ -20,9 +20,9 @@ from rich.console import Console
 from engine_bridge import demo
 from engine_bridge.png_writer import encode_png
 from engine_bridge.private_server import OwnServer
-from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr import write_depth_exr
+from worldwarp_core.pictures.exr import write_depth_exr
 from worldwarp_core.splat_files.ply import read_ply
 
 HAS_BPY = importlib.util.find_spec("bpy") is not None

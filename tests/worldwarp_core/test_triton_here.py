@@ -23,14 +23,14 @@ def test_a_machine_without_triton_says_how_to_get_it(monkeypatch):
 
 
 def test_a_compiler_that_fails_is_quoted_with_what_it_lacks(monkeypatch):
-    kernels = pytest.importorskip("worldwarp_core.autoencoder_kernels", reason="Triton comes with CUDA builds of torch")
+    kernels = pytest.importorskip("worldwarp_core.triton_probe", reason="Triton comes with CUDA builds of torch")
 
     def fail(*_):
         raise RuntimeError("gcc: Python.h: No such file or directory\ncompilation terminated")
 
     ones = torch.ones
     monkeypatch.setattr(torch, "ones", lambda *shape, device, **options: ones(*shape, **options))
-    monkeypatch.setattr(kernels, "add_residual", fail)
+    monkeypatch.setattr(kernels, "double", fail)
     missing = why_no_triton()
     assert "Python.h: No such file or directory)" in missing
     assert "python3-dev" in missing

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import WorldWarpError
-from ..training.lpips import Lpips
+from .lpips import Lpips
 
 LUMA = (0.299, 0.587, 0.114)
 SPECTRUM_LEVELS = 4

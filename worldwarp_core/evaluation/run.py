@@ -13,10 +13,10 @@ import torch
 
 from ..engine import Engine, make_engine
 from ..errors import WorldWarpError
-from ..training.lpips import Lpips
 from .folders import Dl3dv, RealEstate10k
 from .inception import Inception
 from .judge import Judges, judge_scene
+from .lpips import Lpips
 from .metrics import load_lpips
 from .results import ResultFolder, plain
 from .scenes import HeldOutWorlds, Scene, SceneSet

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..priors import render_priors
+from ..loop.priors import render_priors
 from ..splats.cache import SEEN_ALPHA, SKY_DISTANCE, KeyViews, SplatCache
 from ..splats.fit import FitSettings, FitViews, fit
 from ..splats.gaussians import Gaussians, concatenate

@@ -21,21 +21,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import WorldWarpError
+from ..evaluation.lpips import Lpips
 from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
 from ..preview.transformer import make_transformer
 from ..preview.weights import load_state, read_network
-from ..transformer import TransformerOptions, WorldWarpTransformer
+from ..transformer.prepare import TransformerOptions, WorldWarpTransformer
+from ..worlds.textures import TextureBank, build_bank
+from .autoencoder import AutoencoderTask, AutoencoderTraining
 from .clips import ClipSource
+from .depth import DepthTask, DepthTraining
 from .levels import make_trainable
-from .lpips import Lpips
 from .objective import ObjectiveSettings, Target
 from .pool import Clips, PoolSettings, Source
 from .precision import full
-from .textures import TextureBank, build_bank
-from .train_autoencoder import AutoencoderTask, AutoencoderTraining
-from .train_depth import DepthTask, DepthTraining
-from .train_stdiff import StDiffTask, StDiffTraining
+from .stdiff import StDiffTask, StDiffTraining
 from .trainer import Progress, Task, TrainSettings, read_progress, train
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class TrainOptions:
 
     Attributes:
         run: folder of the run; one that holds a run goes on.
-        textures: file of pictures for the worlds (see `textures.py`); None takes procedural ones alone.
+        textures: file of pictures for the worlds (see `worlds/textures.py`); None takes procedural ones alone.
         lpips: weights of LPIPS with AlexNet; None leaves it out of the loss and of the figures.
         imagenet: weights of an EfficientNet-Lite0 for a new depth network to start from.
         autoencoder: folder with a trained autoencoder; `stdiff` needs it.
@@ -277,7 +277,7 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
     logger.info("network: %.1f s", time.monotonic() - started)
     progress = train(task, options.run, settings, device, started)
     if kind == "lora" and rank == 0:
-        from .train_lora import export_lora
+        from .lora import export_lora
 
         export_lora(options.run)
     return progress
@@ -346,10 +346,10 @@ def _transformer(ready: _Ready) -> Task:
 
 def _lora(ready: _Ready) -> Task:
     # Imported here: these take seconds, and only a LoRA needs them.
-    from ..autoencoder import WanAutoencoder
-    from ..text import TextEmbedder
-    from ..weights import load_transformer, load_vae, resolve_models
-    from .train_lora import LoraTask, WanLatents, lora_training, with_adapter
+    from ..wan.autoencoder import WanAutoencoder
+    from ..wan.text import TextEmbedder
+    from ..wan.weights import load_transformer, load_vae, resolve_models
+    from .lora import LoraTask, WanLatents, lora_training, with_adapter
 
     options, device = ready.options, ready.device
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32

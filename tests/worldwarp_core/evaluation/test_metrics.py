@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.evaluation.metrics import (
     alexnet_features,
     crops,
@@ -17,7 +18,6 @@ from worldwarp_core.evaluation.metrics import (
     spectrum_distance,
     ssim,
 )
-from worldwarp_core.training.lpips import Lpips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
