@@ -766,7 +766,7 @@ def _client(address: str, key: Path | None = None, *, private: bool = False, com
 
 def _check_engine(name: str, factory: str) -> None:
     """Refuses an unknown name at once; the worker would only after it has loaded torch."""
-    from worldwarp_core.api import ENGINES
+    from worldwarp_core.spec import ENGINES
 
     if factory == DEFAULT_FACTORY and name not in ENGINES:
         raise BridgeError("unknown_engine", f"There is no engine called {name!r}. Choose: {', '.join(ENGINES)}.")
