@@ -77,7 +77,7 @@ class Viewer(Protocol):
 
 def open_viewer(cloud: SplatCloud, *, device: str = "cpu") -> Viewer:
     """Keeps a splat cloud in Blender's world on a device, ready to be looked at; "auto" is CUDA where gsplat runs."""
-    from .splats.rasterize import prepare_rasterizer
+    from .splats.prepare import prepare_rasterizer
     from .splats.viewer import CloudViewer
 
     if device == "auto":

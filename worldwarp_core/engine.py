@@ -19,7 +19,7 @@ from .loop.fill import CacheFill, Fill
 from .loop.pipeline import Models, PipelineSettings, generate
 from .spec import ENGINES, Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnDrawStep
 from .splats.cache import CacheSettings
-from .splats.rasterize import prepare_rasterizer, rasterizer_info
+from .splats.prepare import prepare_rasterizer, rasterizer_info
 from .wan.budget import GIB
 
 CPU = PipelineSettings(
