@@ -687,7 +687,7 @@ def _cameras_of_presets(presets: list[str], out: Path, **settings: Any) -> None:
 
 def _cameras_of_video(video: Path, out: Path, **settings: Any) -> None:
     from worldwarp_core.cameras.files import write_cameras
-    from worldwarp_core.cameras.video import cameras_from_video
+    from worldwarp_core.tracking.video import cameras_from_video
 
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     with Progress(*columns, console=console, transient=True) as progress:
