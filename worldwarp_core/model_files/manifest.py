@@ -78,7 +78,7 @@ def hash_file(path: Path, kind: str = "sha256", on_bytes: Callable[[int], None] 
 
 
 def faults_in(folder: Path, manifest: Manifest, say: Progress) -> dict[str, str]:
-    """By path, what is wrong with a file."""
+    """By path, what is wrong with each of the files that `folder` should hold; `say` hears how far the reading is."""
     total, done = sum(size for size, _ in manifest.files.values()), 0
 
     def count(n: int) -> None:
