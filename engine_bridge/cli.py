@@ -675,7 +675,7 @@ def _cameras_of_presets(presets: list[str], out: Path, **settings: Any) -> None:
 
 def _cameras_of_video(video: Path, out: Path, **settings: Any) -> None:
     from worldwarp_core.cameras.files import write_cameras
-    from worldwarp_core.cameras.video import cameras_from_video
+    from worldwarp_core.tracking.video import cameras_from_video
 
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     with Progress(*columns, console=console, transient=True) as progress:
@@ -754,7 +754,7 @@ def _client(address: str, key: Path | None = None, *, private: bool = False, com
 
 def _check_engine(name: str, factory: str) -> None:
     """Refuses an unknown name at once; the worker would only after it has loaded torch."""
-    from worldwarp_core.api import ENGINES
+    from worldwarp_core.spec import ENGINES
 
     if factory == DEFAULT_FACTORY and name not in ENGINES:
         raise BridgeError("unknown_engine", f"There is no engine called {name!r}. Choose: {', '.join(ENGINES)}.")

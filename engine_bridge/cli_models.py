@@ -14,17 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.model_files.store import (
-    KNOWN,
-    HubName,
-    base_config,
-    bytes_of,
-    cached,
-    converted,
-    download,
-    hub_name,
-    verify,
-)
+from worldwarp_core.model_files.download import download
+from worldwarp_core.model_files.store import KNOWN, HubName, base_config, bytes_of, cached, converted, hub_name, verify
 
 from .errors import BridgeError
 

@@ -281,7 +281,7 @@ os._exit(0)  # Blender as a module cannot always be left cleanly.
 """
 _NUMBA = """
 import json, numba
-from worldwarp_core.splats.rasterize import rasterizer_info
+from worldwarp_core.splats.prepare import rasterizer_info
 info = rasterizer_info("cpu")
 print(json.dumps({"version": numba.__version__, "threads": info["threads"], "layer": info["thread_layer"]}))
 """

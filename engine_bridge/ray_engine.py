@@ -37,7 +37,7 @@ from worldwarp_core.errors import WorldWarpError
 from .errors import BridgeError, EngineLost
 from .gpu_lock import gpus_of, only_job_on
 from .version import package_version
-from .worker import PROGRESS_EVERY_S, RayPlace, WorkerConfig, make_engine
+from .worker_config import PROGRESS_EVERY_S, RayPlace, WorkerConfig, make_engine
 
 _log = logging.getLogger(__name__)
 

@@ -72,7 +72,8 @@ from .speeds import Speeds
 from .store import JobStore, StoredState, default_data_dir
 from .version import package_version
 from .viewer import ViewConfig, ViewProcess
-from .worker import RayPlace, WorkerConfig, read_spec, read_wish
+from .worker import read_spec, read_wish
+from .worker_config import RayPlace, WorkerConfig
 from .workers import Gone, Worker, Workers
 
 _log = logging.getLogger(__name__)

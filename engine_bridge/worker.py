@@ -5,14 +5,13 @@ straight to the job's folder, so the server's memory never sees more than one. A
 ends this process and one attempt at a job, never the server; when the server goes, so does this process. Where the
 engine saves its state (worldwarp_core.checkpoint), an interrupted job goes on from there; every frame is final once.
 
-This is the one module of the bridge that enters the core's engine, and `load_engine` is the door it takes. Which engine
-and with what options is the server's own configuration; nothing of it ever comes from a client.
+This is the one module of the bridge that runs the core's engine, and `load_engine` is the door that it takes to it
+(worker_config.py).
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import math
 import os
@@ -25,7 +24,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -64,6 +63,7 @@ from .messages import (
     WorkerCommand,
 )
 from .store import Appender, JobStore, StoredJob
+from .worker_config import PROGRESS_EVERY_S, WorkerConfig, make_engine
 
 _log = logging.getLogger(__name__)
 
@@ -81,35 +81,6 @@ DRAW_SHARES: dict[core.DrawPart, tuple[float, float]] = {
     "decode": (0.95, 0.05),
 }
 """Where each part of drawing a picture begins, and how much of the whole it takes, about."""
-PROGRESS_EVERY_S = 0.1
-"""Progress within a stage is passed on at most this often."""
-
-
-@dataclass(frozen=True)
-class RayPlace:
-    """Where on a Ray cluster a worker's engine is (ray_engine.py)."""
-
-    address: str = "auto"
-    gpus: int = 0
-    """That it has for itself."""
-
-
-@dataclass(frozen=True)
-class WorkerConfig:
-    """What the server tells its worker at the start."""
-
-    store_root: str
-    factory: str = "worldwarp_core.api:load_engine"
-    """`module:function` that makes the engine."""
-    engine: str = "cache"
-    options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the factory."""
-    device: str = ""
-    """The GPUs that are this worker's alone, as CUDA_VISIBLE_DEVICES names them; "" where the server was not told."""
-    log_path: str = ""
-    """Where the structured log goes; "" for none."""
-    ray: RayPlace | None = None
-    """None has the engine in the worker's own process."""
 
 
 def run_worker(connection: Connection, config: WorkerConfig) -> None:
@@ -271,13 +242,6 @@ class _Server:
             elif isinstance(command, Quit):
                 self._quit = True
                 self._jobs.put(None)
-
-
-def make_engine(factory: str, name: str, options: dict[str, Any]) -> Any:
-    """The engine that `factory`, a `module:function`, makes."""
-    module, _, function = factory.partition(":")
-    make: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return make(name=name, **options)
 
 
 def _load(config: WorkerConfig) -> Any:

@@ -20,7 +20,8 @@ import zmq
 from . import codec
 from .hot import Looker
 from .messages import LoadFailed, Lost, Ready, WorkerReport
-from .worker import WorkerConfig, run_worker
+from .worker import run_worker
+from .worker_config import WorkerConfig
 
 _log = logging.getLogger(__name__)
 _REPORTS = "inproc://workers"

@@ -13,9 +13,6 @@ from .errors import WorldWarpError
 from .spec import Event, FirstFrameSettings, GenerateSpec, OnDrawStep
 from .splat_files.cloud import SplatCloud
 
-ENGINES = ("cache", "preview", "wan")
-"""Names that `load_engine` knows, the default first."""
-
 
 class Engine(Protocol):
     """Makes shots."""
@@ -48,7 +45,7 @@ def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str |
     """Returns an engine ready to make shots.
 
     Args:
-        name: one of `ENGINES`. `cache` renders the splat cache and inpaints its holes; it needs no weights.
+        name: one of `spec.ENGINES`. `cache` renders the splat cache and inpaints its holes; it needs no weights.
             `preview` is WorldWarp's method with the small networks that ship; `wan` with Wan 2.1's models.
         device: `auto` takes CUDA where gsplat's kernels run, else the CPU, and says so in a notice.
         depth_model: name or folder of a `transformers` depth model, for start frames without exact depth.
@@ -80,7 +77,7 @@ class Viewer(Protocol):
 
 def open_viewer(cloud: SplatCloud, *, device: str = "cpu") -> Viewer:
     """Keeps a splat cloud in Blender's world on a device, ready to be looked at; "auto" is CUDA where gsplat runs."""
-    from .splats.rasterize import prepare_rasterizer
+    from .splats.prepare import prepare_rasterizer
     from .splats.viewer import CloudViewer
 
     if device == "auto":

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from .api import ENGINES
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .geometry.monocular import DepthModel, MonocularDepth
 from .loop.fill import CacheFill, Fill
 from .loop.pipeline import Models, PipelineSettings, generate
-from .spec import Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnDrawStep
+from .spec import ENGINES, Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnDrawStep
 from .splats.cache import CacheSettings
 from .splats.fit import why_not_captured
-from .splats.rasterize import prepare_rasterizer, rasterizer_info
+from .splats.prepare import prepare_rasterizer, rasterizer_info
 from .triton_here import why_no_triton
 from .wan.budget import GIB
 

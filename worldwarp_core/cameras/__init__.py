@@ -1,1 +1,1 @@
-"""Camera paths: their math, their files, and paths taken from a reference video; all in NumPy."""
+"""Camera paths: their math and their files, in NumPy alone."""

@@ -24,7 +24,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from ..errors import WorldWarpError
-from .store import MANIFEST, Manifest, Progress, hash_file, write_manifest
+from .manifest import MANIFEST, Manifest, Progress, hash_file, write_manifest
 from .tensors import check_shapes, open_tensors
 
 CONVERTER_VERSION = 1

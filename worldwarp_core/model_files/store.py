@@ -3,32 +3,22 @@
 Models live in Hugging Face's own cache (`HF_HOME` moves it) or in folders that the user names. A manifest says what
 each file must hash to: for a model from the Hub it is what the Hub states, kept beside the cache at the time of the
 download; for a converted checkpoint it lies in the folder. Without a manifest the cache itself tells: it names each
-file after its hash. Nothing here needs torch, and nothing goes to the network but `download`.
+file after its hash. Nothing here needs torch, and nothing goes to the network.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
 import re
-import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..atomic_write import atomic_write
 from ..errors import WorldWarpError
+from .manifest import MANIFEST, Manifest, Progress, faults_in, read_manifest
+from .shards import absent_shards
 
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of it that is done, in [0, 1]."""
-
-MANIFEST = "worldwarp-manifest.json"
-MANIFEST_FORMAT = 1
-MANIFEST_MAX_BYTES = 16 * 2**20
 TRANSFORMER_CONFIG = "transformer/config.json"
 WEIGHTS = ("*.safetensors", "*.json", "*.model", "*.txt")
 """What is fetched of a model: weights as safetensors, configurations, vocabularies. No pickle and no code."""
@@ -152,14 +142,6 @@ class Verification:
     faults: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What the files of a folder must be: by path, bytes and hash (`sha256:...` or, as git has it, `git-sha1:...`)."""
-
-    files: dict[str, tuple[int, str]]
-    source: dict[str, Any] = field(default_factory=dict)
-
-
 # ---------------------------------------------------------------- names and places
 
 
@@ -174,16 +156,15 @@ def hub_name(name: str) -> HubName | None:
     return HubName(known.repo if known else bare, revision or None)
 
 
-def locate(name: str, *, what: str, fetch: bool = False, progress: Progress | None = None) -> Path:
+def locate(name: str, *, what: str) -> Path:
     """Returns the folder of a model: one that the user names, else that of the Hub's cache.
 
     Args:
         name: a folder, a short name of `KNOWN`, or `owner/name`; the latter two with `@revision` where one is pinned.
         what: what it is for, in the messages ("the base model").
-        fetch: download it where it is not here.
 
     Raises:
-        WorldWarpError: `no_weights`, with the command that brings it; what `download` raises.
+        WorldWarpError: `no_weights`, with the command that brings it.
     """
     if name and Path(name).expanduser().is_dir():
         return Path(name).expanduser()
@@ -198,8 +179,6 @@ def locate(name: str, *, what: str, fetch: bool = False, progress: Progress | No
     if folder is not None and on_hub.known and on_hub.known.checkpoint:
         folder = converted(on_hub, folder)
     if folder is None:
-        if fetch:
-            return download(on_hub, progress)
         raise WorldWarpError(
             "no_weights", f"{on_hub} ({what}) is not, or not wholly, on this machine. Run: {on_hub.command}"
         )
@@ -219,7 +198,7 @@ def base_config(name: str) -> Path:
         inner = path / "transformer" / "config.json"
         return inner if inner.is_file() else path / "config.json"
     on_hub = hub_name(name)
-    found = _hub().try_to_load_from_cache(on_hub.repo, TRANSFORMER_CONFIG, revision=on_hub.revision) if on_hub else None
+    found = hub().try_to_load_from_cache(on_hub.repo, TRANSFORMER_CONFIG, revision=on_hub.revision) if on_hub else None
     if not isinstance(found, str):
         what = f"Run: {on_hub.command}" if on_hub else "Give its folder or its config.json."
         raise WorldWarpError("no_weights", f"The transformer's configuration of {name} is not on this machine. {what}")
@@ -228,10 +207,10 @@ def base_config(name: str) -> Path:
 
 def cached(name: HubName) -> Path | None:
     """The model's folder in the Hub's cache; None where it is not there or not complete. Asks no network."""
-    hub = _hub()
+    client = hub()
     try:
         folder = Path(
-            hub.snapshot_download(
+            client.snapshot_download(
                 name.repo, revision=name.revision, local_files_only=True, allow_patterns=list(name.patterns)
             )
         )
@@ -239,31 +218,6 @@ def cached(name: HubName) -> Path | None:
         return None
     needs = name.known.needs if name.known else ()
     return folder if all((folder / need).is_file() for need in needs) and not absent_shards(folder) else None
-
-
-def absent_shards(folder: Path) -> list[str]:
-    """Weight files that an index anywhere in `folder` names and that are not there, relative to `folder`."""
-    absent = []
-    for index in sorted(folder.rglob("*.safetensors.index.json")):
-        for shard in shards_of(index):
-            if not shard.is_file():
-                absent.append(shard.relative_to(folder).as_posix())
-    return absent
-
-
-def shards_of(index: Path) -> list[Path]:
-    """The files, in `index`'s own folder, that a `*.safetensors.index.json` lists.
-
-    Raises:
-        WorldWarpError: `bad_weights` where it is no such index, or names a file outside of its folder.
-    """
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        if not all(isinstance(name, str) and re.fullmatch(r"[\w][\w.-]*\.safetensors", name) for name in names):
-            raise ValueError("it names something that is no .safetensors file beside it")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WorldWarpError("bad_weights", f"{index} is not an index of weight files: {error}.") from error
-    return [index.parent / name for name in names]
 
 
 def converted(name: HubName, snapshot: Path) -> Path | None:
@@ -295,165 +249,12 @@ def identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------- fetching
-
-
-def download(name: HubName, progress: Progress | None = None) -> Path:
-    """Returns the model's folder, fetched, and every file of it checked against the hash that the Hub states.
-
-    What is here already is not fetched again, what was cut off goes on; a file that is not what it should be is fetched
-    anew. A checkpoint that is a pickle is converted (convert.py), and the converted folder is returned.
+def hub() -> Any:
+    """The Hub's client.
 
     Raises:
-        WorldWarpError: `download_failed` (no connection, no such model, no access), `disk_full`, `bad_weights`, and
-            what the conversion raises.
+        WorldWarpError: `engine_not_installed`, with the command that brings it.
     """
-    hub, say = _hub(), progress or (lambda what, share: None)
-    api, known = hub.HfApi(), name.known
-    with _hub_errors(name):
-        wanted = hub.snapshot_download(
-            name.repo,
-            revision=name.revision,
-            allow_patterns=list(name.patterns),
-            dry_run=True,
-            tqdm_class=_bar(lambda done: None),
-        )
-        if not wanted:
-            raise WorldWarpError("download_failed", f"{name} on the Hub has no weights that can be used.")
-        to_come = sum(file.file_size for file in wanted if file.will_download)
-        _check_space(name, to_come)
-        folder = Path(
-            hub.snapshot_download(
-                name.repo,
-                revision=name.revision,
-                allow_patterns=list(name.patterns),
-                tqdm_class=_bar(lambda done: say(f"fetching {name}", min(1.0, done / max(to_come, 1)))),
-            )
-        )
-        commit = folder.name
-        paths = {file.filename for file in wanted}
-        stated = {
-            file.path: (file.size, f"sha256:{file.lfs.sha256}" if file.lfs else f"git-sha1:{file.blob_id}")
-            for file in api.list_repo_tree(name.repo, recursive=True, revision=commit)
-            if file.path in paths
-        }
-        manifest = Manifest(stated, {"repo": name.repo, "revision": commit})
-        write_manifest(_manifest_beside_cache(name, commit), manifest)
-        for path in _faults(folder, manifest, say):
-            hub.hf_hub_download(name.repo, path, revision=commit, force_download=True)
-    if faults := _faults(folder, manifest, say):
-        raise WorldWarpError(
-            "bad_weights",
-            f"{', '.join(faults)} of {name} do not have the hash that the Hub states, though fetched anew. Something "
-            "between the Hub and this disk changes files: try another connection or disk.",
-        )
-    if known and known.checkpoint:
-        return _convert(name, known, folder, say)
-    return folder
-
-
-def _convert(name: HubName, known: KnownModel, folder: Path, say: Progress) -> Path:
-    """The safetensors folder of the checkpoint in `folder`, made where it is not there."""
-    out = converted_folder(name, folder.name)
-    if converted(name, folder) and not _faults(out, read_manifest(out / MANIFEST), say):
-        return out
-    shutil.rmtree(out, ignore_errors=True)  # what is there is not whole
-    try:
-        from .convert import convert_checkpoint
-    except ModuleNotFoundError as error:
-        raise WorldWarpError(
-            "engine_not_installed",
-            f"{known.checkpoint} is here; converting it needs {error.name!r}, which is not installed: "
-            'pip install -c constraints.txt -e ".[engine]"',
-        ) from error
-    with _hub_errors(name):
-        config = Path(_hub().hf_hub_download(KNOWN[0].repo, TRANSFORMER_CONFIG))
-    convert_checkpoint(folder / known.checkpoint, out, config, progress=say)
-    return out
-
-
-def _check_space(name: HubName, to_come: int) -> None:
-    from huggingface_hub import constants
-
-    place = Path(constants.HF_HUB_CACHE)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if to_come > free:
-        raise WorldWarpError(
-            "disk_full",
-            f"{name} needs {to_come / 1e9:.1f} GB in {constants.HF_HUB_CACHE}, where {free / 1e9:.1f} GB are free. "
-            "Free some, or set HF_HOME to a folder on a larger disk.",
-        )
-
-
-@contextmanager
-def _hub_errors(name: HubName) -> Iterator[None]:
-    """Turns what the Hub's client raises into one sentence that says what to do."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except (errors.HTTPError, OSError) as error:
-        # Asking what there is to fetch wraps the reason why it cannot be asked.
-        cause = error.__cause__ if isinstance(error, errors.DryRunError) and error.__cause__ else error
-        raise _translated(name, cause) from error
-
-
-def _translated(name: HubName, error: BaseException) -> WorldWarpError:
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return WorldWarpError(
-            "download_failed",
-            f"The authors of {name.repo} ask you to accept their terms: open https://huggingface.co/{name.repo}, then "
-            "run: hf auth login",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-        return WorldWarpError(
-            "download_failed", f"The Hub knows no {name}. Check the name; where it is private, run: hf auth login"
-        )
-    if getattr(error, "errno", None) == errno.ENOSPC:
-        return WorldWarpError("disk_full", f"No space is left on the disk for {name}; free some and go on.")
-    why = (
-        "HF_HUB_OFFLINE is set, which forbids it"
-        if isinstance(error, errors.OfflineModeIsEnabled)
-        else f"{type(error).__name__}: {_first_line(error)}"
-    )
-    return WorldWarpError(
-        "download_failed",
-        f"{name} could not be fetched ({why}). With a connection, run: {name.command}\n"
-        "What has come already is kept. Or copy the model's folder from another machine and give its path.",
-    )
-
-
-def _bar(show: Callable[[int], None]) -> type:
-    """A progress bar class for the Hub's client that draws nothing and tells `show` how many bytes have come.
-
-    The client makes one bar for what comes over the wire and one for what is written; the one that is further counts.
-    """
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    lock, done = threading.Lock(), 0
-
-    class Bytes(tqdm):
-        def __init__(self, *args: Any, **settings: Any) -> None:
-            self._bytes = 0 if settings.get("unit") == "B" else None
-            settings.pop("name", None)
-            super().__init__(*args, **(settings | {"disable": True}))
-
-        def update(self, n: float | None = 1) -> None:
-            nonlocal done
-            if self._bytes is not None:
-                with lock:
-                    self._bytes += int(n or 0)
-                    done = max(done, self._bytes)
-                    show(done)
-
-    return Bytes
-
-
-def _hub() -> Any:
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
@@ -479,77 +280,8 @@ def verify(folder: Path, progress: Progress | None = None) -> Verification:
             "no_manifest",
             f"Nothing says what the files in {folder} must be: it has no {MANIFEST}, and it is not in the Hub's cache.",
         )
-    faults = _faults(folder, manifest, progress or (lambda what, share: None))
+    faults = faults_in(folder, manifest, progress or (lambda what, share: None))
     return Verification(folder, len(manifest.files), tuple(f"{path} {why}" for path, why in faults.items()))
-
-
-def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Writes a manifest as JSON."""
-    record = {
-        "format": MANIFEST_FORMAT,
-        "source": manifest.source,
-        "files": {name: {"size": size, "hash": hash_} for name, (size, hash_) in sorted(manifest.files.items())},
-    }
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Reads a manifest.
-
-    Raises:
-        WorldWarpError: `bad_manifest`, where it is none, or names a file outside of its folder.
-    """
-    try:
-        if path.stat().st_size > MANIFEST_MAX_BYTES:
-            raise ValueError("it is too large")
-        record = json.loads(path.read_text("utf-8"))
-        if record["format"] != MANIFEST_FORMAT:
-            raise ValueError(f"format {record['format']} instead of {MANIFEST_FORMAT}")
-        files = {str(name): (int(entry["size"]), str(entry["hash"])) for name, entry in record["files"].items()}
-        for name, (_, hash_) in files.items():
-            parts = PurePosixPath(name).parts
-            if not parts or ".." in parts or PurePosixPath(name).is_absolute() or "\\" in name or ":" in name:
-                raise ValueError(f"it names {name!r}, which is not in its folder")
-            if not re.fullmatch(r"sha256:[0-9a-f]{64}|git-sha1:[0-9a-f]{40}", hash_):
-                raise ValueError(f"{hash_!r} is no hash")
-        return Manifest(files, dict(record["source"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WorldWarpError("bad_manifest", f"{path} is not a manifest of this program: {error}.") from error
-
-
-def hash_file(path: Path, kind: str = "sha256", on_bytes: Callable[[int], None] | None = None) -> str:
-    """`kind:` and the hash of a file: `sha256`, or `git-sha1`, the name that git gives to a file's contents."""
-    digest: Any = hashlib.sha256()
-    if kind == "git-sha1":
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-            if on_bytes:
-                on_bytes(len(block))
-    return f"{kind}:{digest.hexdigest()}"
-
-
-def _faults(folder: Path, manifest: Manifest, say: Progress) -> dict[str, str]:
-    """By path, what is wrong with a file."""
-    total, done = sum(size for size, _ in manifest.files.values()), 0
-
-    def count(n: int) -> None:
-        nonlocal done
-        done += n
-        say(f"verifying {folder.name[:12]}", min(1.0, done / max(total, 1)))
-
-    faults = {}
-    for name, (size, stated) in sorted(manifest.files.items()):
-        path = folder / name
-        if not path.is_file():
-            faults[name] = "is missing"
-        elif path.stat().st_size != size:
-            faults[name] = f"has {path.stat().st_size} bytes instead of {size}"
-        elif (got := hash_file(path, stated.partition(":")[0], count)) != stated:
-            faults[name] = f"hashes to {got} instead of {stated}"
-    return faults
 
 
 def _expected(folder: Path) -> Manifest | None:
@@ -558,7 +290,7 @@ def _expected(folder: Path) -> Manifest | None:
         return read_manifest(folder / MANIFEST)
     if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
         repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
-        kept = _manifest_beside_cache(HubName(repo), folder.name)
+        kept = manifest_beside_cache(HubName(repo), folder.name)
         if kept.is_file():
             return read_manifest(kept)
     files = {}
@@ -568,7 +300,8 @@ def _expected(folder: Path) -> Manifest | None:
     return Manifest(files) if files else None
 
 
-def _manifest_beside_cache(name: HubName, commit: str) -> Path:
+def manifest_beside_cache(name: HubName, commit: str) -> Path:
+    """Where the manifest of a model from the Hub is kept, as the Hub stated it at the download."""
     return converted_folder(name, commit).with_name(f"{commit}-{MANIFEST}")
 
 
@@ -585,7 +318,3 @@ def _hash_in_name(path: Path) -> str | None:
 def bytes_of(folders: Sequence[Path]) -> int:
     """How much disk the files of some folders take, bytes."""
     return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")

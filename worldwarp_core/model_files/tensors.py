@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import WorldWarpError
-from .store import shards_of
+from .shards import shards_of
 
 Shapes = dict[str, tuple[int, ...]]
 """The shape of every tensor by its name."""

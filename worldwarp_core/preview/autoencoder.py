@@ -54,7 +54,7 @@ class AutoencoderConfig:
 
 
 class PreviewAutoencoder(nn.Module):
-    """An `Autoencoder` (worldwarp_core.wan.autoencoder); `to_latents` and `to_frames` are its differentiable halves."""
+    """An `Autoencoder` (worldwarp_core.st_diff.fill); `to_latents` and `to_frames` are its differentiable halves."""
 
     name = "preview"
     mean: Tensor

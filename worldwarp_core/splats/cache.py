@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ..geometry.blockout import Blockout, hidden_by
 from ..history import History, to_bytes
-from .fit import FitSettings, FitViews, fit
+from .fit import fit
+from .fit_settings import FitSettings
 from .gaussians import Gaussians, concatenate
 from .look import look
+from .loss import FitViews
 from .seed import SeedView, seed_gaussians, seed_points
 from .space import CacheSpace
 

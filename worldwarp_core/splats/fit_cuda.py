@@ -16,9 +16,11 @@ from torch import Tensor
 
 from .constants import BLUR_PX2, FAR, NEAR
 from .device_steps import SPARE_ROOM, DeviceSteps, run
-from .fit import FitSettings, FitViews, Moving
+from .fit_settings import FitSettings
 from .gaussians import SH_C0, Gaussians
 from .intersect import TileLists
+from .loss import FitViews
+from .moving import Moving
 from .raster_gsplat import load_gsplat
 
 WARM_UP = 3

@@ -31,13 +31,12 @@ from ..loop.chunks import ChunkPlan
 from ..loop.fill import FillStep
 from ..loop.priors import Priors
 from ..spec import GenerateSpec, Notice, Stage
-from ..wan.autoencoder import Autoencoder
-from ..wan.text import prompt_for, prompt_notices
 from .captions import Captioner, compose_prompt, describe_look, describe_scene
 from .denoise import Transformer, compose_latents, denoise, draw_noise
 from .noise_map import NoiseSettings, build_sigma_map, sigma_schedule
 from .noise_map import Variant as NoiseVariant
 from .presets import PRESETS, Preset, choose_preset, preset_notices
+from .prompts import prompt_for, prompt_notices
 
 THE_METHOD = NoiseSettings()
 ABLATIONS = {
@@ -49,6 +48,28 @@ ABLATIONS = {
 """What is lost where the noise is not the method's."""
 WITHOUT_MASK = ("uniform", "full_noise")
 """Variants that a user's strength mask cannot change."""
+
+
+class Autoencoder(Protocol):
+    """Encodes clips and decodes them frame by frame.
+
+    T = 4k + 1, T' = (T - 1)/4 + 1, and sides are multiples of 16; latents are float32, normalised by the autoencoder's
+    own mean and deviation.
+    """
+
+    name: str
+    channels: int
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(T, H, W, 3) -> (1, C, T', H/8, W/8)."""
+        ...
+
+    def decode(self, latents: Tensor, priors: Priors | None = None) -> Iterator[Tensor]:
+        """Yields (H, W, 3) frames in [0, 1], each as soon as it is decoded; stop asking and the work stops there.
+
+        `priors`, of the same T frames, is for decoders that are guided by what the cache knows in detail.
+        """
+        ...
 
 
 class TextSource(Protocol):

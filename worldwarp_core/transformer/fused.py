@@ -5,7 +5,7 @@ next to no arithmetic, but moves every token through memory each time. A compile
 over 1,536 channels is more than it keeps in registers, and rotary pairs four times; these read once. They round where
 the stock model rounds. Rows are tokens: a program holds one, whole, in registers.
 
-The plain block (transformer.py) is their readable twin and what tests compare them with. Hooks on norms are passed by,
+The plain block (block.py) is their readable twin and what tests compare them with. Hooks on norms are passed by,
 those on blocks and linear layers work.
 """
 
@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from .block import AttentionProcessor, LevelBlock, Rotary
 from .float8 import FLOAT8, LARGEST, Float8Linear, Float8Rows
-from .prepare import AttentionProcessor, LevelBlock, Rotary
 
 # The six rows of a block's modulation.
 SHIFT, SCALE, GATE, FFN_SHIFT, FFN_SCALE, FFN_GATE = range(6)

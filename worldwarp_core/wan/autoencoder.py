@@ -1,4 +1,4 @@
-"""Frames to latents and back: what the loop asks of a video autoencoder, and Wan's, which the method was made with.
+"""Frames to latents and back by Wan's video autoencoder, which the method was made with.
 
 Frames are (T, H, W, 3) in [0, 1], T = 4k + 1, sides multiples of 16. Latents are (1, C, T', H/8, W/8) float32 with
 T' = (T - 1)/4 + 1, normalised by the autoencoder's own mean and deviation.
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -31,24 +30,6 @@ from .streaming import (
 
 TILE_OVERLAP = 4
 """Neighbouring tiles share a quarter of their side; there one fades into the other."""
-
-
-class Autoencoder(Protocol):
-    """Encodes clips and decodes them frame by frame."""
-
-    name: str
-    channels: int
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """(T, H, W, 3) -> (1, C, T', H/8, W/8)."""
-        ...
-
-    def decode(self, latents: Tensor, priors: Priors | None = None) -> Iterator[Tensor]:
-        """Yields (H, W, 3) frames in [0, 1], each as soon as it is decoded; stop asking and the work stops there.
-
-        `priors`, of the same T frames, is for decoders that are guided by what the cache knows in detail.
-        """
-        ...
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ The engine's own process leads (transformer/parallel.py); each follower loads th
 answers the leader's calls. They are started with the variables that torchrun would set, so that the engine may live
 inside a server's worker, which torchrun could not start.
 
-    python -m worldwarp_core.wan.followers '{"device": "cuda", "options": {...}}'
-
-is such a follower; it ends when its standard input closes, however the leader came to its end. Where a follower is
+A follower (follow.py) ends when its standard input closes, however the leader came to its end. Where a follower is
 lost, the leader ends too: it would wait for its answer for ever, and nothing can call it back from there.
 """
 
@@ -26,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import WorldWarpError
-from ..transformer.parallel import Ranks, SharedTransformer, join_ranks, share_transformer
+from ..transformer.parallel import SharedTransformer, join_ranks, share_transformer
 from ..transformer.prepare import WorldWarpTransformer
 
 log = logging.getLogger(__name__)
@@ -62,7 +60,7 @@ class Followers:
             )
         shared = {"MASTER_ADDR": HOST, "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(count)}
         what = json.dumps({"device": device, "options": asdict(options)})
-        command = [sys.executable, "-m", "worldwarp_core.wan.followers", what]
+        command = [sys.executable, "-m", "worldwarp_core.wan.follow", what]
         self._processes = [
             subprocess.Popen(
                 command, stdin=subprocess.PIPE, env={**os.environ, **shared, "RANK": str(n), "LOCAL_RANK": str(n)}
@@ -101,23 +99,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
-
-
-def follow(what: str) -> None:
-    """A follower's life: load, share, answer until the leader is gone."""
-    from .source import WanSource, read_options
-
-    def end_with_leader() -> None:
-        sys.stdin.buffer.read()
-        os._exit(0)  # whatever it waits for, there is nobody left to answer
-
-    threading.Thread(target=end_with_leader, daemon=True).start()
-    told = json.loads(what)
-    ranks: Ranks = join_ranks(told["device"])
-    source = WanSource(read_options(told["options"] | {"gpus": 1}), str(ranks.device))
-    source.keep_resident()
-    share_transformer(source.load_transformer(float8=False), ranks).follow()
-
-
-if __name__ == "__main__":
-    follow(sys.argv[1])

@@ -22,13 +22,13 @@ from ..model_files.store import locate
 from ..spec import FirstFrameSettings, Notice, OnDrawStep
 from ..st_diff.captions import Captioner, QwenCaptioner, open_captioner
 from ..st_diff.denoise import Transformer
-from ..st_diff.fill import StDiffModels
+from ..st_diff.fill import Autoencoder, StDiffModels
 from ..st_diff.noise_map import choose_noise
 from ..st_diff.presets import PRESETS, Preset
 from ..transformer.float8 import multiplies_float8
 from ..transformer.prepare import TransformerOptions, WorldWarpTransformer, prepare_transformer
 from ..triton_here import why_no_triton
-from .autoencoder import Autoencoder, AutoencoderOptions, WanAutoencoder
+from .autoencoder import AutoencoderOptions, WanAutoencoder
 from .budget import AUTO, GIB, ON_CPU, PLANS, MemoryPlan, choose_plan, limit_memory, next_smaller, what_takes_longer
 from .first_frame import make_first_frame
 from .followers import Followers

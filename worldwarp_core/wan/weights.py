@@ -1,4 +1,4 @@
-"""The Wan models of the learned fill: found by name or folder, checked, loaded; nothing is fetched unasked.
+"""The Wan models of the learned fill: found by name or folder, checked, loaded; nothing is fetched.
 
 `resolve_models` says which files; the `load_*` functions read them. Configurations are checked first (is it a Wan 2.1
 text-to-video model at all?), then the header of every weight file (names and shapes), and only then tensors are read,
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import WorldWarpError
 from ..model_files.convert import diffusers_names
-from ..model_files.store import Progress, hub_name, identity, locate
+from ..model_files.store import hub_name, identity, locate
 from ..model_files.tensors import check_shapes, open_tensors, shapes_in, weight_files
 from .loras import LoraFile, apply_loras
 
@@ -100,31 +100,20 @@ class ModelFiles:
         return f"{identity(self.tokenizer)}-{identity(self.text_encoder)}"
 
 
-def resolve_models(
-    base: str = "wan-1.3b",
-    transformer: str | None = None,
-    *,
-    download: bool = False,
-    progress: Progress | None = None,
-) -> ModelFiles:
+def resolve_models(base: str = "wan-1.3b", transformer: str | None = None) -> ModelFiles:
     """Finds the base model and the transformer, and checks by their configurations that they belong together.
 
     Args:
         base: a folder in diffusers' layout, a name on the Hub, or a short name of `model_files.store.KNOWN`; names with
             `@revision` where one is pinned.
         transformer: the same, or a single .safetensors file of the base's size; None takes the base's own.
-        download: fetch what is not here.
-        progress: told how far that is.
 
     Raises:
         WorldWarpError: `no_weights` with the command that brings what is missing, `wrong_architecture`, `bad_weights`.
     """
-    folder = locate(base, what="the base model", fetch=download, progress=progress)
+    folder = locate(base, what="the base model")
     _check_pipeline(folder, base)
-    if transformer is None:
-        path = folder / "transformer"
-    else:
-        path = _find_transformer(transformer, download=download, progress=progress)
+    path = folder / "transformer" if transformer is None else _find_transformer(transformer)
     config = (folder / "transformer" if path.is_file() else path) / "config.json"
     files = ModelFiles(folder, path, config, (base, transformer or base))
     _check_configs(files)
@@ -202,7 +191,7 @@ def read_config(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- finding
 
 
-def _find_transformer(name: str, *, download: bool, progress: Progress | None) -> Path:
+def _find_transformer(name: str) -> Path:
     """The transformer's folder or .safetensors file."""
     path = Path(name).expanduser()
     if path.is_file():
@@ -215,7 +204,7 @@ def _find_transformer(name: str, *, download: bool, progress: Progress | None) -
         raise WorldWarpError(
             "no_weights", f"There is no {name}. Give a folder, a .safetensors file or a name on the Hub (owner/name)."
         )
-    folder = locate(name, what="the transformer", fetch=download, progress=progress)
+    folder = locate(name, what="the transformer")
     inner = folder / "transformer"
     return inner if (inner / "config.json").is_file() else folder
 

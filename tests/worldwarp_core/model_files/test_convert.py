@@ -16,13 +16,13 @@ from diffusers import WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.support.tiny_wan import save_tiny_wan, tiny_transformer
+from tests.support.refusals import fails
+from tests.support.tiny_wan import original_name, save_tiny_wan, tiny_transformer
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.model_files.convert import convert_checkpoint, diffusers_names
-from worldwarp_core.model_files.store import MANIFEST, hash_file, read_manifest, verify
+from worldwarp_core.model_files.manifest import MANIFEST, hash_file, read_manifest
+from worldwarp_core.model_files.store import verify
 from worldwarp_core.wan.weights import load_transformer, resolve_models
-
-from ..wan.test_weights import original_name
 
 SINGLE = "diffusion_pytorch_model.safetensors"
 
@@ -43,10 +43,6 @@ def weights():
 @pytest.fixture
 def config(wan):
     return wan / "transformer" / "config.json"
-
-
-def fails(code, *says):
-    return pytest.raises(WorldWarpError, match="(?s)" + ".*".join(says), check=lambda error: error.code == code)
 
 
 def saved(value, folder, name="x.ckpt", **settings):

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
 from worldwarp_core.transformer import fused
+from worldwarp_core.transformer.block import modulate, rotate
 from worldwarp_core.transformer.float8 import Float8Linear, quantise_rows
-from worldwarp_core.transformer.prepare import TransformerOptions, modulate, prepare_transformer, rotate
+from worldwarp_core.transformer.prepare import TransformerOptions, prepare_transformer
 
 BATCH, TOKENS, WIDTH, HEADS = 2, 5, 48, 3
 

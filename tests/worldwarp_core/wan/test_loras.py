@@ -10,11 +10,9 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from safetensors.torch import save_file
 
-from tests.support.tiny_wan import TEXT_DIM, tiny_transformer
-from worldwarp_core.errors import WorldWarpError
+from tests.support.refusals import fails
+from tests.support.tiny_wan import TEXT_DIM, original_name, tiny_transformer
 from worldwarp_core.wan.loras import LoraFile, apply_loras
-
-from .test_weights import original_name
 
 RANK = 3
 
@@ -95,10 +93,6 @@ def assert_weights(model, weights):
         torch.testing.assert_close(
             found[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}"
         )
-
-
-def fails(code, *says):
-    return pytest.raises(WorldWarpError, match="(?s)" + ".*".join(says), check=lambda error: error.code == code)
 
 
 # ---------------------------------------------------------------- what fits

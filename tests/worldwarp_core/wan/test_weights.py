@@ -1,34 +1,25 @@
-"""Weights by folder and by name on the Hub: what is whole loads bit for bit, what is not is refused with what to do."""
+"""Weights by folder and by name: what is whole loads bit for bit, what is not is refused with what to do."""
 
 import json
 import pickle
 import shutil
-import sys
 
 import pytest
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
-from tests.support.fake_hub import COMMIT, fake_hub, use_hub
-from tests.support.tiny_wan import TEXT_DIM, save_tiny_wan, tiny_transformer
+from tests.support.fake_hub import FINE_TUNED, WAN
+from tests.support.refusals import fails
+from tests.support.tiny_wan import TEXT_DIM, assert_same, original_name, save_tiny_wan, tiny_transformer
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.model_files import store
-from worldwarp_core.model_files.store import MANIFEST, HubName, download, hub_name, identity, read_manifest, verify
 from worldwarp_core.wan.weights import load_text_encoder, load_transformer, load_vae, resolve_models
 
-WAN, FINE_TUNED = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "imsuperkong/worldwarp"
 SINGLE = "diffusion_pytorch_model.safetensors"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return save_tiny_wan(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
@@ -37,39 +28,8 @@ def wan(whole, tmp_path):
     return shutil.copytree(whole, tmp_path / "wan")
 
 
-@pytest.fixture
-def no_hub(tmp_path, monkeypatch):
-    """An empty cache, and a hub that is not there."""
-    use_hub(monkeypatch, "http://127.0.0.1:9", tmp_path / "hf")
-
-
-@pytest.fixture
-def hub(whole, tmp_path, monkeypatch):
-    """A hub with the base model and a fine-tuned checkpoint, and an empty cache."""
-    (tmp_path / "published").mkdir()
-    torch.save(tiny_transformer(7).to(torch.bfloat16).state_dict(), tmp_path / "published" / "worldwarp_latest.ckpt")
-    base = shutil.copytree(whole, tmp_path / "base")
-    (base / "README.md").write_text("# Wan")
-    (base / "vae" / "old.bin").write_bytes(b"a pickle")
-    with fake_hub({WAN: base, FINE_TUNED: tmp_path / "published"}) as served:
-        use_hub(monkeypatch, served.url, tmp_path / "hf")
-        yield served
-
-
-def assert_same(model, other):
-    found, expected = model.state_dict(), other.state_dict()
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), name
-
-
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def fails(code, *says):
-    return pytest.raises(WorldWarpError, match="(?s)" + ".*".join(says), check=lambda error: error.code == code)
 
 
 # ---------------------------------------------------------------- what is whole
@@ -113,27 +73,6 @@ def test_a_fine_tuned_transformer_loads_in_every_layout(whole, tmp_path, layout)
     assert_same(load_transformer(files, torch.float32), tuned)
     assert files.base == whole
     assert files.names == (str(whole), str(place))
-
-
-def original_name(name):
-    """What the original Wan calls a tensor, written down from its published layout."""
-    pairs = (
-        ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
-        ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
-        ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
-        ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
-        ("condition_embedder.time_proj", "time_projection.1"),
-        ("attn1.", "self_attn."), ("attn2.", "cross_attn."), ("to_out.0.", "o."),
-        ("to_q.", "q."), ("to_k.", "k."), ("to_v.", "v."),
-        ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2"),
-        (".norm2.", ".swap."), (".norm3.", ".norm2."), (".swap.", ".norm3."),
-        ("proj_out", "head.head"),
-    )  # fmt: skip
-    if name == "scale_shift_table":
-        return "head.modulation"
-    for ours, theirs in pairs:
-        name = name.replace(ours, theirs)
-    return name.replace("scale_shift_table", "modulation")
 
 
 PUBLISHED = {
@@ -323,174 +262,3 @@ def test_a_damaged_configuration_is_refused(wan, content):
     (wan / "transformer" / "config.json").write_text(content, errors="surrogateescape")
     with fails("bad_weights", "config.json is not a model's configuration"):
         resolve_models(str(wan))
-
-
-# ---------------------------------------------------------------- from the Hub
-
-
-def test_downloaded_models_are_checked_converted_and_found_without_a_network(hub):
-    told = []
-    folder = download(hub_name("wan-1.3b"), lambda what, share: told.append((what.split()[0], share)))
-    assert not (folder / "README.md").exists()
-    assert not (folder / "vae" / "old.bin").exists()
-    assert ("fetching", 1.0) in told
-    assert ("verifying", 1.0) in told
-    assert all(0 <= share <= 1 for _, share in told)
-    converted = download(hub_name("worldwarp"))
-    assert read_manifest(converted / MANIFEST).source["source"] == "worldwarp_latest.ckpt"
-    hub.requests.clear()
-    files = resolve_models("wan-1.3b", "worldwarp")
-    assert hub.requests == []
-    assert (files.base, files.transformer) == (folder, converted)
-    assert_same(load_transformer(files, torch.float32), tiny_transformer(7).to(torch.bfloat16).float())
-    load_vae(files)
-    load_text_encoder(files)
-    assert verify(folder).faults == verify(converted).faults == ()
-
-
-def test_a_second_download_fetches_nothing(hub):
-    for name in ("wan-1.3b", "worldwarp"):
-        first = download(hub_name(name))
-        fetched = len(hub.fetched())
-        assert download(hub_name(name)) == first
-        assert len(hub.fetched()) == fetched > 0
-
-
-def test_resolving_downloads_only_when_told_to(hub):
-    files = resolve_models("wan-1.3b", "worldwarp", download=True)
-    assert files.base.name == COMMIT
-    assert (files.transformer / MANIFEST).is_file()
-
-
-def test_a_file_that_comes_changed_is_fetched_again(hub):
-    hub.spoiled[f"vae/{SINGLE}"] = 1
-    folder = download(hub_name("wan-1.3b"))
-    assert hub.fetched().count(f"vae/{SINGLE}") == 2
-    assert verify(folder).faults == ()
-
-
-def test_a_file_that_always_comes_changed_is_refused(hub):
-    hub.spoiled["transformer/config.json"] = 9
-    with fails("bad_weights", "transformer/config.json", "hash that the Hub states"):
-        download(hub_name("wan-1.3b"))
-
-
-@pytest.mark.parametrize("with_manifest", [True, False])
-def test_a_byte_that_changes_on_the_disk_is_found_and_a_download_repairs_it(hub, with_manifest):
-    folder = download(hub_name("wan-1.3b"))
-    if not with_manifest:  # what another program has fetched: the cache names files by their hashes
-        store._manifest_beside_cache(HubName(WAN), COMMIT).unlink()
-    assert verify(folder).checked == 16
-    broken = (folder / "vae" / SINGLE).resolve()
-    data = bytearray(broken.read_bytes())
-    data[-9] ^= 4
-    broken.write_bytes(data)
-    (found,) = verify(folder).faults
-    assert found.startswith(f"vae/{SINGLE} hashes to sha256:")
-    download(hub_name("wan-1.3b"))
-    assert verify(folder).faults == ()
-
-
-def test_a_converted_folder_that_has_been_damaged_is_converted_again(hub):
-    folder = download(hub_name("worldwarp"))
-    (folder / SINGLE).write_bytes(b"")
-    assert [fault.split()[0] for fault in verify(folder).faults] == [SINGLE]
-    assert download(hub_name("worldwarp")) == folder
-    assert verify(folder).faults == ()
-
-
-def test_a_snapshot_with_a_file_missing_is_not_taken_for_whole(hub):
-    folder = download(hub_name("wan-1.3b"))
-    (folder / "text_encoder" / "model-00002-of-00003.safetensors").unlink()
-    with fails("no_weights", "worldwarp models download wan-1.3b"):
-        resolve_models("wan-1.3b")
-
-
-class Planted:
-    """A pickle of this writes a file when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
-
-
-def test_a_published_checkpoint_with_code_in_it_is_refused_and_not_run(hub, tmp_path):
-    torch.save({"a": Planted(tmp_path / "was run")}, hub.repos[FINE_TUNED] / "worldwarp_latest.ckpt")
-    with fails("unsafe_checkpoint", "nothing of it was run"):
-        download(hub_name("worldwarp"))
-    assert not (tmp_path / "was run").exists()
-    with fails("no_weights", "worldwarp models download worldwarp"):
-        store.locate("worldwarp", what="the transformer")
-
-
-def test_without_a_connection_a_download_says_what_to_do(no_hub):
-    with fails("download_failed", "ConnectError", "worldwarp models download wan-1.3b", "copy the model's folder"):
-        download(hub_name("wan-1.3b"))
-
-
-def test_offline_mode_is_named(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with fails("download_failed", "HF_HUB_OFFLINE is set"):
-        download(hub_name("wan-1.3b"))
-
-
-def test_a_name_that_the_hub_does_not_know_is_said_so(hub):
-    with fails("download_failed", "The Hub knows no someone/else"):
-        download(hub_name("someone/else"))
-
-
-def test_a_model_that_does_not_fit_the_disk_is_not_begun(hub, monkeypatch):
-    usage = shutil.disk_usage("/")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with fails("disk_full", "HF_HOME"):
-        download(hub_name("wan-1.3b"))
-    assert hub.fetched() == []
-
-
-def test_names_on_the_hub():
-    assert hub_name("wan-1.3b") == HubName(WAN)
-    assert hub_name("worldwarp@0123abc") == HubName(FINE_TUNED, "0123abc")
-    assert str(hub_name("a/b@refs/pr/1")) == "a/b@refs/pr/1"
-    assert [hub_name(name) for name in ("a", "a/b/c", "../b", "./b", "/b", "", "a/b@../c", "a/b@-x")] == [None] * 8
-
-
-# ---------------------------------------------------------------- manifests and identity
-
-
-@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "C:\\x", ""])
-def test_a_manifest_that_names_a_file_outside_its_folder_is_refused(tmp_path, name):
-    entry = {"size": 1, "hash": "sha256:" + "0" * 64}
-    (tmp_path / MANIFEST).write_text(json.dumps({"format": 1, "source": {}, "files": {name: entry}}))
-    with fails("bad_manifest", "not in its folder"):
-        verify(tmp_path)
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"format": 2}', '{"format": 1, "source": {}, "files": {"a": 1}}'])
-def test_a_damaged_manifest_is_refused(tmp_path, content):
-    (tmp_path / MANIFEST).write_text(content)
-    with fails("bad_manifest", "is not a manifest"):
-        verify(tmp_path)
-
-
-def test_a_folder_of_which_nothing_is_known_cannot_be_verified(whole):
-    with fails("no_manifest", MANIFEST):
-        verify(whole)
-
-
-def test_the_identity_of_a_folder_changes_with_its_files_and_not_with_a_manifest(wan):
-    before = identity(wan / "vae")
-    assert resolve_models(str(wan)).text_identity == resolve_models(str(wan)).text_identity
-    (wan / "vae" / MANIFEST).write_text("{}")
-    assert identity(wan / "vae") == before
-    (wan / "vae" / "config.json").write_bytes((wan / "vae" / "config.json").read_bytes() + b"\n")
-    assert identity(wan / "vae") != before
-
-
-def test_the_registry_needs_no_torch():
-    import subprocess
-
-    code = "import sys, worldwarp_core.model_files.store; assert not {'torch', 'huggingface_hub'} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -9,10 +9,10 @@ import numpy as np
 import psutil
 import pytest
 
-from worldwarp_core.cameras import ttt3r
 from worldwarp_core.cameras.path import BLENDER_FRONT, preset_path
-from worldwarp_core.cameras.video import cameras_from_video
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.tracking import ttt3r
+from worldwarp_core.tracking.video import cameras_from_video
 
 FRAMES = 9
 SAMPLED = [0, 2, 4, 6, 8]

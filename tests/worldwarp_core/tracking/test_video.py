@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from worldwarp_core.cameras import video as from_video
 from worldwarp_core.cameras.path import CameraPath, preset_path, vector_from_rotation
-from worldwarp_core.cameras.video import cameras_from_video
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.tracking import video as from_video
+from worldwarp_core.tracking.video import cameras_from_video
 
 # Imported before any test runs: where a test draws with Mesa first, pycolmap would take some of the C++ library's
 # functions from there and some from its own copy, and abort.

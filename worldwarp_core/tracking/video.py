@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from ..cameras.path import BLENDER_FRONT, MAX_CAMERAS, MAX_SIDE_PX, CameraPath, jump_warning
 from ..errors import WorldWarpError
 from ..spec import Notice
 from . import ttt3r as ttt3r_program
-from .path import BLENDER_FRONT, MAX_CAMERAS, MAX_SIDE_PX, CameraPath, jump_warning
 
 ESTIMATORS = ("pycolmap", "ttt3r")
 
