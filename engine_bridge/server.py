@@ -70,6 +70,7 @@ from .security import Gate, Lock, bind_address, lock_for
 from .session import FINAL, JobTable, ServerFacts, ServerSession
 from .speeds import Speeds
 from .store import JobStore, StoredState, default_data_dir
+from .store_lock import claim_store
 from .version import package_version
 from .viewer import ViewConfig, ViewProcess
 from .worker import RayPlace, WorkerConfig, read_spec, read_wish
@@ -137,7 +138,7 @@ class Server:
     """A server that listens from the moment it is made; `serve` runs it.
 
     Raises:
-        BridgeError: `address_in_use`, `cannot_write`, `disk_full`, `bad_keys`.
+        BridgeError: `address_in_use`, `folder_in_use`, `cannot_write`, `disk_full`, `bad_keys`.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -172,7 +173,16 @@ class Server:
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
         self._store = JobStore(config.data_dir)
+        try:
+            self._store_lock = claim_store(config.data_dir)
+        except BridgeError:
+            self._close(0)
+            raise
         self._jobs = JobTable(config.max_queued, config.max_queued_by_client)
+        self._stored: dict[str, StoredState] = {}
+        """Of every job, what its `state.json` says, or will as soon as the disk takes it."""
+        self._sizes: dict[str, int] = {}
+        """Bytes on disk of the jobs that have ended."""
         self._sessions: dict[bytes, ServerSession] = {}
         self._progress: dict[str, Progress] = {}
         self._hot: dict[str, dict[int, list[codec.Part]]] = {}
@@ -275,6 +285,7 @@ class Server:
         self._compressor.close()
         self._workers.close()
         self._close(1000)
+        self._store_lock.release()
         _log.info("WorldWarp server stopped")
 
     def _close(self, linger_ms: int) -> None:

@@ -64,6 +64,7 @@ from .messages import (
     WorkerCommand,
 )
 from .store import Appender, JobStore, StoredJob
+from .store_lock import claim_as_worker
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +131,9 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
 
 
 def _work(config: WorkerConfig, server: _Server) -> None:
+    root = Path(config.store_root)
     try:
+        writing = claim_as_worker(root)
         engine = _load(config)
         server.report(Ready(engine_info=as_plain(engine.describe())))
     except EngineLost:
@@ -139,13 +142,14 @@ def _work(config: WorkerConfig, server: _Server) -> None:
         code, message, log_id = _explain(error, "engine_unavailable", "The engine could not be started")
         server.report(LoadFailed(code=code, message=message, log_id=log_id))
         return
-    store = JobStore(Path(config.store_root))
+    store = JobStore(root)
     # Of an engine that is elsewhere, GPUs are seen to there.
     gpus = gpus_of(engine.describe()) if config.ray is None else []
     show_case = ShowCase()
     while (run := server.next_job()) is not None:
         server.report(_Run(engine, store.open(run.job_id), run, server, gpus, show_case).to_its_end())
     show_case.close()
+    writing.release()
 
 
 def read_spec(submit: Submit) -> core.GenerateSpec:

@@ -383,7 +383,7 @@ def test_an_engine_that_cannot_start_fails_jobs_with_its_reason(start_server: Ca
 
 
 def stored(server: RunningServer) -> set[str]:
-    return {folder.name for folder in server.data_dir.iterdir()} - {"logs"}
+    return {folder.name for folder in server.data_dir.iterdir()} - {"logs", "locks"}
 
 
 def size_of(server: RunningServer, job_id: str) -> int:
