@@ -74,7 +74,7 @@ from .store_lock import claim_store
 from .version import package_version
 from .viewer import ViewConfig, ViewProcess
 from .worker import RayPlace, WorkerConfig, read_spec, read_wish
-from .workers import Gone, Worker, Workers
+from .workers import REST_S, Gone, Worker, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -710,6 +710,8 @@ class Server:
             return
         if failure is not None:
             _log.error("The engine could not be loaded: %s", failure.message, extra={"log_id": failure.log_id})
+            if self._has_others(worker):
+                return
             if (job := self._jobs.next_queued) is not None:
                 self._move(job.job_id, "failed", failure.code, failure.message, failure.log_id)
             return
@@ -717,14 +719,22 @@ class Server:
         _log.error("%s", died, extra={"job_id": worker.job_id})
         if worker.job_id:
             self._outlive(worker.job_id, died)
-        elif not worker.ready:
+        elif not worker.ready and not self._has_others(worker):
             self._failed_starts += 1
             if self._failed_starts >= MAX_DEATHS and (job := self._jobs.next_queued) is not None:
                 self._failed_starts = 0
                 self._move(job.job_id, "failed", "worker_died", f"{died} It did so {MAX_DEATHS} times as it started.")
 
+    def _has_others(self, worker: Worker) -> bool:
+        """Whether jobs can wait for other workers than this one, which could not start and is left alone then."""
+        others = bool(list(self._workers))
+        if others:
+            self._workers.rest(worker.slot)
+            _log.error("Worker %d is tried again in %g s; the others go on", worker.slot, REST_S)
+        return others
+
     def _outlive(self, job_id: str, died: str) -> None:
-        stored = self._store.open(job_id).read_state()
+        stored = self._stored[job_id]
         final = self._store.open(job_id).commits.read().frames
         deaths = 1 if final > stored.frames_at_death else stored.deaths + 1
         known: dict[str, Any] = {"deaths": deaths, "frames_at_death": final}
