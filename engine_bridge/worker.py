@@ -25,6 +25,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -115,8 +116,11 @@ class WorkerConfig:
 
 def run_worker(connection: Connection, config: WorkerConfig) -> None:
     """The worker process: loads the engine, then runs one job after another until told to quit."""
-    # Ctrl-C in a terminal reaches every process in it; here the server decides what becomes of the job.
+    # Ctrl-C in a terminal reaches every process in it, and what stops a service may tell every process of it; here the
+    # server decides what becomes of the job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not ignored: programs that the engine starts would ignore it too.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
     if config.log_path:
         add_log_file(Path(config.log_path), f"worker {config.device}".strip())
@@ -541,9 +545,11 @@ class _LogWriter:
 def _yield_to_others() -> None:
     """Lets other threads run before this one, where threads have priorities of their own."""
     if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19))
+        # Not every container allows it.
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19))
 
 
 def _progress(event: core.Progress, job_id: str) -> Progress:
