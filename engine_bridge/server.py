@@ -67,7 +67,7 @@ from .messages import (
 )
 from .metrics import Counted, Metrics, NoMetrics
 from .security import Gate, Lock, bind_address, lock_for
-from .session import FINAL, JobTable, ServerFacts, ServerSession
+from .session import FINAL, LARGE_MESSAGE_LIMIT_S, JobTable, ServerFacts, ServerSession
 from .speeds import Speeds
 from .store import JobStore, StoredState, default_data_dir
 from .store_lock import claim_store
@@ -156,7 +156,7 @@ class Server:
             # The codec refuses with a typed error what is over its limit; this only bounds what the library buffers.
             (zmq.MAXMSGSIZE, 2 * config.limits.message_bytes),
             (zmq.HEARTBEAT_IVL, 10_000),
-            (zmq.HEARTBEAT_TIMEOUT, 60_000),
+            (zmq.HEARTBEAT_TIMEOUT, int(LARGE_MESSAGE_LIMIT_S * 1000)),
         ):
             self._socket.setsockopt(option, value)
         if self._gate is not None:
@@ -545,7 +545,9 @@ class Server:
     def _forget_silent(self) -> None:
         now_s = time.monotonic()
         for identity, session in list(self._sessions.items()):
-            if session.is_silent(now_s):
+            # Who follows a job says what was consumed; of who follows none, a large job may be on its way.
+            may_send = session.state == "open" and not session.subscriptions
+            if session.is_silent(now_s - (LARGE_MESSAGE_LIMIT_S if may_send else 0.0)):
                 del self._sessions[identity]
 
     # ------------------------------------------------------------ events
