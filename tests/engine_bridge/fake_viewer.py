@@ -1,4 +1,7 @@
-"""A viewer that needs no torch: every pixel says how large the world is; a focal length of 1 takes 50 ms."""
+"""A viewer that needs no torch: every pixel says how large the world is; a focal length of 1 takes 50 ms.
+
+It has room for worlds of fewer than 2,000 splats.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from worldwarp_core.splat_files.cloud import SplatCloud
 
 
 def open_viewer(cloud: SplatCloud, device: str = "cpu") -> FakeViewer:
+    if len(cloud) >= 2000:
+        raise MemoryError
     return FakeViewer(len(cloud))
 
 
