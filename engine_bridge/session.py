@@ -400,7 +400,7 @@ class JobTable:
 
     @property
     def running(self) -> tuple[JobInfo, ...]:
-        return tuple(self._jobs[job_id] for job_id in self._running)
+        return tuple(self._jobs[job_id] for job_id in list(self._running))
 
     @property
     def next_queued(self) -> JobInfo | None:
