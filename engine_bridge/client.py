@@ -380,23 +380,34 @@ class Client:
         self._do(lambda: self._wire.request(ListJobs(request_id=next(self._request_ids)), answer))
         return self._wait(answer, timeout_s).jobs
 
-    def fetch_splats_now(self, job_id: str, path: Path, timeout_s: float = 600.0) -> Path:
-        """Fetches the job's newest splat file to `path`; waits for it.
+    def fetch_splats_now(self, job_id: str, path: Path, timeout_s: float = 120.0) -> Path:
+        """Fetches the job's newest splat file to `path`; waits for it, as long as its blocks come.
+
+        Args:
+            timeout_s: for the next block.
 
         Raises:
             BridgeError: `no_splats`, `unknown_job`, `disk_full`, `cannot_write`, `timed_out`, ...
         """
         answer: Future[Path] = Future()
-        self._do(lambda: self._wire.fetch(_Fetch(job_id, Path(path), answer)))
-        return self._wait(answer, timeout_s)
+        fetch = _Fetch(job_id, Path(path), answer)
+        self._do(lambda: self._wire.fetch(fetch))
+        return self._wait(answer, timeout_s, lambda: fetch.offset)
 
     # ------------------------------------------------------------ helpers
 
-    def _wait(self, answer: Future[Any], timeout_s: float) -> Any:
-        try:
-            return answer.result(timeout_s)
-        except FutureTimeoutError:
-            raise BridgeError("timed_out", f"The server at {self.address} did not answer in {timeout_s:g} s.") from None
+    def _wait(self, answer: Future[Any], timeout_s: float, how_far: Callable[[], int] = lambda: 0) -> Any:
+        """The answer, for which it waits so long after `how_far` has changed."""
+        been, deadline_s = how_far(), time.monotonic() + timeout_s
+        while True:
+            # In short waits, as in `events`.
+            with suppress(FutureTimeoutError):
+                return answer.result(min(timeout_s, 0.2))
+            if how_far() != been:
+                been, deadline_s = how_far(), time.monotonic() + timeout_s
+            elif time.monotonic() > deadline_s:
+                late = f"The server at {self.address} did not answer in {timeout_s:g} s."
+                raise BridgeError("timed_out", late)
 
     def _consume(self, entry: _Received) -> ClientEvent:
         if entry.size_bytes:

@@ -6,6 +6,7 @@ The long versions are in `bench_bridge.py`.
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from engine_bridge import messages as m
 from engine_bridge import session
 from engine_bridge.client import Client, ConnectionLost
+from engine_bridge.errors import BridgeError
 from worldwarp_core.spec import PathDepth
 
 from . import namespaces
@@ -56,6 +58,21 @@ def test_a_job_that_takes_long_to_send_is_sent_once(server: RunningServer, monke
     assert time.monotonic() - started_s > 2.5, "longer than the server may be silent"
     assert events[-1].state == "done"
     assert not any(isinstance(event, ConnectionLost) for event in events)
+
+
+def test_splats_come_however_long_they_take_as_long_as_they_come(server: RunningServer, tmp_path: Path) -> None:
+    port = int(server.address.rpartition(":")[2])
+    with Proxy(port, Fault(bytes_per_s=8e6)) as proxy, Client(f"tcp://127.0.0.1:{proxy.port}") as client:
+        job_id = client.submit(shot(1))
+        run(client, job_id)
+        content = bytes(20_000_000)
+        server.server._store.open(job_id).add_splats(lambda path: path.write_bytes(content), splats=1)
+        started_s = time.monotonic()
+        client.fetch_splats_now(job_id, tmp_path / "splats.ply", timeout_s=1.5)
+        assert time.monotonic() - started_s > 2.0
+        assert (tmp_path / "splats.ply").read_bytes() == content
+        with pytest.raises(BridgeError, match="did not answer in 0 s"):
+            client.fetch_splats_now(job_id, tmp_path / "splats.ply", timeout_s=0.0)
 
 
 def test_a_client_that_the_server_has_forgotten_comes_back(server: RunningServer) -> None:
