@@ -26,6 +26,7 @@ from worldwarp_core.model_store import (
     verify,
 )
 
+from .doctor import INSTALL_ENGINE
 from .errors import BridgeError
 
 models_app = typer.Typer(help="The models of the learned engines: list, download, verify.", rich_markup_mode=None)
@@ -119,7 +120,7 @@ def convert(
     except ModuleNotFoundError as error:
         raise BridgeError(
             "engine_not_installed",
-            f'Converting needs {error.name!r}, which is missing: pip install -c constraints.txt -e ".[engine]"',
+            f"Converting needs {error.name!r}, which is missing: {INSTALL_ENGINE}",
         ) from error
     with _bar() as show:
         made = convert_checkpoint(checkpoint, out, config, take=take, progress=show)

@@ -38,7 +38,7 @@ CLIENT_PACKAGES = (
     "typer",
     "zstandard",
 )
-ENGINE_PACKAGES = ("opencv-python-headless",)
+ENGINE_PACKAGES = ("filelock", "opencv-python-headless")
 PYTHON_MIN = (3, 11)
 PROBE_TIMEOUT_S = 120.0
 JOBS_GIB = 20.0

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .doctor import INSTALL_ENGINE
 from .errors import BridgeError, disk_errors
 
 LEAVING_S = 30.0
@@ -65,7 +66,7 @@ def _lock(root: Path, name: str, timeout_s: float) -> Any:
     except ModuleNotFoundError as error:
         raise BridgeError(
             "engine_unavailable",
-            "A server needs the Python package filelock: pip install -c constraints.txt -e '.[engine]'",
+            f"A server needs the Python package filelock: {INSTALL_ENGINE}",
         ) from error
     with disk_errors(root):
         (root / "locks").mkdir(parents=True, exist_ok=True)
