@@ -286,7 +286,11 @@ class Bar:
                 self.show(line["what"], min(done + 0.02, BEFORE_JOB) if done < AFTER_JOB else done)
             case "progress":
                 left_s = line["eta_s"] and line["eta_s"] + FINISH_S
-                self.show(STAGES[line["stage"]], BEFORE_JOB + (AFTER_JOB - BEFORE_JOB) * line["fraction"], left_s)
+                self.show(
+                    STAGES.get(line["stage"], line["stage"]),
+                    BEFORE_JOB + (AFTER_JOB - BEFORE_JOB) * line["fraction"],
+                    left_s,
+                )
             case "notice":
                 self._progress.console.print(line["message"])
 
@@ -301,6 +305,7 @@ STAGES = {
     "denoise": "filling what it has not seen",
     "decode": "filling what it has not seen",
     "finish": "finishing",
+    "gpu": "waiting for the GPU",
 }
 
 
