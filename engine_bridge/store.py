@@ -272,12 +272,14 @@ class EventLog:
         count = whole = len(self)
         for seq in range(count, 0, -1):
             try:
-                event = codec.decode(self.read(seq), LoggedEvent)
+                parts = self.read(seq)
             except (BridgeError, OSError):
                 whole = seq - 1
                 continue
-            if isinstance(event, ChunkCommitted):
-                break
+            # One that cannot be read for what it says, as an earlier version wrote it, is whole all the same.
+            with suppress(ProtocolError):
+                if isinstance(codec.decode(parts, LoggedEvent), ChunkCommitted):
+                    break
         if whole < count:
             with disk_errors(self._index):
                 os.truncate(self._index, whole * _INDEX.size)

@@ -93,6 +93,9 @@ def test_what_the_disk_did_not_get_when_the_power_went_is_dropped_back_to_the_la
     assert len(job.log) == 7
     fill(job.log, 1)
     assert [read(job.log, seq).seq for seq in range(1, 9)] == [*range(1, 6), 6, 7, 8]
+    with job.log.appending() as append:
+        append([b"what another version said"])
+    assert job.log.mend() == 0, "whole, whatever it says"
 
 
 def test_an_event_that_is_not_there_is_named(job: StoredJob) -> None:
