@@ -262,7 +262,7 @@ def test_a_cancelled_job_is_not_gone_on_with_whoever_dies_before_it_stops(
 ) -> None:
     server = start_server()
     with Client(server.address) as client:
-        job_id = client.submit(shot(prompt="slow=30"))
+        job_id = client.submit(shot(prompt="slow=2"))
         until(client, m.Progress)
         client.cancel(job_id)
         until(client, m.Cancelling)
