@@ -63,7 +63,7 @@ def program_in(environment: Path) -> Path:
         raise WorldWarpError(
             "no_environment",
             f"There is no WorldWarp in {environment}: it should hold {PROGRAMS[0]}. Install it once, in a terminal "
-            f"(python -m venv FOLDER, then FOLDER/bin/pip install 'worldwarp[engine]'), and set that folder here.",
+            f'(python -m venv FOLDER, then FOLDER/bin/pip install "worldwarp[engine]"), and set that folder here.',
         )
     return found
 

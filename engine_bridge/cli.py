@@ -1,4 +1,4 @@
-"""The command line: `worldwarp serve | generate | demo | cameras | jobs | logs | keys | doctor`.
+"""The command line: `worldwarp serve`, `generate`, `demo` and the others that `worldwarp --help` lists.
 
 A user's mistake is one sentence and exit code 1, never a traceback; Ctrl-C is exit code 130, with what was delivered
 kept. What a command needs is imported when it runs, so that each works with no more installed than it needs.
@@ -7,6 +7,7 @@ kept. What a command needs is imported when it runs, so that each works with no 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -43,6 +44,7 @@ from .cli_engine import (
 )
 from .cli_keys import keys_app
 from .client import GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
+from .commits import Commits
 from .errors import BridgeError, printable
 from .keys import default_keys_dir, read_client_key
 from .messages import DEFAULT_ADDRESS, NoticeEvent, StateEvent
@@ -73,7 +75,9 @@ Server = Annotated[str, typer.Option("--server", help="Address of the server.")]
 Key = Annotated[
     Path | None, typer.Option("--key", help="Key file for a server on another machine (see `worldwarp keys`).")
 ]
-EngineName = Annotated[str, typer.Option("--engine", help="What fills in what has not been seen.")]
+EngineName = Annotated[
+    str, typer.Option("--engine", help="What fills in what has not been seen: cache, preview or wan.")
+]
 DepthModel = Annotated[
     str | None,
     typer.Option("--depth-model", help="Depth model (name or folder, transformers) for pictures without depth."),
@@ -149,12 +153,15 @@ def serve(
     mask_rule: MaskRule = None,
     noise: Noise = None,
     preset: Preset = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where jobs are kept.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where jobs are kept, for this server alone (the user's cache folder).")
+    ] = None,
     keep_gib: Annotated[
         float, typer.Option(help="Disk space for ended jobs in GiB; the oldest beyond it are deleted.", min=0)
     ] = 20.0,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Show metrics in Prometheus' format on this port of this machine.")
+        int | None,
+        typer.Option(help="Show metrics in Prometheus' format on this port of this machine.", min=0, max=65535),
     ] = None,
     view: Annotated[bool, typer.Option("--view/--no-view", help="Let clients look around in the world.")] = True,
     engine_factory: Factory = DEFAULT_FACTORY,
@@ -230,7 +237,9 @@ def serve(
     if until_stdin_closes:
 
         def wait_for_end() -> None:
-            sys.stdin.buffer.read()
+            # Not by way of sys.stdin: a read of it that still waits makes the end of the program a crash.
+            while os.read(0, 1):
+                pass
             # Twice, which is at once: nobody is there to take what would still be made.
             server.stop()
             server.stop()
@@ -453,6 +462,9 @@ def make_shot(
     started_s = time.monotonic()
     own = out / ".server"
     folder: JobFolder | None = None
+    if server is None and not resume:
+        # What a command left that was killed: its server would go on with its job.
+        shutil.rmtree(own, ignore_errors=True)
     try:
         with ExitStack() as open_until_done:
             private = None if server is not None else open_until_done.enter_context(own_server(own, server_options))
@@ -484,7 +496,7 @@ def make_shot(
             with _Bar(len(spec.cameras)) as bar:
                 end = deliver(client, job_id, folder, on_event=bar.show, stop=stop)
     except BaseException as error:
-        # First, as it makes room where the disk is full.
+        # First, as it may make room where the disk is full.
         _put_away(own, out)
         if folder is None:
             if not was_there:
@@ -496,14 +508,18 @@ def make_shot(
         with suppress(WorldWarpError):
             folder.fail(code, str(error) or "Stopped before the job had ended.")
         raise
-    _put_away(own, out)
+    _put_away(own, out, done=end.state == "done")
     folder.note(seconds_total=round(time.monotonic() - started_s, 3))
     if pictures := sequence(out / "frames"):
         write_video(pictures, out / "preview.mp4", spec.cameras.fps)
-    if end.state == "cancelled":
-        raise BridgeError("cancelled", f"Cancelled. {len(pictures)} of {len(spec.cameras)} frames are in {out}.")
-    if end.state == "failed":
-        raise WorldWarpError(end.code, f"{end.message} {len(pictures)} of {len(spec.cameras)} frames are in {out}.")
+    if end.state != "done":
+        there = f"{len(pictures)} of {len(spec.cameras)} frames are in {out}."
+        if server is not None or own.exists():
+            there += " The same command with --resume goes on after them."
+        if end.state == "cancelled":
+            raise BridgeError("cancelled", f"Cancelled. {there}")
+        log = f" Its log is {out / 'server.log'}." if end.log_id and server is None else ""
+        raise WorldWarpError(end.code, f"{end.message}{log} {there}")
     if faults := folder.missing():
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise BridgeError("incomplete", f"Not all of the job is in {out}: {'; '.join(faults[:3])}{more}.")
@@ -514,12 +530,16 @@ def make_shot(
     )
 
 
-def _put_away(own: Path, out: Path) -> None:
-    """Removes the private server's jobs; its log stays beside the results where something in it may be asked for."""
+def _put_away(own: Path, out: Path, *, done: bool = False) -> None:
+    """Removes the private server's jobs, unless there is one to go on with: one not `done` that has committed chunks.
+
+    Its log stays beside the results where something in it may be asked for.
+    """
     log = own / "server.log"
     if log.is_file() and b" ERROR " in log.read_bytes():
         log.replace(out / "server.log")
-    shutil.rmtree(own, ignore_errors=True)
+    if done or not any(Commits(state.parent).read().frames for state in own.glob("jobs/*/resume.json")):
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @contextmanager
@@ -698,6 +718,8 @@ def jobs(server: Server = DEFAULT_ADDRESS, key: Key = None, verbose: Verbose = F
         client.connect()
         listed = client.list_jobs()
     table = Table("job", "state", "frames", "whose", "submitted", "why")
+    # Whole, to be copied.
+    table.columns[0].no_wrap, table.columns[0].min_width = True, 32
     for job in listed:
         submitted = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created_s))
         whose = job.client[:8] if len(job.client) == 32 else job.client

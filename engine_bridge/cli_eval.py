@@ -279,7 +279,7 @@ def _core() -> Any:
         raise WorldWarpError(
             "engine_not_installed",
             f"An evaluation needs the Python package {error.name!r}, which is missing: "
-            "pip install -c constraints.txt 'worldwarp[engine,evaluation]'",
+            'pip install -c constraints.txt -e ".[engine,evaluation]"',
         ) from error
     return run
 

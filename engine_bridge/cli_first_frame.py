@@ -13,6 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from worldwarp_core.errors import WorldWarpError
 
+from .doctor import INSTALL_ENGINE
+
 PARTS = {"text": "Reading the prompt", "load": "Loading the video model", "steps": "Drawing", "decode": "Decoding"}
 
 console = Console(stderr=True)
@@ -56,8 +58,7 @@ def first_frame(
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            f"Drawing a frame needs the Python package {error.name!r}, which is missing: "
-            "pip install -c constraints.txt 'worldwarp[engine]'",
+            f"Drawing a frame needs the Python package {error.name!r}, which is missing: {INSTALL_ENGINE}",
         ) from error
     disable_progress_bar()  # it would draw over ours
     settings = FirstFrameSettings(prompt, negative_prompt, int(found[1]), int(found[2]), seed, steps, guidance)

@@ -17,6 +17,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.model_files.download import download
 from worldwarp_core.model_files.store import KNOWN, HubName, base_config, bytes_of, cached, converted, hub_name, verify
 
+from .doctor import INSTALL_ENGINE
 from .errors import BridgeError
 
 models_app = typer.Typer(help="The models of the learned engines: list, download, verify.", rich_markup_mode=None)
@@ -110,7 +111,7 @@ def convert(
     except ModuleNotFoundError as error:
         raise BridgeError(
             "engine_not_installed",
-            f'Converting needs {error.name!r}, which is missing: pip install -c constraints.txt -e ".[engine]"',
+            f"Converting needs {error.name!r}, which is missing: {INSTALL_ENGINE}",
         ) from error
     with _bar() as show:
         made = convert_checkpoint(checkpoint, out, config, take=take, progress=show)

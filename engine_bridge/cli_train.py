@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .doctor import INSTALL_ENGINE
+
 train_app = typer.Typer(
     help="Train the networks of the engine 'preview' (autoencoder, ST-Diff, depth), or a LoRA for 'wan'.",
     no_args_is_help=True,
@@ -187,8 +189,7 @@ def _train(kind: str, given: dict[str, Any]) -> None:
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            f"Training needs the Python package {error.name!r}, which is missing: "
-            "pip install -c constraints.txt 'worldwarp[engine]'",
+            f"Training needs the Python package {error.name!r}, which is missing: {INSTALL_ENGINE}",
         ) from error
     logging.getLogger("worldwarp_core.training").setLevel(logging.INFO)
     given |= {"textures": given.pop("data"), "devices": given.pop("gpus"), "width": int(width), "height": int(height)}

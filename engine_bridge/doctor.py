@@ -38,7 +38,7 @@ CLIENT_PACKAGES = (
     "typer",
     "zstandard",
 )
-ENGINE_PACKAGES = ("opencv-python-headless",)
+ENGINE_PACKAGES = ("filelock", "opencv-python-headless")
 PYTHON_MIN = (3, 11)
 PROBE_TIMEOUT_S = 120.0
 JOBS_GIB = 20.0
@@ -50,6 +50,7 @@ INSTALL_CLIENT = "pip install -c constraints.txt -e ."
 INSTALL_ENGINE = 'pip install -c constraints.txt -e ".[engine]"'
 INSTALL_BLENDER = 'pip install -c constraints.txt -e ".[engine,blender]"'
 INSTALL_VIDEO = 'pip install -c constraints.txt -e ".[video]"'
+INSTALL_RAY = 'pip install -c constraints.txt -e ".[engine,ray]"'
 INSTALL_EVALUATION = 'pip install -c constraints.txt -e ".[evaluation]"'
 # Forced: pip takes an installed CPU build of the same version for the one that is asked for. Alone: what torch needs is
 # not all on that index. The second command brings what the CUDA build needs and the CPU build did not.
@@ -91,6 +92,7 @@ def examine() -> list[Check]:
         _optional_package("plots of evaluations", "matplotlib", INSTALL_EVALUATION),
         _optional_package("depth of photographs", "transformers", INSTALL_ENGINE),
         _optional_package("metrics of a server", "prometheus_client", INSTALL_ENGINE),
+        _optional_package("engines on a Ray cluster", "ray", INSTALL_RAY),
         _curve(),
         _jobs_disk(),
     ]

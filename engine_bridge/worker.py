@@ -24,6 +24,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -63,6 +64,7 @@ from .messages import (
     WorkerCommand,
 )
 from .store import Appender, JobStore, StoredJob
+from .store_lock import claim_as_worker
 from .worker_config import PROGRESS_EVERY_S, WorkerConfig, make_engine
 
 _log = logging.getLogger(__name__)
@@ -85,8 +87,11 @@ DRAW_SHARES: dict[core.DrawPart, tuple[float, float]] = {
 
 def run_worker(connection: Connection, config: WorkerConfig) -> None:
     """The worker process: loads the engine, then runs one job after another until told to quit."""
-    # Ctrl-C in a terminal reaches every process in it; here the server decides what becomes of the job.
+    # Ctrl-C in a terminal reaches every process in it, and what stops a service may tell every process of it; here the
+    # server decides what becomes of the job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not ignored: programs that the engine starts would ignore it too.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
     if config.log_path:
         add_log_file(Path(config.log_path), f"worker {config.device}".strip())
@@ -101,7 +106,9 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
 
 
 def _work(config: WorkerConfig, server: _Server) -> None:
+    root = Path(config.store_root)
     try:
+        writing = claim_as_worker(root)
         engine = _load(config)
         server.report(Ready(engine_info=as_plain(engine.describe())))
     except EngineLost:
@@ -110,13 +117,14 @@ def _work(config: WorkerConfig, server: _Server) -> None:
         code, message, log_id = _explain(error, "engine_unavailable", "The engine could not be started")
         server.report(LoadFailed(code=code, message=message, log_id=log_id))
         return
-    store = JobStore(Path(config.store_root))
+    store = JobStore(root)
     # Of an engine that is elsewhere, GPUs are seen to there.
     gpus = gpus_of(engine.describe()) if config.ray is None else []
     show_case = ShowCase()
     while (run := server.next_job()) is not None:
         server.report(_Run(engine, store.open(run.job_id), run, server, gpus, show_case).to_its_end())
     show_case.close()
+    writing.release()
 
 
 def read_spec(submit: Submit) -> core.GenerateSpec:
@@ -501,9 +509,11 @@ class _LogWriter:
 def _yield_to_others() -> None:
     """Lets other threads run before this one, where threads have priorities of their own."""
     if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19))
+        # Not every container allows it.
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19))
 
 
 def _progress(event: core.Progress, job_id: str) -> Progress:

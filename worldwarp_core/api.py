@@ -62,7 +62,7 @@ def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str |
         raise WorldWarpError(
             "engine_not_installed",
             f"The engine needs the Python package {error.name!r}, which is missing: "
-            "pip install -c constraints.txt 'worldwarp[engine]'",
+            'pip install -c constraints.txt "worldwarp[engine]"',
         ) from error
     return make_engine(name, device, depth_model, options)
 

@@ -243,7 +243,7 @@ def _read_colmap(sparse: Path, width: int) -> Clip:
         import pycolmap
     except ImportError as error:
         raise WorldWarpError(
-            "not_installed", "COLMAP's files need pycolmap. Run: pip install 'worldwarp[evaluation]'"
+            "not_installed", 'COLMAP\'s files need pycolmap. Run: pip install "worldwarp[evaluation]"'
         ) from error
     try:
         model = pycolmap.Reconstruction(sparse)

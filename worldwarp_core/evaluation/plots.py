@@ -132,7 +132,7 @@ def _pyplot() -> Any:
         import matplotlib
     except ModuleNotFoundError as error:
         raise WorldWarpError(
-            "not_installed", "Plots need matplotlib, which is not installed. Run: pip install 'worldwarp[evaluation]'"
+            "not_installed", 'Plots need matplotlib, which is not installed. Run: pip install "worldwarp[evaluation]"'
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -185,7 +185,7 @@ def _pycolmap() -> Any:
     except ImportError as error:
         raise WorldWarpError(
             "not_installed",
-            "R_dist and T_dist need pycolmap, which is not installed. Run: pip install 'worldwarp[evaluation]', or "
+            'R_dist and T_dist need pycolmap, which is not installed. Run: pip install "worldwarp[evaluation]", or '
             "leave them out with --poses-every 0.",
         ) from error
     return pycolmap

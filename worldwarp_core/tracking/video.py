@@ -152,7 +152,7 @@ def _load_pycolmap() -> Any:
     except ImportError as error:
         raise WorldWarpError(
             "not_installed",
-            "Cameras from a video need pycolmap, which is not installed. Run: pip install 'worldwarp[video]'",
+            'Cameras from a video need pycolmap, which is not installed. Run: pip install "worldwarp[video]"',
         ) from error
     return pycolmap
 
