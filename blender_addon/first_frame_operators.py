@@ -20,6 +20,7 @@ from .advice import in_words
 from .first_frame import Drawn, draw_on_server, keep, prompt_of, wish_of
 from .operators import reported
 from .preferences import connection
+from .scenes import scene_with
 from .shot import Stop, printed
 from .shot_operators import facts_of_server, output_folder, told_in_panel
 
@@ -75,8 +76,8 @@ class WORLDWARP_OT_draw_first_frame(bpy.types.Operator):
             image = keep(scene, picture, wish, output_folder(scene))
             self.report({"INFO"}, f'Drawn: "{image.name}"')
         else:
-            name = scene.name
-            first_frame.begin(address, key, wish, lambda drawn: take(name, wish, drawn))
+            uid = scene.session_uid
+            first_frame.begin(address, key, wish, lambda drawn: take(uid, wish, drawn))
         return {"FINISHED"}
 
 
@@ -104,9 +105,9 @@ class WORLDWARP_OT_cancel_first_frame(bpy.types.Operator):
 CLASSES = (WORLDWARP_OT_draw_first_frame, WORLDWARP_OT_cancel_first_frame)
 
 
-def take(scene_name: str, wish: FirstFrameSettings, drawn: Drawn) -> None:
+def take(scene_uid: int, wish: FirstFrameSettings, drawn: Drawn) -> None:
     """Makes a picture that has come the start image of its scene; tells in the panel why none has."""
-    scene = bpy.data.scenes.get(scene_name)
+    scene = scene_with(scene_uid)
     if drawn.error is not None and drawn.error.code != "cancelled":
         session.tell_error(in_words(drawn.error))
     if drawn.picture is None or scene is None:

@@ -23,6 +23,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import BACKGROUND_DEPTH, PATH_DEPTH_PIXELS, PathDepth
 
 from .camera_export import camera_to_world, crop_box, filming_camera, frame_kept, full_size, intrinsics
+from .scenes import scene_with
 from .splats import is_splat_object
 from .start_frame import (
     centre_rays,
@@ -64,8 +65,8 @@ class LayoutMeasurement:
         every: int = EVERY,
         size: tuple[int, int] | None = None,
     ) -> None:
-        # Names, because an undo between two steps leaves no reference valid.
-        self._scene, self._view_layer, self._without = context.scene.name, context.view_layer.name, without
+        # No references, because an undo between two steps leaves none valid.
+        self._scene, self._view_layer, self._without = context.scene.session_uid, context.view_layer.name, without
         self._cameras = cameras
         self._size = size or map_size(cameras.width, cameras.height)
         self._indices = frames_to_measure(len(cameras), self._size, every)
@@ -90,12 +91,18 @@ class LayoutMeasurement:
             WorldWarpError: `camera_changed` when the scene no longer is as the cameras were exported, or
                 `render_failed`.
         """
-        scene = bpy.data.scenes.get(self._scene)
+        scene = scene_with(self._scene)
         view_layer = scene.view_layers.get(self._view_layer) if scene is not None else None
         if scene is None or view_layer is None:
             raise WorldWarpError(
                 "camera_changed",
-                f'The scene "{self._scene}" was removed while its layout was measured. Generate again.',
+                "The scene, or its view layer, was removed while its layout was measured. Generate again.",
+            )
+        if self._without and self._without not in bpy.data.collections:
+            raise WorldWarpError(
+                "camera_changed",
+                f'The collection "{self._without}", which is left out, was renamed or removed while the layout was '
+                "measured. Generate again.",
             )
         index = self._indices[len(self.maps)]
         self.maps.append(self._measured(scene, view_layer, index))

@@ -234,7 +234,7 @@ def render(scene: bpy.types.Scene) -> None:
         ended = bpy.ops.render.render(scene=scene.name)
     except RuntimeError as error:
         raise WorldWarpError(
-            "render_failed", f"Blender could not render frame {scene.frame_current}: {error}"
+            "render_failed", f"Blender could not render frame {scene.frame_current}: {str(error).strip()}"
         ) from error
     if ended != {"FINISHED"}:
         raise WorldWarpError("render_failed", f"The render of frame {scene.frame_current} was cancelled.")

@@ -123,7 +123,8 @@ def test_beside_a_window_the_picture_comes_while_the_artist_goes_on(
     group.prompt, group.first_seed = "slow=0.005", 9
     wish = wish_of(scene)
     began_s = time.perf_counter()
-    first_frame.begin(server, None, wish, lambda drawn: take(scene.name, wish, drawn))
+    first_frame.begin(server, None, wish, lambda drawn: take(scene.session_uid, wish, drawn))
+    scene.name = "Renamed meanwhile"
     assert time.perf_counter() - began_s < 0.5
     assert not bpy.ops.worldwarp.draw_first_frame.poll()
     fractions: list[float] = []

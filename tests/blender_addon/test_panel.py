@@ -107,7 +107,7 @@ def test_every_panel_draws_only_what_exists(camera: bpy.types.Object, cls: type,
 def test_a_take_is_drawn_with_its_name_and_how_far_it_is(camera: bpy.types.Object, tmp_path: Path) -> None:
     scene = bpy.context.scene
     take = add_take(scene, tmp_path / "shot_001", 15, based_on="shot_000")
-    take.frames, take.frames_done, take.state = 8, 3, "running"
+    take.frames, take.frames_done, take.state, take.job_id = 8, 3, "running", "0" * 32
     drawn = Recorder()
     panel.WORLDWARP_UL_takes.draw_item(None, bpy.context, drawn, None, take, 0, None, "", 0)
     assert drawn.labels == ["from 15, 3 of 8"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import bpy
@@ -122,6 +123,19 @@ def test_the_compositor_gets_frames_depth_and_mask(camera: bpy.types.Object, sho
     assert images["Depth"].image.colorspace_settings.name == "Non-Color"
     assert images["Mask"].image.colorspace_settings.name == "Non-Color"
     assert all((node.frame_start, node.frame_offset, node.frame_duration) == (10, 9, 5) for node in images.values())
+
+
+def test_a_shot_is_shown_behind_the_camera_that_it_was_filmed_with(camera: bpy.types.Object, shot: Path) -> None:
+    other = bpy.data.objects.new("Other", bpy.data.cameras.new("Other"))
+    bpy.context.scene.collection.objects.link(other)
+    bpy.context.scene.camera = other
+    (shot / "job.json").write_text(json.dumps({"job_id": "0" * 32, "camera": camera.name}))
+    bpy.ops.worldwarp.import_results(directory=str(shot))
+    assert [len(filming.data.background_images) for filming in (camera, other)] == [1, 0]
+    # A scene that has not got that camera shows it behind its own.
+    (shot / "job.json").write_text(json.dumps({"job_id": "0" * 32, "camera": "Long gone"}))
+    bpy.ops.worldwarp.import_results(directory=str(shot))
+    assert [len(filming.data.background_images) for filming in (camera, other)] == [1, 1]
 
 
 def test_splats_come_in_place_with_the_shots_name(camera: bpy.types.Object, shot: Path) -> None:
