@@ -5,18 +5,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import urlsplit
 
 import bpy
 from bpy.props import StringProperty
 
 from engine_bridge.client import DEFAULT_ADDRESS
-from engine_bridge.keys import ClientKey, read_client_key
+from engine_bridge.keys import ClientKey, is_loopback, parse_address, read_client_key
 from worldwarp_core.errors import WorldWarpError
 
 from . import local_server, server_facts
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class WORLDWARP_preferences(bpy.types.AddonPreferences):
@@ -213,18 +210,22 @@ def connection(context: bpy.types.Context, address: str = "") -> tuple[str, Clie
         address: in place of the preferences'.
 
     Raises:
-        WorldWarpError: `offline`, or `bad_keys` for a key file that cannot be taken.
+        WorldWarpError: `bad_address`, `offline`, or `bad_keys` for a key file that cannot be taken.
     """
     address = address or server_address(context)
     check_online(address)
+    if address == local_server.address():
+        # The key file is for a server elsewhere; this one has no keys, and would not be trusted with one.
+        return address, None
     preferences = preferences_of(context)
     file = preferences.key_file if preferences is not None else ""
     return address, read_client_key(Path(bpy.path.abspath(file))) if file else None
 
 
 def check_online(address: str) -> None:
-    """Raises `offline` when `address` leaves this machine and Blender was told to stay offline."""
-    if urlsplit(address).hostname not in LOOPBACK and not bpy.app.online_access:
+    """Raises `offline` when `address` leaves this machine and Blender was told to stay offline, or `bad_address`."""
+    host, _ = parse_address(address)
+    if not is_loopback(host) and not bpy.app.online_access:
         raise WorldWarpError(
             "offline",
             f"The server {address} is on another machine and Blender is offline. Switch on Allow Online Access in the "
