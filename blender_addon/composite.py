@@ -46,6 +46,9 @@ PART = "worldwarp_part"
 FILM = "worldwarp_film_transparent"
 """Custom property of a scene that is composited: whether its own film was transparent before."""
 
+SWITCHED_ON = "worldwarp_use_nodes"
+"""Likewise, up to Blender 4.5: whether its compositor was switched on before."""
+
 
 def add_nodes(scene: bpy.types.Scene, directory: Path, sequences: dict[str, Sequence]) -> bpy.types.Node | None:
     """Returns the shot's composite, with an image node for each of `sequences` ("Frames", "Depth", "Mask") beside it.
@@ -82,8 +85,10 @@ def add_nodes(scene: bpy.types.Scene, directory: Path, sequences: dict[str, Sequ
 def compositor_tree(scene: bpy.types.Scene) -> Any:
     """Returns the scene's compositor tree; a new one passes the render through."""
     if not hasattr(scene, "compositing_node_group"):
-        # Up to Blender 4.5 this makes a tree that passes the render through.
-        scene.use_nodes = True
+        if scene.node_tree is None:
+            # Up to Blender 4.5 this makes a tree that passes the render through. One that the artist has switched off
+            # stays off.
+            scene.use_nodes = True
         return scene.node_tree
     if scene.compositing_node_group is None:
         tree = bpy.data.node_groups.new("Compositing", "CompositorNodeTree")
@@ -108,6 +113,8 @@ def use_composite(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer, compo
     scene[FILM] = scene.render.film_transparent
     scene.render.film_transparent = True
     scene.render.use_compositing = True
+    if not hasattr(scene, "compositing_node_group"):
+        scene[SWITCHED_ON], scene.use_nodes = scene.use_nodes, True
     # Before the node is looked at: it has an output for depth only then.
     view_layer.use_pass_z = True
     view_layer.update()
@@ -139,6 +146,9 @@ def use_render(scene: bpy.types.Scene) -> None:
     if FILM in scene:
         scene.render.film_transparent = bool(scene[FILM])
         del scene[FILM]
+    if SWITCHED_ON in scene:
+        scene.use_nodes = bool(scene[SWITCHED_ON])
+        del scene[SWITCHED_ON]
 
 
 def composite_in_use(scene: bpy.types.Scene) -> bpy.types.Node | None:
