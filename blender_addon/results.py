@@ -17,7 +17,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.files import read_splats
 
 from .composite import add_nodes
-from .scenes import camera_at
+from .scenes import camera_at, select_alone
 from .sequences import (
     DATA,
     LINEAR,
@@ -35,18 +35,21 @@ from .stored_paths import mark_source, source_of
 
 
 def bring_in(context: bpy.types.Context, directory: Path) -> list[str]:
-    """Brings in all that the shot's folder holds; returns what was made, in words.
+    """Brings in all that the shot's folder holds, with its splats selected; returns what was made, in words.
 
     Raises:
         WorldWarpError: `missing_file` when the folder holds no results; what is wrong with its splats.
     """
-    return run_through(bring_in_steps(context, directory))
+    made = run_through(bring_in_steps(context, directory))
+    if (splats := splats_of(context.scene, directory / "splats.ply")) is not None:
+        select_alone(context, splats)
+    return made
 
 
 def bring_in_steps(
     context: bpy.types.Context, directory: Path, splats: PreparedSplats | None = None
 ) -> Steps[list[str]]:
-    """Does what `bring_in` does, in small steps.
+    """Does what `bring_in` does, in small steps, and leaves selected what is.
 
     Args:
         splats: those of the folder, where they were read already.
@@ -125,7 +128,12 @@ def bring_in_splats(
 ) -> Steps[bpy.types.Object]:
     """Makes an object of the splats of `file`; the object of an earlier state of the file is filled anew."""
     prepared = splats or prepare_splats(read_splats(file))
-    earlier = next((thing for thing in context.scene.objects if source_of(thing) == file), None)
+    earlier = splats_of(context.scene, file)
     made = yield from bring_splats(context, file.parent.name, prepared, earlier)
     mark_source(made, file)
     return made
+
+
+def splats_of(scene: bpy.types.Scene, file: Path) -> bpy.types.Object | None:
+    """Returns the scene's object of the splats in `file`, or None."""
+    return next((thing for thing in scene.objects if source_of(thing) == file), None)

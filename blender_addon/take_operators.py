@@ -15,7 +15,7 @@ from . import session
 from .operators import absolute, reported
 from .preferences import connection
 from .shot import ShotSettings, Stop, layout_of, measured, printed, resume_shot, run_shot, with_layout
-from .shot_operators import new_folder, output_folder, told_in_panel, why_not
+from .shot_operators import check_writable, new_folder, output_folder, told_in_panel, why_not
 from .splice import prepare_splice
 from .takes import (
     RESUMABLE,
@@ -183,6 +183,7 @@ class WORLDWARP_OT_regenerate(bpy.types.Operator):
         settings = ShotSettings.of(context, first_frame=False)
         shot = prepare_splice(context, settings, earlier, self.frame)
         out = absolute(self.directory) if self.directory else new_folder(scene)
+        check_writable(out)
         layout = layout_of(context, shot, settings)
         if not bpy.app.background:
             session.start(shot, address, out, settings.show_results, key, layout)

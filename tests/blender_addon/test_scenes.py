@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import bpy
 import pytest
 
-from blender_addon.scenes import camera_at, scene_with
+from blender_addon.scenes import camera_at, collection_for, scene_with, select_alone
 
 
 @pytest.mark.parametrize("frames", [(), (10,), (10, 20), (20, 10, 30)])
@@ -35,3 +37,27 @@ def test_a_scene_is_found_whatever_it_is_called_and_after_an_undo(camera: bpy.ty
     assert bpy.context.scene.name == "Scene"
     assert scene_with(uid) == bpy.context.scene
     assert scene_with(-1) is None
+
+
+def test_new_things_go_into_a_collection_of_this_file(tmp_path: Path) -> None:
+    scene = bpy.context.scene
+    own = bpy.data.collections.new("Own")
+    scene.collection.children.link(own)
+    bpy.data.libraries.write(str(tmp_path / "set.blend"), {bpy.data.collections.new("Set")})
+    with bpy.data.libraries.load(str(tmp_path / "set.blend"), link=True) as (_, linked):
+        linked.collections = ["Set"]
+    scene.collection.children.link(linked.collections[0])
+    layer = bpy.context.view_layer
+    for name, expected in (("Own", own), ("Set", scene.collection)):
+        layer.active_layer_collection = layer.layer_collection.children[name]
+        assert collection_for(bpy.context) == expected
+
+
+def test_what_is_not_in_the_view_layer_is_not_selected() -> None:
+    bpy.ops.mesh.primitive_cube_add()
+    cube = bpy.context.object
+    aside = bpy.data.objects.new("Aside", None)
+    select_alone(bpy.context, aside)
+    assert not cube.select_get()
+    select_alone(bpy.context, cube)
+    assert bpy.context.selected_objects == [cube]
