@@ -77,9 +77,9 @@ def export_camera_path(context: bpy.types.Context, frames: Iterable[int] | None 
     )
 
 
-def scene_frames(scene: bpy.types.Scene) -> list[int]:
+def scene_frames(scene: bpy.types.Scene) -> range:
     """Returns the frame numbers that Blender would render, frame step included."""
-    return list(range(scene.frame_start, scene.frame_end + 1, scene.frame_step))
+    return range(scene.frame_start, scene.frame_end + 1, scene.frame_step)
 
 
 def check_single_view(scene: bpy.types.Scene) -> None:

@@ -92,7 +92,8 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
 
     bl_idname = "worldwarp.generate"
     bl_label = "Generate"
-    bl_options: ClassVar = {"REGISTER", "UNDO"}
+    # Not to be adjusted afterwards: that would take the shot off the list, and make another.
+    bl_options: ClassVar = {"UNDO"}
 
     directory: StringProperty(
         name="Folder",

@@ -230,8 +230,10 @@ def render(scene: bpy.types.Scene) -> None:
     if is_rendering():
         raise WorldWarpError("render_busy", "Blender is rendering. Wait until that is done, or cancel it (Esc).")
     try:
-        # A layer that is named here is rendered beside those of earlier renders, not alone.
-        ended = bpy.ops.render.render(scene=scene.name)
+        # Not by their names: a layer would be rendered beside those of earlier renders, not alone, and another scene
+        # of that name, which is linked, may be meant.
+        with bpy.context.temp_override(scene=scene):
+            ended = bpy.ops.render.render()
     except RuntimeError as error:
         raise WorldWarpError(
             "render_failed", f"Blender could not render frame {scene.frame_current}: {str(error).strip()}"

@@ -143,7 +143,8 @@ class WORLDWARP_OT_regenerate(bpy.types.Operator):
         "Make another take: keep the selected one up to this frame, and go on from there with the prompt, seed and "
         "camera as they are now. It starts from that frame's picture and depth, so its splat world begins there"
     )
-    bl_options: ClassVar = {"REGISTER", "UNDO"}
+    # As with Generate.
+    bl_options: ClassVar = {"UNDO"}
 
     frame: IntProperty(name="From Frame", description="The last frame to keep as it is", options={"SKIP_SAVE"})
     directory: StringProperty(

@@ -97,9 +97,10 @@ def refresh(take: WORLDWARP_PG_take) -> None:
         job = read_job(folder_of(take))
         state, message = str(job["state"]), str(job["message"])
         job_id, asked, written = str(job["job_id"]), int(job["frames"]["asked"]), int(job["frames"]["written"])
-    except (WorldWarpError, KeyError, TypeError, ValueError):
+        take.frames, take.frames_done = asked, written
+    except (WorldWarpError, KeyError, TypeError, ValueError, OverflowError):
         return
-    take.job_id, take.state, take.message, take.frames, take.frames_done = job_id, state, message, asked, written
+    take.job_id, take.state, take.message = job_id, state, message
 
 
 def was_left(take: WORLDWARP_PG_take) -> bool:
@@ -123,11 +124,11 @@ def find_more(scene: bpy.types.Scene, below: Path) -> int:
         try:
             job = read_job(file.parent)
             first, made_in = int(job["frames"]["first"]), job.get("scene", scene.name)
-        except (WorldWarpError, KeyError, TypeError, ValueError):
+            if made_in == scene.name:
+                add_take(scene, file.parent, first)
+                found += 1
+        except (WorldWarpError, KeyError, TypeError, ValueError, OverflowError):
             continue
-        if made_in == scene.name:
-            add_take(scene, file.parent, first)
-            found += 1
     for take in scene.worldwarp.takes:
         refresh(take)
     return found

@@ -502,3 +502,19 @@ def test_a_take_without_a_name_gets_its_first_one_again(scene: bpy.types.Scene, 
         take.name = name
         assert take.name == kept
         assert kept in bpy.data.objects
+
+
+@pytest.mark.parametrize("number", ["1e999", str(10**12), '"many"'])
+def test_a_damaged_record_of_one_take_leaves_the_others_alone(
+    scene: bpy.types.Scene, server: str, tmp_path: Path, number: str
+) -> None:
+    generate(tmp_path / "shot_002", server)
+    (tmp_path / "shot_001").mkdir()
+    frames = f'{{"asked": {number}, "written": 1, "first": {number}}}'
+    (tmp_path / "shot_001/job.json").write_text(
+        f'{{"job_id": "{"0" * 32}", "state": "done", "message": "", "frames": {frames}}}'
+    )
+    scene.worldwarp.takes.clear()
+    scene.worldwarp.directory = str(tmp_path)
+    assert bpy.ops.worldwarp.find_takes() == {"FINISHED"}
+    assert [take.frames_done for take in scene.worldwarp.takes if take.name == "Shot 002"] == [8]
