@@ -220,6 +220,35 @@ def test_splats_are_shown_with_their_sky_unless_hidden(film: bpy.types.Object) -
     assert viewport.splats_shown(context) == []
 
 
+def test_all_objects_are_looked_at_only_after_a_change(film: bpy.types.Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[bpy.types.Object] = []
+    is_splat_object = viewport.is_splat_object
+    monkeypatch.setattr(viewport, "is_splat_object", lambda thing: looked_at.append(thing) or is_splat_object(thing))
+    for number in range(20):
+        bpy.context.scene.collection.objects.link(bpy.data.objects.new(f"Prop {number}", None))
+    layer = bpy.context.view_layer
+    bpy.app.handlers.depsgraph_update_post.append(viewport.follow_edits)
+    try:
+        assert viewport.splats_in(layer) == []
+        looked_at.clear()
+        bpy.context.scene.frame_set(2)
+        assert viewport.splats_in(layer) == []
+        assert looked_at == []
+        made = add_splat_objects(bpy.context, "World", cloud_before_the_camera(500, 0))
+        splats = [made, *sky_of(made)]
+        assert viewport.splats_in(layer) == splats
+        made.name = "Another name"
+        assert viewport.splats_in(layer) == splats
+        looked_at.clear()
+        assert viewport.splats_in(layer) == splats
+        assert looked_at == splats
+        bpy.data.objects.remove(made)
+        layer.update()
+        assert viewport.splats_in(layer) == splats[1:]
+    finally:
+        bpy.app.handlers.depsgraph_update_post.remove(viewport.follow_edits)
+
+
 def test_a_large_object_is_gone_through_beside_the_viewport(
     film: bpy.types.Object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
