@@ -20,7 +20,7 @@ from .look import prompt_markers, prompt_of
 from .preferences import server_address
 from .preflight import Report
 from .properties import WORLDWARP_PG_shot
-from .shot_operators import why_not, why_not_here
+from .shot_operators import PLAIN_VIEWS, why_not, why_not_here
 from .takes import WORLDWARP_PG_take, active_take, earlier_take, folder_of, was_left
 from .words import duration_in_words, shortened
 
@@ -278,7 +278,7 @@ class WORLDWARP_PT_results(WorldWarpPanel, bpy.types.Panel):
         draw_takes(self.layout, context.scene)
         self.layout.operator("worldwarp.import_results", icon="FILE_FOLDER")
         view = context.scene.view_settings.view_transform
-        if view != "Standard":
+        if view not in PLAIN_VIEWS:
             draw_text(self.layout.column(align=True), f"{view} changes the colours of generated frames.", "INFO")
             self.layout.operator("worldwarp.match_view", icon="COLOR")
 

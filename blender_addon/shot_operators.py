@@ -30,6 +30,8 @@ from .server_facts import ServerFacts, ask
 from .shot import ShotSettings, generate_shot, layout_of, prepare_shot, printed
 from .takes import add_take, refresh
 
+PLAIN_VIEWS = ("Standard", "Un-tone-mapped")
+"""View transforms that show sRGB pictures as they are: Blender's, and that of ACES."""
 ANSWER_S = 2.0
 """How long a click on Generate waits for a server that does not answer."""
 
@@ -182,15 +184,26 @@ class WORLDWARP_OT_dismiss_error(bpy.types.Operator):
 
 
 class WORLDWARP_OT_match_view(bpy.types.Operator):
-    """Show pictures as they are: set the scene's view transform to Standard, without look, exposure or gamma"""
+    """Show pictures as they are: the view transform Standard (ACES: Un-tone-mapped), no look, exposure or gamma"""
 
     bl_idname = "worldwarp.match_view"
     bl_label = "Match View"
     bl_options: ClassVar = {"REGISTER", "UNDO"}
 
+    @reported
     def execute(self, context: bpy.types.Context) -> set[str]:
         view = context.scene.view_settings
-        view.view_transform, view.look, view.exposure, view.gamma = "Standard", "None", 0.0, 1.0
+        for name in PLAIN_VIEWS:
+            with suppress(TypeError):
+                view.view_transform = name
+                break
+        else:
+            raise WorldWarpError(
+                "bad_settings",
+                "This colour management has no view that shows pictures as they are (Standard, or Un-tone-mapped): "
+                "pick the one that comes nearest, under Color Management in the Render properties.",
+            )
+        view.look, view.exposure, view.gamma = "None", 0.0, 1.0
         return {"FINISHED"}
 
 
