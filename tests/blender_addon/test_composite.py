@@ -21,7 +21,8 @@ RED = (1.0, 0.0, 0.0)
 
 
 needs_switch = pytest.mark.skipif(
-    hasattr(bpy.types.Scene, "compositing_node_group"), reason="from Blender 5.0 on the compositor has no switch"
+    "compositing_node_group" in bpy.types.Scene.bl_rna.properties,
+    reason="from Blender 5.0 on the compositor has no switch",
 )
 
 
