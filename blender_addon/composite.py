@@ -40,6 +40,9 @@ OPAQUE = 0.999
 EDGE_PX = 2
 """How far from an object's opaque pixels its silhouette may reach, and the softening of the cut beside it."""
 
+SHOT_HEIGHT = 1100.0
+"""Of a shot's nodes in the compositor."""
+
 PART = "worldwarp_part"
 """Custom property of a node: which of its shot's nodes it is."""
 
@@ -59,6 +62,8 @@ def add_nodes(scene: bpy.types.Scene, directory: Path, sequences: dict[str, Sequ
     tree = compositor_tree(scene)
     # Not by their labels, which the artist may change.
     earlier = {node.get(PART): node for node in tree.nodes if source_of(node) == directory}
+    # Each shot below the others.
+    top = -SHOT_HEIGHT * sum(node.get(PART) == "Shot" for node in tree.nodes)
 
     def node(part: str, label: str, kind: str, place: tuple[float, float]) -> bpy.types.Node:
         if part not in earlier:
@@ -68,14 +73,14 @@ def add_nodes(scene: bpy.types.Scene, directory: Path, sequences: dict[str, Sequ
             mark_source(earlier[part], directory)
         return earlier[part]
 
-    frame = node("Shot", directory.name, "NodeFrame", (0.0, 0.0))
+    frame = node("Shot", directory.name, "NodeFrame", (0.0, top))
     for row, (kind, frames) in enumerate(sequences.items()):
-        shown = node(kind, kind, "CompositorNodeImage", (-700.0, 300.0 - 340.0 * row))
+        shown = node(kind, kind, "CompositorNodeImage", (-700.0, top + 300.0 - 340.0 * row))
         shown.image, shown.parent = sequence_image(frames), frame
         time_sequence(shown, frames)
     if "Depth" not in sequences:
         return None
-    composite = node("Composite", f"{directory.name} Composite", "CompositorNodeGroup", (-400.0, 300.0))
+    composite = node("Composite", f"{directory.name} Composite", "CompositorNodeGroup", (-400.0, top + 300.0))
     composite.node_tree, composite.parent = composite_group(), frame
     for kind, socket in (("Frames", "World"), ("Depth", "World Depth")):
         tree.links.new(earlier[kind].outputs["Image"], composite.inputs[socket])

@@ -25,6 +25,8 @@ ELSEWHERE = {
     DATA: ("Raw", "Utility - Raw"),
 }
 """What other colour managements call these spaces: studios bring their own (OCIO), mostly that of ACES."""
+MAX_CHANNEL = 128
+"""Of Blender's sequencer."""
 LINEAR_SUFFIXES = (".exr", ".hdr")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".tga", ".dpx", *LINEAR_SUFFIXES)
 
@@ -187,15 +189,18 @@ def add_strip(scene: bpy.types.Scene, name: str, frames: Sequence) -> Any:
     strips = strips_of(scene)
     shown = frames.held()
     folder = shown[0].parent
+    channel = 1 + max((strip.channel for strip in strips), default=0)
     for strip in [strip for strip in strips if source_of(strip) == folder]:
         if _of_one(strip.elements[0].filename, shown[0]):
+            # Not a new one each time: there are not many.
+            channel = strip.channel
             strips.remove(strip)
     if len(strips) == 0:
         scene.render.use_sequencer = False
     strip = strips.new_image(
         name=name,
         filepath=stored_path(shown[0]),
-        channel=1 + max((strip.channel for strip in strips), default=0),
+        channel=min(channel, MAX_CHANNEL),
         frame_start=frames.first,
         fit_method="FIT",
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 
 import bpy
@@ -299,10 +300,14 @@ class Sorter:
                 if coming is None:
                     sight = self._waiting.pop()
                     eye = sight.wanted
-            if coming is not None:
-                coming.ready = gaussians_of(coming.parts)
-            else:
-                bring_up_to_date(sight, eye)
+            try:
+                if coming is not None:
+                    coming.ready = gaussians_of(coming.parts)
+                else:
+                    bring_up_to_date(sight, eye)
+            except Exception:
+                # An object that was edited while it was read is read anew; the others must not wait for ever.
+                traceback.print_exc()
 
 
 def bring_up_to_date(sight: Sight, eye: Eye) -> None:

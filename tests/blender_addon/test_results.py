@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import bpy
@@ -192,3 +193,15 @@ def test_a_folder_without_results_is_a_sentence(tmp_path: Path, name: str) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(RuntimeError, match=name):
         bpy.ops.worldwarp.import_results(directory=str(tmp_path / name))
+
+
+def test_takes_that_are_shown_in_turns_keep_their_places(camera: bpy.types.Object, shot: Path) -> None:
+    other = shot.with_name("forest")
+    shutil.copytree(shot, other)
+    for folder in (shot, other, shot, other, shot):
+        bpy.ops.worldwarp.import_results(directory=str(folder))
+    scene = bpy.context.scene
+    assert sorted(strip.channel for strip in strips_of(scene)) == [1, 2]
+    tops = [node.location.y for node in nodes_of(scene) if node.bl_idname == "NodeFrame"]
+    assert len(tops) == 2
+    assert abs(tops[0] - tops[1]) > 1000

@@ -203,6 +203,20 @@ def test_of_many_views_the_newest_is_sorted_and_those_between_are_not(monkeypatc
     assert sight.wanted is eyes[4]
 
 
+def test_an_object_that_cannot_be_gone_through_does_not_hold_up_the_others(capsys: pytest.CaptureFixture) -> None:
+    sorter, broken = viewport.Sorter(), viewport.Coming(parts=[])
+    sorter.prepare(broken)
+    sight = a_sight()
+    sorter.want(sight, viewport.Eye(np.zeros(3), np.array([0.0, 1, 0])))
+    deadline = time.monotonic() + 10
+    while sight.ready is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    sorter.close()
+    assert broken.ready is None
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_in_background_nothing_is_hung_into_blender(addon: None) -> None:
     assert viewport.follow_edits not in bpy.app.handlers.depsgraph_update_post
 
