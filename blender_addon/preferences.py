@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,9 @@ from engine_bridge.keys import ClientKey, is_loopback, parse_address, read_clien
 from worldwarp_core.errors import WorldWarpError
 
 from . import local_server, server_facts
+
+ERROR_LINE = 80
+"""Characters that the Preferences have room for, as wide as they open."""
 
 
 class WORLDWARP_preferences(bpy.types.AddonPreferences):
@@ -160,7 +164,7 @@ def draw_local_server(layout: bpy.types.UILayout) -> None:
         words = "Stopping..." if server.stopping else f"Runs at {server.address}" if server.address else "Starting..."
         layout.label(text=words, icon="CHECKMARK" if server.address else "TIME")
     if server is not None and server.words:
-        layout.label(text=server.words, icon="ERROR")
+        draw_error(layout, server.words)
 
 
 def local_server_changed() -> None:
@@ -179,7 +183,14 @@ def draw_connection(layout: bpy.types.UILayout) -> None:
         for number, line in enumerate(known.facts.in_words()):
             column.label(text=line, icon="CHECKMARK" if number == 0 else "BLANK1")
     if known.error:
-        layout.label(text=known.error, icon="ERROR")
+        draw_error(layout, known.error)
+
+
+def draw_error(layout: bpy.types.UILayout, text: str) -> None:
+    """Draws what went wrong in whole: what to do about it stands at the end, which one line would cut off."""
+    column = layout.column(align=True)
+    for number, line in enumerate(textwrap.wrap(text, ERROR_LINE)):
+        column.label(text=line, icon="BLANK1" if number else "ERROR")
 
 
 def redraw_all() -> None:

@@ -39,7 +39,7 @@ from .shot import Left, OnEvent, PreparedShot, SplatsOnDisk, Stop, resume_shot, 
 from .small_steps import Steps, run_until
 from .splats import PreparedSplats, prepare_splats
 from .start_frame import is_rendering
-from .takes import add_take, drop_unsent, refresh, show_take_in_steps
+from .takes import add_take, drop_unsent, find_take, refresh, show_take_in_steps
 
 TICK_S = 0.1
 BUDGET_S = 0.005
@@ -354,8 +354,7 @@ def drain(until_s: float) -> None:
         if isinstance(event, Ended):
             session = _session
             _end(session, event)
-            if (scene := scene_with(session.scene_uid)) is not None:
-                drop_unsent(scene, session.out)
+            _book(session)
             return
         if isinstance(event, FrameDone):
             _session.numbers.add(event.number)
@@ -433,6 +432,18 @@ def _end(session: Session, ended: Ended) -> None:
             session.bringing_in = show_take_in_steps(bpy.context, session.out, session.world)
     if session.bringing_in is None:
         _over()
+
+
+def _book(session: Session) -> None:
+    """Brings the list of takes up to date, also where another scene is in front."""
+    scene = scene_with(session.scene_uid)
+    if scene is None:
+        return
+    drop_unsent(scene, session.out)
+    take = find_take(scene, session.out)
+    if take is not None and _scene(session) is None:
+        refresh(take)
+        _status.notices.append(f'"{take.name}" is a take of the scene "{scene.name}": show it there, under Results.')
 
 
 def _bring_in(session: Session, until_s: float) -> None:

@@ -168,6 +168,15 @@ def test_the_preferences_draw_only_what_exists(started: local_server.LocalServer
     assert drawn.labels[1] == f"Runs at {started.address}"
 
 
+def test_the_preferences_say_all_of_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "The server at tcp://127.0.0.1:5577 does not have this key on its list. " * 3
+    monkeypatch.setattr(server_facts._known, "error", words)
+    drawn = Recorder()
+    preferences.draw_connection(drawn)
+    assert " ".join(drawn.labels).split() == words.split()
+    assert max(len(label) for label in drawn.labels) <= preferences.ERROR_LINE
+
+
 def test_two_blenders_do_not_share_one_folder(
     started: local_server.LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

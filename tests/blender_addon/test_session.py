@@ -239,6 +239,18 @@ def test_a_scene_that_is_renamed_meanwhile_gets_its_results(
     assert bpy.data.objects.get("shot_001")
 
 
+def test_a_shot_that_ends_while_another_scene_is_in_front_is_booked_in_its_own(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    scene, other = bpy.context.scene, bpy.data.scenes.new("Other")
+    begin(monkeypatch, shot, tmp_path / "shot_001", finish, show=True)
+    bpy.context.window.scene = other
+    drain_until(lambda: not session.status().running)
+    assert (len(other.worldwarp.takes), len(scene.worldwarp.takes)) == (0, 1)
+    assert scene.worldwarp.takes[0].job_id == JOB
+    assert 'a take of the scene "Scene": show it there' in session.status().notices[-1]
+
+
 def test_a_scene_that_is_removed_meanwhile_ends_the_shot(
     monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
 ) -> None:
