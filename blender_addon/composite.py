@@ -152,7 +152,8 @@ def use_render(scene: bpy.types.Scene) -> None:
         scene.render.film_transparent = bool(scene[FILM])
         del scene[FILM]
     if SWITCHED_ON in scene:
-        scene.use_nodes = bool(scene[SWITCHED_ON])
+        if not hasattr(scene, "compositing_node_group"):
+            scene.use_nodes = bool(scene[SWITCHED_ON])
         del scene[SWITCHED_ON]
 
 

@@ -106,6 +106,8 @@ class Session:
         self.out = out
         self.show = show
         self.scene_uid = scene.session_uid
+        self.camera = ""
+        """Name of the one that frames are shown behind; "" before the first."""
         self.shown_s = 0.0
         self.frame = scene.frame_current
         """Where the timeline was when the shot began; Image Editors follow the newest frame until it is moved."""
@@ -407,7 +409,10 @@ def _show_frames(session: Session) -> None:
     frames = find_sequence(session.out / "frames", ".png", SRGB)
     if scene is None or frames is None:
         return
-    if (camera := camera_of(scene, session.out, frames.first)) is not None:
+    # The record is not read each time: on Windows the thread could not write it meanwhile.
+    camera = scene.objects.get(session.camera) or camera_of(scene, session.out, frames.first)
+    if camera is not None:
+        session.camera = camera.name
         show_behind_camera(camera, frames)
     if scene.frame_current == session.frame:
         show_newest(frames)
