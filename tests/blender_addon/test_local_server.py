@@ -170,7 +170,7 @@ def test_the_preferences_draw_only_what_exists(started: local_server.LocalServer
 
 def test_the_preferences_say_all_of_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     words = "The server at tcp://127.0.0.1:5577 does not have this key on its list. " * 3
-    monkeypatch.setattr(server_facts._known, "error", words)
+    monkeypatch.setattr(server_facts, "_known", server_facts.Known(error=words))
     drawn = Recorder()
     preferences.draw_connection(drawn)
     assert " ".join(drawn.labels).split() == words.split()
