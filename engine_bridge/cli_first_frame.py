@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.errors import WorldWarpError, install_command
 
 PARTS = {"text": "Reading the prompt", "load": "Loading the video model", "steps": "Drawing", "decode": "Decoding"}
 
@@ -36,7 +36,7 @@ def first_frame(
     base: Annotated[str, typer.Option(help="Wan 2.1 text to video: a name, or a folder.")] = "wan-1.3b",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Draw a start frame from words with the video model's own weights."""
+    """Draw a start frame from words. It takes the weights of the engine wan."""
     from worldwarp_core.atomic_write import atomic_write
 
     from .png_writer import encode_png
@@ -56,8 +56,7 @@ def first_frame(
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            f"Drawing a frame needs the Python package {error.name!r}, which is missing: "
-            "pip install -c constraints.txt 'worldwarp[engine]'",
+            f"Drawing a frame needs the Python package {error.name!r}, which is missing: {install_command('engine')}",
         ) from error
     disable_progress_bar()  # it would draw over ours
     settings = FirstFrameSettings(prompt, negative_prompt, int(found[1]), int(found[2]), seed, steps, guidance)

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 train_app = typer.Typer(
-    help="Train the networks of the engine 'preview' (autoencoder, ST-Diff, depth), or a LoRA for 'wan'.",
+    help="Train the networks of the engine preview, or a LoRA for wan.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -174,12 +174,12 @@ def lora(
     seed: Seed = 0,
     target: Annotated[str, typer.Option("--target", help="consistent with the sampler, or the paper's.")] = "paper",
 ) -> None:
-    """Train a LoRA of Wan's transformer, on your own footage or on worlds; use it with --lora FILE."""
+    """Train a LoRA of Wan's transformer. On your own footage or on worlds; --lora RUN then uses it."""
     _train("lora", locals())
 
 
 def _train(kind: str, given: dict[str, Any]) -> None:
-    from worldwarp_core.errors import WorldWarpError
+    from worldwarp_core.errors import WorldWarpError, install_command
 
     width, times, height = given.pop("size").partition("x")
     if not (times and width.isdigit() and height.isdigit()):
@@ -189,8 +189,7 @@ def _train(kind: str, given: dict[str, Any]) -> None:
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            f"Training needs the Python package {error.name!r}, which is missing: "
-            "pip install -c constraints.txt 'worldwarp[engine]'",
+            f"Training needs the Python package {error.name!r}, which is missing: {install_command('engine')}",
         ) from error
     logging.getLogger("worldwarp_core.training").setLevel(logging.INFO)
     given |= {"textures": given.pop("data"), "devices": given.pop("gpus"), "width": int(width), "height": int(height)}

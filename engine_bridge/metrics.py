@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from threading import Thread
 from typing import Any, Protocol
 
+from worldwarp_core.errors import install_command
+
 from .errors import BridgeError
 
 _log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class Metrics:
         except ModuleNotFoundError as error:
             raise BridgeError(
                 "engine_unavailable",
-                "Metrics need prometheus_client: pip install -c constraints.txt -e '.[engine]'",
+                f"Metrics need prometheus_client, which is not installed: {install_command('engine')}",
             ) from error
         registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)

@@ -32,7 +32,7 @@ import numpy as np
 
 from worldwarp_core import spec as core
 from worldwarp_core.checkpoint import Checkpoint
-from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.errors import WorldWarpError, install_command
 
 from .errors import BridgeError, EngineLost
 from .gpu_lock import gpus_of, only_job_on
@@ -46,7 +46,6 @@ AHEAD = 2
 ANSWER_LIMIT_S = 60.0
 RETRY_S = 5.0
 WAITING_EVERY_S = 60.0
-INSTALL = 'pip install -c constraints.txt -e ".[engine,ray]"'
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,10 @@ def look_at(address: str) -> Cluster:
         BridgeError: `engine_unavailable`: Ray is not installed, or no cluster answers.
     """
     if importlib.util.find_spec("ray") is None:
-        raise BridgeError("engine_unavailable", f"--executor ray needs Ray, which is not installed: {INSTALL}")
+        raise BridgeError(
+            "engine_unavailable",
+            f"--executor ray needs Ray, which is not installed: {install_command('engine', 'ray')}",
+        )
     command = [sys.executable, "-m", "engine_bridge.ray_engine", address]
     hint = "Start one with 'ray start --head', or join one with 'ray start --address HOST:6379', or name one with "
     nobody = f"No Ray cluster answers at {address!r}. {hint}--ray-address."

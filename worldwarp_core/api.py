@@ -9,7 +9,7 @@ import numpy as np
 
 from .cameras import CameraPath
 from .checkpoint import Checkpoint
-from .errors import WorldWarpError
+from .errors import WorldWarpError, install_command
 from .spec import Event, FirstFrameSettings, GenerateSpec, OnDrawStep
 from .splat_files.cloud import SplatCloud
 
@@ -64,8 +64,7 @@ def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str |
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            f"The engine needs the Python package {error.name!r}, which is missing: "
-            "pip install -c constraints.txt 'worldwarp[engine]'",
+            f"The engine needs the Python package {error.name!r}, which is missing: {install_command('engine')}",
         ) from error
     return make_engine(name, device, depth_model, options)
 

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .atomic_write import atomic_write
-from .errors import WorldWarpError
+from .errors import WorldWarpError, install_command
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, in [0, 1]."""
@@ -364,7 +364,7 @@ def _convert(name: HubName, known: KnownModel, folder: Path, say: Progress) -> P
         raise WorldWarpError(
             "engine_not_installed",
             f"{known.checkpoint} is here; converting it needs {error.name!r}, which is not installed: "
-            'pip install -c constraints.txt -e ".[engine]"',
+            f"{install_command('engine')}",
         ) from error
     with _hub_errors(name):
         config = Path(_hub().hf_hub_download(KNOWN[0].repo, TRANSFORMER_CONFIG))
@@ -459,7 +459,7 @@ def _hub() -> Any:
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            'Models are fetched by huggingface_hub, which is missing: pip install -c constraints.txt -e ".[engine]"',
+            f"Models are fetched by huggingface_hub, which is missing: {install_command('engine')}",
         ) from error
     return huggingface_hub
 

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..cameras import CameraPath, blender_to_opencv
-from ..errors import WorldWarpError
+from ..errors import WorldWarpError, install_command
 from .held_out import FRAMES
 from .scenes import FPS, Scene, Truth
 
@@ -243,7 +243,7 @@ def _read_colmap(sparse: Path, width: int) -> Clip:
         import pycolmap
     except ImportError as error:
         raise WorldWarpError(
-            "not_installed", "COLMAP's files need pycolmap. Run: pip install 'worldwarp[evaluation]'"
+            "not_installed", f"COLMAP's files need pycolmap. Run: {install_command('evaluation')}"
         ) from error
     try:
         model = pycolmap.Reconstruction(sparse)
