@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.errors import WorldWarpError, install_command
 from worldwarp_core.model_store import (
     KNOWN,
     HubName,
@@ -28,7 +28,7 @@ from worldwarp_core.model_store import (
 
 from .errors import BridgeError
 
-models_app = typer.Typer(help="The models of the learned engines: list, download, verify.", rich_markup_mode=None)
+models_app = typer.Typer(rich_markup_mode=None)
 out_console = Console()
 console = Console(stderr=True)
 
@@ -43,7 +43,10 @@ def register(app: typer.Typer) -> None:
 
 @models_app.callback(invoke_without_command=True)
 def models(context: typer.Context) -> None:
-    """List the models: what each is for, its size and licence, and whether it is here."""
+    """List, download and verify the models.
+
+    Without a command: what each is for, its size and licence, and whether it is here.
+    """
     if context.invoked_subcommand:
         return
     table = Table("name", "GB", "here", "what for")
@@ -67,7 +70,7 @@ def models(context: typer.Context) -> None:
 def download_model(
     name: Annotated[str, typer.Argument(help=f"One of {NAMES}; or owner/name on the Hub. @REVISION pins one.")],
 ) -> None:
-    """Fetch a model from the Hub, check every hash, convert what is a pickle. What is here is not fetched again."""
+    """Fetch a model from the Hub and check every hash. What is here is not fetched again; a pickle is converted."""
     on_hub = _named(name)
     if on_hub.known:
         console.print(f"Licence of {on_hub.repo}: {on_hub.known.licence}", soft_wrap=True, highlight=False)
@@ -84,7 +87,7 @@ def verify_models(
         list[str] | None, typer.Argument(help="Names or folders; without any, every model that is here.")
     ] = None,
 ) -> None:
-    """Read models and compare every file's hash with what the Hub stated, or with what a conversion wrote down."""
+    """Compare every file with its hash. The Hub stated it, or a conversion wrote it down."""
     wanted = names or [model.name for model in KNOWN if cached(HubName(model.repo))]
     if not wanted:
         out_console.print("No model is here. `worldwarp models` lists them.")
@@ -112,14 +115,14 @@ def convert(
     ] = "wan-1.3b",
     take: Annotated[str | None, typer.Option(help="Which of several transformers in the file (such as ema).")] = None,
 ) -> None:
-    """Convert a checkpoint to safetensors: read without running anything in it, every name and shape checked."""
+    """Convert a checkpoint to safetensors. Nothing in it is run, and every name and shape is checked."""
     config = base_config(base)
     try:
         from worldwarp_core.checkpoints import convert_checkpoint
     except ModuleNotFoundError as error:
         raise BridgeError(
             "engine_not_installed",
-            f'Converting needs {error.name!r}, which is missing: pip install -c constraints.txt -e ".[engine]"',
+            f"Converting needs the Python package {error.name!r}, which is missing: {install_command('engine')}",
         ) from error
     with _bar() as show:
         made = convert_checkpoint(checkpoint, out, config, take=take, progress=show)

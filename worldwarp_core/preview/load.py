@@ -129,8 +129,9 @@ def _read(folder: Path, name: str) -> NetworkFile:
     if not network_files(folder, name):
         raise WorldWarpError(
             "no_weights",
-            f"This installation came without the preview's trained {name} (expected in {folder}). Install a released "
-            "package, or choose another engine: --engine cache needs no weights.",
+            f"This installation came without the preview's trained {name} (expected in {folder}). Train it "
+            "(`worldwarp train`) and give its folder with --weights, or choose another engine: --engine cache needs no "
+            "weights.",
         )
     return read_network(folder, name)
 
