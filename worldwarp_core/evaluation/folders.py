@@ -343,11 +343,12 @@ def _by_stem(folders: list[Path], stem: str) -> Path | None:
 
 def _picture(file: Path) -> Image.Image:
     try:
-        picture = Image.open(file)
+        # By these decoders alone, whatever the name says: some of Pillow's run other programs.
+        picture = Image.open(file, formats=("PNG", "JPEG"))
         if max(picture.size) > MAX_SIDE_PX:
             raise _bad(file, f"it is {picture.size[0]}x{picture.size[1]}; at most {MAX_SIDE_PX} a side are read")
         return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
         raise _bad(file, f"it cannot be read ({error})") from error
 
 
