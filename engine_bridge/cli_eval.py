@@ -55,7 +55,10 @@ Revisits = Annotated[
 ]
 Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT, multiples of 16.")]
 LpipsFile = Annotated[
-    Path | None, typer.Option("--lpips", help="LPIPS weights with AlexNet (safetensors), for LPIPS and KID.")
+    Path | None,
+    typer.Option(
+        "--lpips", help="AlexNet's LPIPS weights (safetensors), for LPIPS and KID; else those of the package lpips."
+    ),
 ]
 InceptionFile = Annotated[
     Path | None, typer.Option("--inception", help="Inception weights (pytorch-fid's file), for FID.")

@@ -34,7 +34,10 @@ Textures = Annotated[
 ]
 Lpips = Annotated[
     Path | None,
-    typer.Option("--lpips", help="LPIPS weights with AlexNet (safetensors), for the loss and the figures."),
+    typer.Option(
+        "--lpips",
+        help="AlexNet's LPIPS weights (safetensors), for loss and figures; else those of the package lpips.",
+    ),
 ]
 Size = Annotated[str, typer.Option("--size", help="Of the clips: WIDTHxHEIGHT, multiples of 16.")]
 Frames = Annotated[int | None, typer.Option("--frames", help="Of a clip, 4k + 1.")]
@@ -191,9 +194,12 @@ def _train(kind: str, given: dict[str, Any]) -> None:
             "engine_not_installed",
             f"Training needs the Python package {error.name!r}, which is missing: {install_command('engine')}",
         ) from error
+    logging.basicConfig(format="%(message)s")
     logging.getLogger("worldwarp_core.training").setLevel(logging.INFO)
     given |= {"textures": given.pop("data"), "devices": given.pop("gpus"), "width": int(width), "height": int(height)}
     progress = train_network(kind, TrainOptions(**given))  # type: ignore[arg-type]
     console.print(
-        f"{progress.steps} steps on {progress.clips} clips so far; the weights are in {given['run']}.", highlight=False
+        f"{progress.steps} steps on {progress.clips} clips so far; the weights are in {given['run']}.",
+        highlight=False,
+        soft_wrap=True,
     )
