@@ -6,6 +6,8 @@ Servers and files say what is wrong in words that fit a command line too; here i
 
 from __future__ import annotations
 
+import traceback
+
 from worldwarp_core.errors import WorldWarpError
 
 KEY_FILE = "In Blender the key file is chosen in the add-on's preferences."
@@ -43,3 +45,10 @@ def in_words(error: WorldWarpError) -> str:
         return told
     # A command at the end of a message has no full stop.
     return f"{told}{'' if told.endswith('.') else '.'} {HERE[error.code]}"
+
+
+def fault(error: Exception) -> WorldWarpError:
+    """Returns a fault of ours as an error with words; what only its finder can use goes to Blender's console."""
+    traceback.print_exception(error)
+    words = f"WorldWarp failed: {type(error).__name__}: {error}. Blender's system console says where."
+    return WorldWarpError("internal", words)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import bpy
 import numpy as np
 
-from worldwarp_core.cameras import CameraPath, blender_to_opencv
+from worldwarp_core.cameras.path import CameraPath, blender_to_opencv
 from worldwarp_core.errors import WorldWarpError
 
 SHEAR_TOLERANCE = 1e-5

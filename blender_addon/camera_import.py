@@ -10,7 +10,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from worldwarp_core.cameras import CameraPath, blender_to_opencv
+from worldwarp_core.cameras.path import CameraPath, blender_to_opencv
 from worldwarp_core.errors import WorldWarpError
 
 SENSOR_WIDTH_MM = 36.0

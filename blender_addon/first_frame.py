@@ -30,6 +30,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import DRAWN_GRID_PX, FirstFrameSettings
 
 from . import server_facts
+from .advice import fault
 from .camera_export import render_size
 from .server_facts import PROGRAM
 from .session import redraw
@@ -200,7 +201,7 @@ class Asking:
         except WorldWarpError as error:
             drawn = Drawn(error=error)
         except Exception as error:
-            drawn = Drawn(error=WorldWarpError("internal", f"WorldWarp failed: {type(error).__name__}: {error}"))
+            drawn = Drawn(error=fault(error))
         self.events.put(drawn)
 
 

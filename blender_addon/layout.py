@@ -19,7 +19,7 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import BACKGROUND_DEPTH, PATH_DEPTH_PIXELS, PathDepth
 

@@ -9,6 +9,7 @@ switched off there, and follows the list of takes.
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,6 @@ from worldwarp_core.errors import WorldWarpError
 from .advice import in_words
 from .preferences import connection
 from .takes import active_take, refresh
-from .viewport_colour import takes_light
 from .world_watcher import WorldWatcher
 
 TICK_S = 1 / 30
@@ -271,23 +271,40 @@ def draw() -> None:
     if texels is not None:
         height, width = texels.shape[:2]
         data = gpu.types.Buffer("FLOAT", texels.size, texels.reshape(-1))
-        # A texture that is marked as sRGB is read as light.
-        kind = "SRGB8_A8" if takes_light() else "RGBA8"
-        live.texture = gpu.types.GPUTexture((width, height), format=kind, data=data)
+        # Marked as sRGB it is read as light, which is what a viewport takes from a shader of one's own.
+        live.texture = gpu.types.GPUTexture((width, height), format="SRGB8_A8", data=data)
     if live.texture is not None:
-        draw_picture(live.texture, region.width, region.height, context.scene.worldwarp.live_opacity)
+        draw_picture(live.texture, context.scene.worldwarp.live_opacity)
     draw_words(context, live.words)
 
 
-def draw_picture(texture: gpu.types.GPUTexture, width: int, height: int, opacity: float) -> None:
+@functools.cache
+def picture_shader() -> gpu.types.GPUShader:
+    """Returns the shader that draws a texture over all of a region.
+
+    Not Blender's own, which hands on what it reads up to 4.3 and takes it for sRGB by 5.2.
+    """
+    info = gpu.types.GPUShaderCreateInfo()
+    info.sampler(0, "FLOAT_2D", "picture")
+    info.push_constant("FLOAT", "opacity")
+    info.vertex_in(0, "VEC2", "corner")
+    passed = gpu.types.GPUStageInterfaceInfo("live_view_passed")
+    passed.smooth("VEC2", "place")
+    info.vertex_out(passed)
+    info.fragment_out(0, "VEC4", "colour")
+    info.vertex_source("void main() { place = corner; gl_Position = vec4(2.0 * corner - 1.0, 0.0, 1.0); }")
+    info.fragment_source("void main() { colour = vec4(texture(picture, place).rgb, opacity); }")
+    return gpu.shader.create_from_info(info)
+
+
+def draw_picture(texture: gpu.types.GPUTexture, opacity: float) -> None:
     """Draws a picture over all of a region."""
-    shader = gpu.shader.from_builtin("IMAGE_COLOR")
-    corners = ((0, 0), (width, 0), (width, height), (0, height))
-    batch = batch_for_shader(shader, "TRI_FAN", {"pos": corners, "texCoord": ((0, 0), (1, 0), (1, 1), (0, 1))})
+    shader = picture_shader()
+    batch = batch_for_shader(shader, "TRI_FAN", {"corner": ((0, 0), (1, 0), (1, 1), (0, 1))})
     gpu.state.blend_set("ALPHA")
     shader.bind()
-    shader.uniform_sampler("image", texture)
-    shader.uniform_float("color", (1.0, 1.0, 1.0, opacity))
+    shader.uniform_sampler("picture", texture)
+    shader.uniform_float("opacity", opacity)
     batch.draw(shader)
     gpu.state.blend_set("NONE")
 

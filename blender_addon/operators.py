@@ -16,8 +16,8 @@ import bpy
 from bpy.props import BoolProperty, EnumProperty, StringProperty
 from bpy_extras.io_utils import ExportHelper, ImportHelper
 
-from worldwarp_core.camera_files import read_cameras, write_cameras, write_transforms
-from worldwarp_core.cameras import jump_warning
+from worldwarp_core.cameras.files import read_cameras, write_cameras, write_transforms
+from worldwarp_core.cameras.path import jump_warning
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.files import read_splats, write_splats
 

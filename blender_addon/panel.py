@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import bpy
 
+from engine_bridge.stages import stage_in_words
 from worldwarp_core.errors import WorldWarpError
 
 from . import first_frame, live_view, path_overlay, server_facts, session
@@ -90,7 +91,7 @@ class WORLDWARP_PT_start(WorldWarpPanel, bpy.types.Panel):
         layout.prop(group, "scene_scale", text="Distance" if group.start_depth is None else "Distance of Point")
         row = layout.row(align=True)
         row.operator("worldwarp.pick_point", icon="EYEDROPPER")
-        row.operator("worldwarp.match_object", text="Match Object", icon="OBJECT_DATA")
+        row.operator("worldwarp.match_object", icon="OBJECT_DATA")
         row = layout.row(align=True)
         row.operator("worldwarp.show_cloud", icon="POINTCLOUD_DATA")
         row.prop(group, "show_cloud", text="", icon="HIDE_OFF" if group.show_cloud else "HIDE_ON")
@@ -105,7 +106,7 @@ def draw_from_words(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
     layout.prop(group, "first_seed")
     if drawing.running:
         left = f", {duration_in_words(drawing.eta_s)} left" if drawing.eta_s is not None else ""
-        layout.progress(factor=drawing.fraction, text=f"{drawing.stage}{left}")
+        layout.progress(factor=drawing.fraction, text=f"{stage_in_words(drawing.stage, of_picture=True)}{left}")
         text = "Cancelling..." if drawing.cancelling else "Cancel"
         layout.operator("worldwarp.cancel_first_frame", text=text, icon="X")
         return
@@ -159,7 +160,7 @@ def draw_preset(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     """Draws the choice among the server's presets; before it was asked, the button that asks."""
     group = context.scene.worldwarp
     row = layout.row(align=True)
-    row.prop(group, "preset")
+    row.prop(group, "preset", placeholder="The server's choice")
     if server_facts.presets_at(server_address(context)):
         row.menu("WORLDWARP_MT_preset", text="", icon="DOWNARROW_HLT")
     else:
@@ -243,8 +244,8 @@ def draw_status(layout: bpy.types.UILayout, status: session.Status, reason: str 
     """
     if status.running:
         layout.progress(factor=status.fraction, text=progress_in_words(status))
-        if steps := steps_in_words(status):
-            layout.label(text=steps[0].upper() + steps[1:])
+        doing = stage_and_step_in_words(status)
+        layout.label(text=doing[:1].upper() + doing[1:])
         if status.lost:
             draw_text(layout.column(align=True), status.lost, "ERROR")
         layout.operator("worldwarp.cancel", text="Cancelling..." if status.cancelling else "Cancel", icon="X")
@@ -313,9 +314,11 @@ STATE_ICONS = {"done": "CHECKMARK", "running": "PLAY", "queued": "TIME", "failed
 
 def take_in_words(take: WORLDWARP_PG_take) -> str:
     """Returns which frames the take has of its own."""
-    from_there = f"from {take.first_frame}, " if take.based_on else ""
+    from_there = f"from {take.first_frame}" if take.based_on else ""
     if take.state == "done":
-        return f"{from_there}{take.frames} frames"
+        return from_there or f"{take.frames} frames"
+    if from_there:
+        from_there += ", "
     return f"{from_there}{take.frames_done} of {take.frames}"
 
 
@@ -421,28 +424,28 @@ def shot_in_words(scene: bpy.types.Scene) -> str:
 
 
 def progress_in_words(status: session.Status) -> str:
-    """Returns the stage, the frames done and the time left."""
-    parts = [status.stage]
-    if status.frames:
-        parts.append(f"{status.frames_done} of {status.frames} frames")
+    """Returns the frames done and the time left."""
+    parts = [f"{status.frames_done} of {status.frames} frames"] if status.frames else []
     if status.eta_s is not None:
         parts.append(f"{duration_in_words(status.eta_s)} left")
-    return ", ".join(part for part in parts if part)
-
-
-def steps_in_words(status: session.Status) -> str:
-    """Returns which chunk of how many is made, and which step of how many of its stage; nothing where there is one."""
-    parts = [f"chunk {status.chunk + 1} of {status.chunks}"] if status.chunks > 1 else []
-    if status.steps > 1:
-        parts.append(f"step {status.step} of {status.steps}")
     return ", ".join(parts)
+
+
+def stage_and_step_in_words(status: session.Status) -> str:
+    """Returns what is being done, for which chunk of how many, and which step of how many."""
+    parts = [stage_in_words(status.stage)]
+    if status.chunks > 1:
+        parts.append(f"chunk {status.chunk + 1}/{status.chunks}")
+    if status.steps > 1:
+        parts.append(f"step {status.step}/{status.steps}")
+    return ", ".join(part for part in parts if part)
 
 
 def draw_status_bar(header: bpy.types.Header, context: bpy.types.Context) -> None:
     """Adds to the status bar how the running shot is going."""
     status = session.status()
     if status.running:
-        words = [part for part in (progress_in_words(status), steps_in_words(status)) if part]
+        words = [part for part in (progress_in_words(status), stage_and_step_in_words(status)) if part]
         header.layout.label(text=f"WorldWarp {status.fraction:.0%}: {', '.join(words)}", icon="RENDER_ANIMATION")
 
 

@@ -11,7 +11,7 @@ import gpu
 import numpy as np
 from gpu_extras.batch import batch_for_shader
 
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 
 from .preflight import LOST, Report
 

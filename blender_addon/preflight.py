@@ -16,7 +16,7 @@ import bpy
 import numpy as np
 
 from engine_bridge.job_folder import read_job
-from worldwarp_core.cameras import CameraPath, jumps
+from worldwarp_core.cameras.path import CameraPath, jumps
 from worldwarp_core.errors import WorldWarpError
 
 from .camera_export import export_camera_path, frame_kept, render_size, scene_frames

@@ -18,9 +18,9 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from worldwarp_core.camera_files import read_cameras
-from worldwarp_core.depth_fusion import DepthView, Surface, fuse_depth
+from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.geometry.fusion import DepthView, Surface, fuse_depth
 
 from .render_layers import UnexpectedLayout, read_channel
 from .sequences import DATA, find_sequence

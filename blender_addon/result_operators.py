@@ -13,8 +13,8 @@ import bpy
 from bpy.props import BoolProperty, FloatProperty, IntProperty, StringProperty
 from bpy_extras.io_utils import ImportHelper
 
-from worldwarp_core.depth_fusion import Surface
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.geometry.fusion import Surface
 
 from .composite import add_nodes, composite_in_use, composite_to_use, composites, use_composite, use_render
 from .operators import NeedsSplats, absolute, reported

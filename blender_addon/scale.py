@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import bpy
 import numpy as np
 
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import BACKGROUND_DEPTH
 

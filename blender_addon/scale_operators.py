@@ -128,7 +128,7 @@ class WORLDWARP_OT_match_object(bpy.types.Operator):
     """Put what the picture shows at the active object as far away as that object is"""
 
     bl_idname = "worldwarp.match_object"
-    bl_label = "Match Active Object"
+    bl_label = "Match Object"
     bl_options: ClassVar = {"REGISTER", "UNDO"}
 
     @classmethod

@@ -21,7 +21,7 @@ from engine_bridge.messages import Welcome
 from worldwarp_core import __version__
 from worldwarp_core.errors import WorldWarpError
 
-from .advice import in_words
+from .advice import fault, in_words
 
 PROGRAM = "worldwarp-blender"
 LOOK_EVERY_S = 0.2
@@ -194,7 +194,7 @@ def begin(address: str, key: ClientKey | None, then: Callable[[], None]) -> None
         except WorldWarpError as error:
             _answer.append(error)
         except Exception as error:
-            _answer.append(WorldWarpError("internal", f"WorldWarp failed: {type(error).__name__}: {error}"))
+            _answer.append(fault(error))
 
     _thread = threading.Thread(target=work, name="worldwarp-ask", daemon=True)
     _thread.start()

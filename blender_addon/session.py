@@ -29,7 +29,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.files import read_splats
 
 from . import server_facts
-from .advice import in_words
+from .advice import fault, in_words
 from .image_editors import show_at_timeline, show_newest
 from .layout import LayoutMeasurement
 from .sequences import SRGB, find_sequence, show_behind_camera
@@ -122,7 +122,7 @@ class Session:
             self.events.put(Ended(error))
         except Exception as error:
             # The last line of defence: a fault of ours ends the shot in words, never the thread in silence.
-            self.events.put(Ended(WorldWarpError("internal", f"WorldWarp failed: {type(error).__name__}: {error}")))
+            self.events.put(Ended(fault(error)))
         else:
             self.events.put(Ended(None))
 
@@ -273,7 +273,7 @@ def _measure() -> float | None:
             _status.error = error.message
         except Exception as error:
             # As for the thread: a fault of ours ends it in words, not with a panel that says forever that it runs.
-            _status.error = f"WorldWarp failed: {type(error).__name__}: {error}"
+            _status.error = fault(error).message
     _measuring, _status.running = None, False
     if _status.cancelling:
         _status.cancelling, _status.outcome = False, "Cancelled before anything was sent."
@@ -288,7 +288,14 @@ def _tick() -> float | None:
     """Takes events out of the queue within the budget; returns the seconds to the next tick, None after the last."""
     global _bar_s
     before = dataclasses.replace(_status, notices=list(_status.notices))
-    drain(time.perf_counter() + BUDGET_S)
+    try:
+        drain(time.perf_counter() + BUDGET_S)
+    except Exception as error:
+        # As for the thread. What was delivered is on disk, and what is still to come the server keeps: Resume.
+        if _session is not None:
+            _session.stop.left.set()
+        _status.error = fault(error).message
+        _over()
     if _status != before:
         redraw()
     if time.perf_counter() - _bar_s > STATUS_BAR_S or not _status.running:

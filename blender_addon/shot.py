@@ -30,10 +30,10 @@ from engine_bridge.keys import ClientKey
 from engine_bridge.messages import CacheEvent, FrameEvent, NoticeEvent, Progress
 from engine_bridge.png_writer import encode_png
 from worldwarp_core import __version__
-from worldwarp_core.camera_files import read_cameras, write_cameras
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.files import read_cameras, write_cameras
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr import write_depth_exr
+from worldwarp_core.pictures.exr import write_depth_exr
 from worldwarp_core.spec import BACKGROUND_DEPTH, GenerateSpec, PathDepth, PromptKey
 
 from .camera_export import export_camera_path

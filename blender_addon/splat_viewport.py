@@ -27,7 +27,6 @@ from worldwarp_core.splat_files.axes import sh_basis
 from .small_steps import Steps, run_through, run_until
 from .splat_nodes import C0, MAX_ALPHA, MIN_ALPHA
 from .splats import BASE, ROTATION, SCALE, harmonics_in, is_native, is_splat_object, sky_of, values_of
-from .viewport_colour import takes_light
 
 WIDTH = 4096
 """Of all textures, in texels; every GPU has as much."""
@@ -400,7 +399,7 @@ def paint(sight: Sight, model_view: Matrix, projection: Matrix, width: int, heig
         model_view: from the object into the view (x to the right, y up, z backward).
         projection: of the view, as OpenGL has it.
         width: and height: of the viewport, in pixels.
-        as_light: write linear light, for a framebuffer that turns it into sRGB itself.
+        as_light: write linear light, which a viewport turns into sRGB itself.
     """
     numbers = [*np.array(model_view).T.ravel(), *np.array(projection).T.ravel(), width, height, as_light, 0.0]
     shader = splat_shader()
@@ -578,7 +577,7 @@ def draw() -> None:
         bpy.app.timers.register(poll, first_interval=POLL_S)
     # Of several worlds the nearer is drawn over the farther.
     for _, sight, model_view in sorted(sights, key=lambda entry: entry[0]):
-        paint(sight, model_view, view.window_matrix, region.width, region.height, as_light=takes_light())
+        paint(sight, model_view, view.window_matrix, region.width, region.height, as_light=True)
 
 
 def splats_shown(context: bpy.types.Context) -> list[tuple[bpy.types.Object, bpy.types.Object | None]]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from worldwarp_core.camera_files import read_cameras
-from worldwarp_core.cameras import CameraPath, vector_from_rotation
+from worldwarp_core.cameras.files import read_cameras
+from worldwarp_core.cameras.path import CameraPath, vector_from_rotation
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import BACKGROUND_DEPTH
 

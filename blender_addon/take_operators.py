@@ -8,7 +8,7 @@ from typing import ClassVar
 import bpy
 from bpy.props import BoolProperty, IntProperty, StringProperty
 
-from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.errors import WorldWarpError
 
 from . import session

@@ -1,4 +1,4 @@
-"""The command line: `worldwarp serve | generate | demo | cameras | jobs | logs | doctor`; others are in cli_*.py.
+"""The command line: `worldwarp serve`, `generate`, `demo` and the others that `worldwarp --help` lists.
 
 A user's mistake is one sentence and exit code 1, never a traceback; Ctrl-C is exit code 130, with what was delivered
 kept. What a command needs is imported when it runs, so that each works with no more installed than it needs.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -44,10 +45,12 @@ from .cli_engine import (
 )
 from .cli_keys import keys_app
 from .client import GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
+from .commits import Commits
 from .errors import BridgeError, printable
 from .keys import default_keys_dir, read_client_key
 from .messages import DEFAULT_ADDRESS, NoticeEvent, StateEvent
 from .messages import Progress as ProgressEvent
+from .stages import stage_in_words
 
 app = typer.Typer(
     help="Fly an animated camera through a world that does not exist yet.",
@@ -152,12 +155,15 @@ def serve(
     mask_rule: MaskRule = None,
     noise: Noise = None,
     preset: Preset = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where jobs are kept.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where jobs are kept, for this server alone (the user's cache folder).")
+    ] = None,
     keep_gib: Annotated[
         float, typer.Option(help="Disk space for ended jobs in GiB; the oldest beyond it are deleted.", min=0)
     ] = 20.0,
     metrics_port: Annotated[
-        int | None, typer.Option(help="Show metrics in Prometheus' format on this port of this machine.")
+        int | None,
+        typer.Option(help="Show metrics in Prometheus' format on this port of this machine.", min=0, max=65535),
     ] = None,
     view: Annotated[bool, typer.Option("--view/--no-view", help="Let clients look around in the world.")] = True,
     engine_factory: Factory = DEFAULT_FACTORY,
@@ -233,7 +239,9 @@ def serve(
     if until_stdin_closes:
 
         def wait_for_end() -> None:
-            sys.stdin.buffer.read()
+            # Not by way of sys.stdin: a read of it that still waits makes the end of the program a crash.
+            while os.read(0, 1):
+                pass
             # Twice, which is at once: nobody is there to take what would still be made.
             server.stop()
             server.stop()
@@ -314,8 +322,8 @@ def generate(
     """Make a shot: what a camera path sees, and the world of it."""
     import numpy as np
 
-    from worldwarp_core.camera_files import read_cameras
-    from worldwarp_core.images import (
+    from worldwarp_core.cameras.files import read_cameras
+    from worldwarp_core.pictures.files import (
         read_depth,
         read_path_depth,
         read_start_frame,
@@ -460,6 +468,9 @@ def make_shot(
     started_s = time.monotonic()
     own = out / ".server"
     folder: JobFolder | None = None
+    if server is None and not resume:
+        # What a command left that was killed: its server would go on with its job.
+        shutil.rmtree(own, ignore_errors=True)
     try:
         with ExitStack() as open_until_done:
             private = None if server is not None else open_until_done.enter_context(own_server(own, server_options))
@@ -492,7 +503,7 @@ def make_shot(
             with _Bar(len(spec.cameras)) as bar:
                 end = deliver(client, job_id, folder, on_event=bar.show, stop=stop)
     except BaseException as error:
-        # First, as it makes room where the disk is full.
+        # First, as it may make room where the disk is full.
         _put_away(own, out)
         if folder is None:
             if not was_there:
@@ -504,15 +515,18 @@ def make_shot(
         with suppress(WorldWarpError):
             folder.fail(code, str(error) or "Stopped before the job had ended.")
         raise
-    _put_away(own, out)
+    _put_away(own, out, done=end.state == "done")
     folder.note(seconds_total=round(time.monotonic() - started_s, 3))
     if pictures := sequence(out / "frames"):
         write_video(pictures, out / "preview.mp4", spec.cameras.fps)
-    if end.state == "cancelled":
-        raise BridgeError("cancelled", f"Cancelled. {len(pictures)} of {len(spec.cameras)} frames are in {out}.")
-    if end.state == "failed":
-        kept = f"\n{len(pictures)} of {len(spec.cameras)} frames are in {out}." if pictures else ""
-        raise WorldWarpError(end.code, end.message + kept)
+    if end.state != "done":
+        kept = [f"{len(pictures)} of {len(spec.cameras)} frames are in {out}."] if pictures else []
+        if server is not None or own.exists():
+            kept.append("The same command with --resume goes on with it.")
+        if end.state == "cancelled":
+            raise BridgeError("cancelled", " ".join(["Cancelled.", *kept]))
+        log = f"Its log is {out / 'server.log'}." if end.log_id and server is None else ""
+        raise WorldWarpError(end.code, "\n".join([end.message, log, " ".join(kept)]))
     if faults := folder.missing():
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise BridgeError("incomplete", f"Not all of the job is in {out}: {'; '.join(faults[:3])}{more}.")
@@ -523,12 +537,16 @@ def make_shot(
     )
 
 
-def _put_away(own: Path, out: Path) -> None:
-    """Removes the private server's jobs; its log stays beside the results where something in it may be asked for."""
+def _put_away(own: Path, out: Path, *, done: bool = False) -> None:
+    """Removes the private server's jobs, unless there is one to go on with: one not `done` that has committed chunks.
+
+    Its log stays beside the results where something in it may be asked for.
+    """
     log = own / "server.log"
     if log.is_file() and b" ERROR " in log.read_bytes():
         log.replace(out / "server.log")
-    shutil.rmtree(own, ignore_errors=True)
+    if done or not any(Commits(state.parent).read().frames for state in own.glob("jobs/*/resume.json")):
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @contextmanager
@@ -552,19 +570,6 @@ def _stop_on_signal() -> Iterator[threading.Event]:
 class _Bar:
     """The progress bar of one job."""
 
-    STAGES = {  # noqa: RUF012
-        "load": "starting the engine",
-        "geometry": "estimating depth",
-        "cache": "fitting the world",
-        "priors": "looking ahead",
-        "fill": "filling in",
-        "encode": "filling in",
-        "denoise": "filling in",
-        "decode": "filling in",
-        "finish": "finishing",
-        "gpu": "waiting for the GPU",
-    }
-
     def __init__(self, frames: int) -> None:
         self._frames, self._done = frames, 0
         self._progress = Progress(
@@ -583,7 +588,7 @@ class _Bar:
     def show(self, event: ClientEvent) -> None:
         """Shows what an event says."""
         if isinstance(event, ProgressEvent):
-            stage = self.STAGES.get(event.stage, event.stage)
+            stage = stage_in_words(event.stage)
             chunk = f" (chunk {event.chunk + 1} of {event.chunks})" if event.chunks > 1 else ""
             left = "" if event.eta_s is None else f"{_duration(event.eta_s)} left"
             self._progress.update(self._task, completed=event.fraction, description=f"{stage}{chunk}", left=left)
@@ -678,8 +683,8 @@ def cameras(
 
 
 def _cameras_of_presets(presets: list[str], out: Path, **settings: Any) -> None:
-    from worldwarp_core.camera_files import write_cameras
-    from worldwarp_core.cameras import preset_path
+    from worldwarp_core.cameras.files import write_cameras
+    from worldwarp_core.cameras.path import preset_path
 
     path = preset_path(presets, **settings)
     write_cameras(out, path)
@@ -687,8 +692,8 @@ def _cameras_of_presets(presets: list[str], out: Path, **settings: Any) -> None:
 
 
 def _cameras_of_video(video: Path, out: Path, **settings: Any) -> None:
-    from worldwarp_core.camera_files import write_cameras
-    from worldwarp_core.video_cameras import cameras_from_video
+    from worldwarp_core.cameras.files import write_cameras
+    from worldwarp_core.tracking.video import cameras_from_video
 
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     with Progress(*columns, console=console, transient=True) as progress:
@@ -711,6 +716,8 @@ def jobs(server: Server = DEFAULT_ADDRESS, key: Key = None, verbose: Verbose = F
         client.connect()
         listed = client.list_jobs()
     table = Table("job", "state", "frames", "whose", "submitted", "why")
+    # Whole, to be copied.
+    table.columns[0].no_wrap, table.columns[0].min_width = True, 32
     for job in listed:
         submitted = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created_s))
         whose = job.client[:8] if len(job.client) == 32 else job.client
@@ -770,7 +777,7 @@ def _client(address: str, key: Path | None = None, *, private: bool = False, com
 
 def _check_engine(name: str, factory: str) -> None:
     """Refuses an unknown name at once; the worker would only after it has loaded torch."""
-    from worldwarp_core.api import ENGINES
+    from worldwarp_core.spec import ENGINES
 
     if factory == DEFAULT_FACTORY and name not in ENGINES:
         raise BridgeError("unknown_engine", f"There is no engine called {name!r}. Choose: {', '.join(ENGINES)}.")

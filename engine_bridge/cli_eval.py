@@ -309,7 +309,7 @@ def _options(given: dict[str, Any]) -> tuple[EvalOptions, Variant]:
 def _with_engine(base: Variant, engine: str) -> Variant:
     from dataclasses import replace
 
-    from worldwarp_core.api import ENGINES
+    from worldwarp_core.spec import ENGINES
 
     if engine not in ENGINES:
         raise WorldWarpError("unknown_engine", f"There is no engine called {engine!r}. Choose: {', '.join(ENGINES)}.")

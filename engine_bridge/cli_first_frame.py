@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from worldwarp_core.errors import WorldWarpError, install_command
+from worldwarp_core.errors import WorldWarpError
+
+from .doctor import INSTALL_ENGINE
 
 PARTS = {"text": "Reading the prompt", "load": "Loading the video model", "steps": "Drawing", "decode": "Decoding"}
 
@@ -50,13 +52,13 @@ def first_frame(
     try:
         from transformers.utils.logging import disable_progress_bar
 
-        from worldwarp_core.first_frame import make_first_frame
         from worldwarp_core.spec import FirstFrameSettings
-        from worldwarp_core.weights import resolve_models
+        from worldwarp_core.wan.first_frame import make_first_frame
+        from worldwarp_core.wan.weights import resolve_models
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            f"Drawing a frame needs the Python package {error.name!r}, which is missing: {install_command('engine')}",
+            f"Drawing a frame needs the Python package {error.name!r}, which is missing: {INSTALL_ENGINE}",
         ) from error
     disable_progress_bar()  # it would draw over ours
     settings = FirstFrameSettings(prompt, negative_prompt, int(found[1]), int(found[2]), seed, steps, guidance)

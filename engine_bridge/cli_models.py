@@ -13,19 +13,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from worldwarp_core.errors import WorldWarpError, install_command
-from worldwarp_core.model_store import (
-    KNOWN,
-    HubName,
-    base_config,
-    bytes_of,
-    cached,
-    converted,
-    download,
-    hub_name,
-    verify,
-)
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.model_files.download import download
+from worldwarp_core.model_files.store import KNOWN, HubName, base_config, bytes_of, cached, converted, hub_name, verify
 
+from .doctor import INSTALL_ENGINE
 from .errors import BridgeError
 
 models_app = typer.Typer(rich_markup_mode=None)
@@ -118,11 +110,11 @@ def convert(
     """Convert a checkpoint to safetensors. Nothing in it is run, and every name and shape is checked."""
     config = base_config(base)
     try:
-        from worldwarp_core.checkpoints import convert_checkpoint
+        from worldwarp_core.model_files.convert import convert_checkpoint
     except ModuleNotFoundError as error:
         raise BridgeError(
             "engine_not_installed",
-            f"Converting needs the Python package {error.name!r}, which is missing: {install_command('engine')}",
+            f"Converting needs the Python package {error.name!r}, which is missing: {INSTALL_ENGINE}",
         ) from error
     with _bar() as show:
         made = convert_checkpoint(checkpoint, out, config, take=take, progress=show)

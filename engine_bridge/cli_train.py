@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .doctor import INSTALL_ENGINE
+
 train_app = typer.Typer(
     help="Train the networks of the engine preview, or a LoRA for wan.",
     no_args_is_help=True,
@@ -28,9 +30,7 @@ Minutes = Annotated[
 Steps = Annotated[int | None, typer.Option("--steps", help="Stop after so many steps.")]
 Textures = Annotated[
     Path | None,
-    typer.Option(
-        "--data", help="Pictures for the procedural worlds (.npz, see training/textures.py); none are needed."
-    ),
+    typer.Option("--data", help="Pictures for the procedural worlds (.npz, see worlds/textures.py); none are needed."),
 ]
 Lpips = Annotated[
     Path | None,
@@ -182,7 +182,7 @@ def lora(
 
 
 def _train(kind: str, given: dict[str, Any]) -> None:
-    from worldwarp_core.errors import WorldWarpError, install_command
+    from worldwarp_core.errors import WorldWarpError
 
     width, times, height = given.pop("size").partition("x")
     if not (times and width.isdigit() and height.isdigit()):
@@ -192,7 +192,7 @@ def _train(kind: str, given: dict[str, Any]) -> None:
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            f"Training needs the Python package {error.name!r}, which is missing: {install_command('engine')}",
+            f"Training needs the Python package {error.name!r}, which is missing: {INSTALL_ENGINE}",
         ) from error
     logging.basicConfig(format="%(message)s")
     logging.getLogger("worldwarp_core.training").setLevel(logging.INFO)

@@ -25,7 +25,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -70,7 +70,7 @@ from .messages import (
     Subscribed,
     Welcome,
 )
-from .session import FINAL, UNANSWERED_LIMIT_S, ClientSession, Follower
+from .session import FINAL, LARGE_MESSAGE_LIMIT_S, UNANSWERED_LIMIT_S, ClientSession, Follower
 from .version import package_version
 
 CREDIT_BYTES = 64 * 2**20
@@ -380,23 +380,34 @@ class Client:
         self._do(lambda: self._wire.request(ListJobs(request_id=next(self._request_ids)), answer))
         return self._wait(answer, timeout_s).jobs
 
-    def fetch_splats_now(self, job_id: str, path: Path, timeout_s: float = 600.0) -> Path:
-        """Fetches the job's newest splat file to `path`; waits for it.
+    def fetch_splats_now(self, job_id: str, path: Path, timeout_s: float = 120.0) -> Path:
+        """Fetches the job's newest splat file to `path`; waits for it, as long as its blocks come.
+
+        Args:
+            timeout_s: for the next block.
 
         Raises:
             BridgeError: `no_splats`, `unknown_job`, `disk_full`, `cannot_write`, `timed_out`, ...
         """
         answer: Future[Path] = Future()
-        self._do(lambda: self._wire.fetch(_Fetch(job_id, Path(path), answer)))
-        return self._wait(answer, timeout_s)
+        fetch = _Fetch(job_id, Path(path), answer)
+        self._do(lambda: self._wire.fetch(fetch))
+        return self._wait(answer, timeout_s, lambda: fetch.offset)
 
     # ------------------------------------------------------------ helpers
 
-    def _wait(self, answer: Future[Any], timeout_s: float) -> Any:
-        try:
-            return answer.result(timeout_s)
-        except FutureTimeoutError:
-            raise BridgeError("timed_out", f"The server at {self.address} did not answer in {timeout_s:g} s.") from None
+    def _wait(self, answer: Future[Any], timeout_s: float, how_far: Callable[[], int] = lambda: 0) -> Any:
+        """The answer, for which it waits so long after `how_far` has changed."""
+        been, deadline_s = how_far(), time.monotonic() + timeout_s
+        while True:
+            # In short waits, as in `events`.
+            with suppress(FutureTimeoutError):
+                return answer.result(min(timeout_s, 0.2))
+            if how_far() != been:
+                been, deadline_s = how_far(), time.monotonic() + timeout_s
+            elif time.monotonic() > deadline_s:
+                late = f"The server at {self.address} did not answer in {timeout_s:g} s."
+                raise BridgeError("timed_out", late)
 
     def _consume(self, entry: _Received) -> ClientEvent:
         if entry.size_bytes:
@@ -589,18 +600,24 @@ class _Link:
                 return event
         return 0
 
-    def check(self) -> None:
-        """Raises _Lost where the peer is silent; says that we are here where it is time to."""
-        now_s = time.monotonic()
-        if self.session.is_open and self.session.is_silent(now_s):
-            raise _Lost(f"the server said nothing for {UNANSWERED_LIMIT_S:g} s")
-        if self.session.ping_due(now_s):
+    def keep_up(self) -> None:
+        """Says that we are here where it is time to."""
+        if self.session.ping_due(time.monotonic()):
             self.send(Ping(request_id=0))
 
     def close(self) -> None:
         self.socket.disable_monitor()
         self.monitor.close(0)
         self.socket.close(0)
+
+
+def _check_heard(links: Sequence[_Link]) -> None:
+    """Raises _Lost where the server is silent: on every connection, or on one for longer than any message may take."""
+    now_s = time.monotonic()
+    if all(link.session.is_silent(now_s) for link in links):
+        raise _Lost(f"the server said nothing for {UNANSWERED_LIMIT_S:g} s")
+    if any(link.session.is_stuck(now_s) for link in links):
+        raise _Lost(f"nothing came through one of its connections for {LARGE_MESSAGE_LIMIT_S:g} s")
 
 
 class _Wire:
@@ -770,8 +787,9 @@ class _Wire:
                     self._hear(link)
             if time.monotonic() >= next_check_s:
                 next_check_s = time.monotonic() + TICK_MS / 1000
+                _check_heard(links)
                 for link in links:
-                    link.check()
+                    link.keep_up()
             arrived = self._wait(wake, *links)
             if any(link.monitor in arrived for link in links):
                 # What arrived between the last look and the end is still there to be read.
@@ -930,6 +948,9 @@ class _Wire:
             self._client._inbox.put(message)
 
     def _refused(self, error: Error) -> None:
+        if error.code == "hello_first":
+            # We were held up for too long, by a machine that slept or a host that let no thread run.
+            raise _Lost("the server had not heard of us for too long")
         fetch = self._fetches.get(error.request_id)
         if fetch is not None:
             if error.code == "splats_replaced" and fetch.restarts < FETCH_RESTARTS:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -101,9 +102,10 @@ class Commits:
         return saved
 
     def clear(self) -> None:
-        """Forgets every state: the job is done."""
-        self._path.unlink(missing_ok=True)
-        self._tidy(set())
+        """Forgets every state: the job is done. What cannot be deleted stays until the job is."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+            self._tidy(set())
 
     def _tidy(self, keep: set[str]) -> None:
         for file in self._folder.glob("state_*.npz"):

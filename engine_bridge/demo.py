@@ -39,6 +39,7 @@ from .job_folder import missing, read_job
 from .png_writer import is_whole_png
 from .preview import contact_sheet, sequence, write_video
 from .private_server import OwnServer, own_server
+from .stages import stage_in_words
 
 POLL_S = 0.1
 ASK_S = 60.0
@@ -286,22 +287,10 @@ class Bar:
                 self.show(line["what"], min(done + 0.02, BEFORE_JOB) if done < AFTER_JOB else done)
             case "progress":
                 left_s = line["eta_s"] and line["eta_s"] + FINISH_S
-                self.show(STAGES[line["stage"]], BEFORE_JOB + (AFTER_JOB - BEFORE_JOB) * line["fraction"], left_s)
+                share = BEFORE_JOB + (AFTER_JOB - BEFORE_JOB) * line["fraction"]
+                self.show(stage_in_words(line["stage"]), share, left_s)
             case "notice":
                 self._progress.console.print(line["message"])
-
-
-STAGES = {
-    "load": "loading the engine",
-    "geometry": "reading the geometry",
-    "cache": "fitting the world",
-    "priors": "flying the camera through it",
-    "fill": "filling what it has not seen",
-    "encode": "filling what it has not seen",
-    "denoise": "filling what it has not seen",
-    "decode": "filling what it has not seen",
-    "finish": "finishing",
-}
 
 
 def tell(console: Console, out: Path, made: dict[str, Path], settings: DemoSettings, seconds: float) -> None:

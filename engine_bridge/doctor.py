@@ -40,7 +40,7 @@ CLIENT_PACKAGES = (
     "typer",
     "zstandard",
 )
-ENGINE_PACKAGES = ("opencv-python-headless",)
+ENGINE_PACKAGES = ("filelock", "opencv-python-headless")
 PYTHON_MIN = (3, 11)
 PROBE_TIMEOUT_S = 120.0
 JOBS_GIB = 20.0
@@ -51,6 +51,7 @@ INSTALL_CLIENT = "pip install -c constraints.txt -e ."
 INSTALL_ENGINE = install_command("engine")
 INSTALL_BLENDER = install_command("engine", "blender")
 INSTALL_VIDEO = install_command("video")
+INSTALL_RAY = install_command("engine", "ray")
 INSTALL_EVALUATION = install_command("evaluation")
 # Forced: pip takes an installed CPU build of the same version for the one that is asked for. Alone: what torch needs is
 # not all on that index. The second command brings what the CUDA build needs and the CPU build did not.
@@ -92,6 +93,7 @@ def examine() -> list[Check]:
         _optional_package("plots of evaluations", "matplotlib", INSTALL_EVALUATION),
         _optional_package("depth of photographs", "transformers", INSTALL_ENGINE),
         _optional_package("metrics of a server", "prometheus_client", INSTALL_ENGINE),
+        _optional_package("engines on a Ray cluster", "ray", INSTALL_RAY),
         _curve(),
         _jobs_disk(),
     ]
@@ -292,7 +294,7 @@ os._exit(0)  # Blender as a module cannot always be left cleanly.
 """
 _NUMBA = """
 import json, numba
-from worldwarp_core.splats.rasterize import rasterizer_info
+from worldwarp_core.splats.prepare import rasterizer_info
 info = rasterizer_info("cpu")
 print(json.dumps({"version": numba.__version__, "threads": info["threads"], "layer": info["thread_layer"]}))
 """

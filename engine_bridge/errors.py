@@ -39,7 +39,7 @@ CODES: dict[str, str] = {
     # files
     "disk_full": "No space is left where the files go.",
     "cannot_write": "Files cannot be written there.",
-    "folder_in_use": "The output folder holds another job's files.",
+    "folder_in_use": "The folder holds another job's files, or is another server's.",
     "store_damaged": "A file of the server's job store cannot be read.",
     # the client's side
     "server_not_running": "Nothing answers at the address.",

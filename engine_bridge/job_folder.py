@@ -24,7 +24,7 @@ from typing import Any
 
 from worldwarp_core.atomic_write import atomic_write
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr import write_depth_exr, write_picture_exr
+from worldwarp_core.pictures.exr import write_depth_exr, write_picture_exr
 
 from .errors import BridgeError, disk_errors
 from .messages import CacheEvent, ChunkCommitted, FrameEvent, NoticeEvent, StateEvent, Welcome

@@ -16,7 +16,7 @@ import os
 import re
 import stat
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class ServerKey:
     """A server's pair."""
 
     public: str
-    secret: str
+    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,9 @@ class ClientKey:
 
     name: str
     public: str
-    secret: str
+    secret: str = field(repr=False)
+    """Not to come into a log by way of a message about its owner."""
     server_public: str
-
-    def __repr__(self) -> str:
-        # A secret must not come into a log by way of a message about its owner.
-        return f"ClientKey({self.name}, {self.public})"
 
 
 # ---------------------------------------------------------------- addresses

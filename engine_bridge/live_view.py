@@ -186,7 +186,7 @@ class LiveView:
             wake.close(0)
 
     def _hear(self, socket: zmq.Socket) -> bool:
-        """Takes what has come; returns whether the job has no world yet."""
+        """Takes what has come; returns whether the look has to be sent again: the job has no world yet, say."""
         refused = False
         while True:
             try:
@@ -201,7 +201,10 @@ class LiveView:
                         self._newest = message
                     self._state.notify_all()
             elif isinstance(message, Error):
-                if message.code != "no_splats":
+                if message.code == "hello_first":
+                    # It has forgotten us, or was started again.
+                    self._say(socket, self._session.hello())
+                elif message.code != "no_splats":
                     raise BridgeError(message.code, message.message)
                 refused = True
             elif message is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -33,9 +34,9 @@ class JsonFormatter(logging.Formatter):
         message = record.getMessage()
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
-        time = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
+        at = time.localtime(record.created)
         line: dict[str, Any] = {
-            "time": f"{time}.{record.msecs:03.0f}",
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', at)}.{int(record.msecs):03d}{time.strftime('%z', at)}",
             "level": record.levelname,
             "process": self._process,
             "message": message,

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from threading import Thread
 from typing import Any, Protocol
 
-from worldwarp_core.errors import install_command
-
+from .doctor import INSTALL_ENGINE
 from .errors import BridgeError
 
 _log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ class Metrics:
         gauges: name -> (what it is, a function of its value), asked when somebody reads.
 
     Raises:
-        BridgeError: `engine_not_installed` without prometheus_client, `address_in_use`.
+        BridgeError: `engine_unavailable` without prometheus_client, `address_in_use`.
     """
 
     def __init__(self, port: int, gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
@@ -71,7 +70,7 @@ class Metrics:
         except ModuleNotFoundError as error:
             raise BridgeError(
                 "engine_unavailable",
-                f"Metrics need prometheus_client, which is not installed: {install_command('engine')}",
+                f"Metrics need prometheus_client, which is not installed: {INSTALL_ENGINE}",
             ) from error
         registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)

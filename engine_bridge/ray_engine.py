@@ -32,12 +32,13 @@ import numpy as np
 
 from worldwarp_core import spec as core
 from worldwarp_core.checkpoint import Checkpoint
-from worldwarp_core.errors import WorldWarpError, install_command
+from worldwarp_core.errors import WorldWarpError
 
+from .doctor import INSTALL_RAY
 from .errors import BridgeError, EngineLost
 from .gpu_lock import gpus_of, only_job_on
 from .version import package_version
-from .worker import PROGRESS_EVERY_S, RayPlace, WorkerConfig, make_engine
+from .worker_config import PROGRESS_EVERY_S, RayPlace, WorkerConfig, make_engine
 
 _log = logging.getLogger(__name__)
 
@@ -94,10 +95,7 @@ def look_at(address: str) -> Cluster:
         BridgeError: `engine_unavailable`: Ray is not installed, or no cluster answers.
     """
     if importlib.util.find_spec("ray") is None:
-        raise BridgeError(
-            "engine_unavailable",
-            f"--executor ray needs Ray, which is not installed: {install_command('engine', 'ray')}",
-        )
+        raise BridgeError("engine_unavailable", f"--executor ray needs Ray, which is not installed: {INSTALL_RAY}")
     command = [sys.executable, "-m", "engine_bridge.ray_engine", address]
     hint = "Start one with 'ray start --head', or join one with 'ray start --address HOST:6379', or name one with "
     nobody = f"No Ray cluster answers at {address!r}. {hint}--ray-address."

@@ -67,13 +67,15 @@ from .messages import (
 )
 from .metrics import Counted, Metrics, NoMetrics
 from .security import Gate, Lock, bind_address, lock_for
-from .session import FINAL, JobTable, ServerFacts, ServerSession
+from .session import FINAL, LARGE_MESSAGE_LIMIT_S, JobTable, ServerFacts, ServerSession
 from .speeds import Speeds
 from .store import JobStore, StoredState, default_data_dir
+from .store_lock import claim_store
 from .version import package_version
 from .viewer import ViewConfig, ViewProcess
-from .worker import RayPlace, WorkerConfig, read_spec, read_wish
-from .workers import Gone, Worker, Workers
+from .worker import read_spec, read_wish
+from .worker_config import RayPlace, WorkerConfig
+from .workers import REST_S, Gone, Worker, Workers
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +139,7 @@ class Server:
     """A server that listens from the moment it is made; `serve` runs it.
 
     Raises:
-        BridgeError: `address_in_use`, `cannot_write`, `disk_full`, `bad_keys`.
+        BridgeError: `address_in_use`, `folder_in_use`, `cannot_write`, `disk_full`, `bad_keys`.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -155,7 +157,7 @@ class Server:
             # The codec refuses with a typed error what is over its limit; this only bounds what the library buffers.
             (zmq.MAXMSGSIZE, 2 * config.limits.message_bytes),
             (zmq.HEARTBEAT_IVL, 10_000),
-            (zmq.HEARTBEAT_TIMEOUT, 60_000),
+            (zmq.HEARTBEAT_TIMEOUT, int(LARGE_MESSAGE_LIMIT_S * 1000)),
         ):
             self._socket.setsockopt(option, value)
         if self._gate is not None:
@@ -172,7 +174,16 @@ class Server:
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
         self._store = JobStore(config.data_dir)
+        try:
+            self._store_lock = claim_store(config.data_dir)
+        except BridgeError:
+            self._close(0)
+            raise
         self._jobs = JobTable(config.max_queued, config.max_queued_by_client)
+        self._stored: dict[str, StoredState] = {}
+        """Of every job, what its `state.json` says, or will as soon as the disk takes it."""
+        self._sizes: dict[str, int] = {}
+        """Bytes on disk of the jobs that have ended."""
         self._sessions: dict[bytes, ServerSession] = {}
         self._progress: dict[str, Progress] = {}
         self._hot: dict[str, dict[int, list[codec.Part]]] = {}
@@ -195,8 +206,10 @@ class Server:
     def serve(self, *, handle_signals: bool = False) -> None:
         """Serves until `stop` (or, where asked, SIGINT or SIGTERM); lets running chunks be committed, and ends."""
         if handle_signals:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda *_: self.stop())
+            # Windows' SIGBREAK is Ctrl-Break, and its window being closed.
+            for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+                if (number := getattr(signal, name, None)) is not None:
+                    signal.signal(number, lambda *_: self.stop())
         log_file = add_log_file(self.config.data_dir / "logs" / "server.log", "server")
         self._workers = Workers(self._context, self._worker_configs())
         self._metrics = self._start_metrics()
@@ -217,6 +230,11 @@ class Server:
                 if stop_s is None and self._stops:
                     stop_s = time.monotonic()
                     self._workers.tell_all(Drain())
+                    if self._jobs.running:
+                        _log.info(
+                            "Stopping once what runs is committed, in %g s at the latest; told again, at once",
+                            self.config.stop_grace_s,
+                        )
                 if stop_s is None:
                     self._start_next_jobs()
                 more_to_send = self._send_events()
@@ -275,6 +293,7 @@ class Server:
         self._compressor.close()
         self._workers.close()
         self._close(1000)
+        self._store_lock.release()
         _log.info("WorldWarp server stopped")
 
     def _close(self, linger_ms: int) -> None:
@@ -375,7 +394,7 @@ class Server:
             if isinstance(request, Resume):
                 return self._resume(request)
             if isinstance(request, ListJobs):
-                return Jobs(request_id=request.request_id, jobs=tuple(list(self._jobs)[-LISTED_JOBS:]))
+                return self._list(request)
             if isinstance(request, Look):
                 raise BridgeError("no_view", "Looks go to the live view's own port, which Welcome names.")
             assert isinstance(request, FetchSplats), type(request)
@@ -394,7 +413,7 @@ class Server:
         submitted = codec.encode(attrs.evolve(request, request_id=0))
         digest = hashlib.sha256(codec.join(submitted)).hexdigest()
         if request.job_id in self._jobs:
-            if self._store.open(request.job_id).read_state().digest != digest:
+            if self._stored[request.job_id].digest != digest:
                 raise BridgeError("job_exists", f"Job {request.job_id} was submitted before with other settings.")
         else:
             if isinstance(request, Submit):
@@ -415,16 +434,16 @@ class Server:
                 code="",
                 message="",
             )
+            state = StoredState(
+                "queued", job.created_s, job.frames, digest=digest, client=job.client, priority=job.priority
+            )
             self._jobs.add(job)
+            self._stored[request.job_id] = state
             try:
-                state = StoredState(
-                    "queued", job.created_s, job.frames, digest=digest, client=job.client, priority=job.priority
-                )
                 self._store.create(request.job_id, submitted, state)
                 self._log_state(request.job_id)
             except WorldWarpError:
-                self._jobs.remove(request.job_id)
-                self._hot.pop(request.job_id, None)
+                self._forget_job(request.job_id)
                 raise
             self._metrics.job("queued")
             _log_job(job.job_id, f"{job.frames} frames of {request.width}x{request.height} for {job.client}")
@@ -462,6 +481,9 @@ class Server:
             self._move(job.job_id, "cancelled", "cancelled", "The job was cancelled before it started.")
         elif job.state == "running" and (worker := self._workers.with_job(job.job_id)) is not None:
             worker.tell(StopJob(job_id=job.job_id))
+            # Whoever dies before the engine stops: it is not gone on with.
+            self._stored[job.job_id] = replace(self._stored[job.job_id], cancelled=True)
+            self._store_state(job.job_id)
         return Cancelling(request_id=request.request_id, job_id=job.job_id, state=job.state)
 
     def _resume(self, request: Resume) -> Accepted:
@@ -470,6 +492,18 @@ class Server:
             self._jobs.check_room(job.client)
             self._move(job.job_id, "queued", message="The job goes on after its last committed chunk.", deaths=0)
         return self._accepted(request.request_id, job.job_id)
+
+    def _list(self, request: ListJobs) -> Jobs:
+        newest = list(self._jobs)[-LISTED_JOBS:]
+        while True:
+            jobs = Jobs(request_id=request.request_id, jobs=tuple(newest))
+            try:
+                codec.check_sizes(codec.encode(jobs))
+            except ProtocolError:
+                # Long messages of many failed jobs.
+                newest = newest[len(newest) // 4 + 1 :]
+            else:
+                return jobs
 
     def _splats_block(self, request: FetchSplats) -> SplatsBlock:
         job = self._store.open(self._jobs[request.job_id].job_id)
@@ -490,10 +524,11 @@ class Server:
         )
 
     def _answer(self, identity: bytes, reply: ServerMessage) -> None:
-        if self._send(identity, codec.encode(reply)) == "full":
-            # More than HIGH_WATER answers unread: whoever that is may come back and say Hello.
-            _log.warning("%s does not read its answers and is forgotten", self._sessions[identity].client)
-            self._sessions.pop(identity, None)
+        if self._send(identity, codec.encode(reply)) != "full":
+            return
+        # More than HIGH_WATER answers unread: whoever that is may come back and say Hello.
+        if (session := self._sessions.pop(identity, None)) is not None:
+            _log.warning("%s does not read its answers and is forgotten", session.client)
 
     def _send(self, identity: bytes, parts: Sequence[codec.Part]) -> str:
         """Sends to one peer: "sent", "full" (it does not read) or "gone" (its session is then dropped)."""
@@ -511,7 +546,9 @@ class Server:
     def _forget_silent(self) -> None:
         now_s = time.monotonic()
         for identity, session in list(self._sessions.items()):
-            if session.is_silent(now_s):
+            # Who follows a job says what was consumed; of who follows none, a large job may be on its way.
+            may_send = session.state == "open" and not session.subscriptions
+            if session.is_silent(now_s - (LARGE_MESSAGE_LIMIT_S if may_send else 0.0)):
                 del self._sessions[identity]
 
     # ------------------------------------------------------------ events
@@ -561,8 +598,11 @@ class Server:
     def _last_seq(self, job_id: str) -> int:
         return max(len(self._store.open(job_id).log), *self._hot.get(job_id, {}), 0)
 
-    def _cool(self, job_id: str) -> None:
+    def _cool(self, job_id: str, *, lasting: bool) -> None:
         """Lets go of a job's events in memory, and appends those that the log does not have.
+
+        Args:
+            lasting: whether to wait until the disk has them, as nothing comes after them.
 
         Raises:
             BridgeError: `disk_full` or `cannot_write`; they stay then, for who follows the job.
@@ -572,6 +612,8 @@ class Server:
             with log.appending() as append:
                 for parts in missing:
                     append(parts)
+                if lasting:
+                    append.sync()
         self._hot.pop(job_id, None)
 
     # ------------------------------------------------------------ jobs
@@ -595,8 +637,8 @@ class Server:
         try:
             self._log_state(job_id, log_id, summary, **stored)
         except WorldWarpError as error:
-            # The disk is full, say. The state holds in memory, for who follows the job too; after a restart it goes on.
-            _log.error("Job %s: its state could not be stored: %s", job_id, error, extra={"job_id": job_id})
+            _tell_unstored(job_id, error)
+        self._measure(job_id)
 
     def _log_state(self, job_id: str, log_id: str = "", summary: dict[str, Any] | None = None, **stored: Any) -> None:
         """Appends the job's state to its log and stores it; only while no worker writes there.
@@ -616,14 +658,22 @@ class Server:
         )
         self._hot.setdefault(job_id, {})[event.seq] = codec.encode(event)
         self._jobs.update(job_id, last_seq=event.seq)
-        self._cool(job_id)
         facts: dict[str, Any] = {
             "state": info.state,
             "frames_done": info.frames_done,
             "code": info.code,
             "message": info.message,
+            "cancelled": False,
         }
-        job.write_state(replace(job.read_state(), **facts, **stored))
+        self._stored[job_id] = replace(self._stored[job_id], **facts, **stored)
+        self._cool(job_id, lasting=info.state in FINAL)
+        job.write_state(self._stored[job_id])
+
+    def _store_state(self, job_id: str) -> None:
+        try:
+            self._store.open(job_id).write_state(self._stored[job_id])
+        except WorldWarpError as error:
+            _tell_unstored(job_id, error)
 
     def _start_next_jobs(self) -> None:
         """Hands jobs to the workers that have none, starting those that have died."""
@@ -635,8 +685,8 @@ class Server:
                 return
             self._jobs.move(job.job_id, "running")
             self._metrics.job("running")
+            attempt = self._stored[job.job_id].attempt + 1
             try:
-                attempt = self._store.open(job.job_id).read_state().attempt + 1
                 self._log_state(job.job_id, attempt=attempt)
             except WorldWarpError as error:
                 self._move(job.job_id, "failed", error.code, error.message)
@@ -683,10 +733,16 @@ class Server:
         if end.state == "done":
             self._note_speed(end.job_id, end.summary)
             self._store.open(end.job_id).commits.clear()
+            self._measure(end.job_id)
 
     def _interrupt(self, job_id: str, state: JobState, code: str, message: str, **stored: Any) -> None:
-        """Moves a job on whose attempt was cut short; queued again, it is its client's first then, as the oldest."""
+        """Moves a job on whose attempt was cut short; queued again, it is its client's first then, as the oldest.
+
+        One that was to be cancelled has ended with that.
+        """
         job = self._store.open(job_id)
+        if self._stored[job_id].cancelled:
+            state, code, message = "cancelled", "cancelled", "The job was cancelled."
         self._jobs.update(job_id, last_seq=self._last_seq(job_id), frames_done=job.commits.read().frames)
         self._move(job_id, state, code, message, **stored)
 
@@ -699,6 +755,8 @@ class Server:
             return
         if failure is not None:
             _log.error("The engine could not be loaded: %s", failure.message, extra={"log_id": failure.log_id})
+            if self._has_others(worker):
+                return
             if (job := self._jobs.next_queued) is not None:
                 self._move(job.job_id, "failed", failure.code, failure.message, failure.log_id)
             return
@@ -706,14 +764,22 @@ class Server:
         _log.error("%s", died, extra={"job_id": worker.job_id})
         if worker.job_id:
             self._outlive(worker.job_id, died)
-        elif not worker.ready:
+        elif not worker.ready and not self._has_others(worker):
             self._failed_starts += 1
             if self._failed_starts >= MAX_DEATHS and (job := self._jobs.next_queued) is not None:
                 self._failed_starts = 0
                 self._move(job.job_id, "failed", "worker_died", f"{died} It did so {MAX_DEATHS} times as it started.")
 
+    def _has_others(self, worker: Worker) -> bool:
+        """Whether jobs can wait for other workers than this one, which could not start and is left alone then."""
+        others = bool(list(self._workers))
+        if others:
+            self._workers.rest(worker.slot)
+            _log.error("Worker %d is tried again in %g s; the others go on", worker.slot, REST_S)
+        return others
+
     def _outlive(self, job_id: str, died: str) -> None:
-        stored = self._store.open(job_id).read_state()
+        stored = self._stored[job_id]
         final = self._store.open(job_id).commits.read().frames
         deaths = 1 if final > stored.frames_at_death else stored.deaths + 1
         known: dict[str, Any] = {"deaths": deaths, "frames_at_death": final}
@@ -739,14 +805,18 @@ class Server:
                 self._note_speed(job.job_id, self._summary_of(job))
             if job.state == "running":
                 self._interrupt(job.job_id, "queued", "server_stopped", STOPPED)
+            else:
+                self._measure(job.job_id)
 
     def _note_speed(self, job_id: str, summary: dict[str, Any]) -> None:
         """Remembers how long a job took, unless it was gone on with: its last attempt's time is only a part then."""
-        if self._store.open(job_id).read_state().attempt == 1:
+        if self._stored[job_id].attempt == 1:
             self._speeds.note(summary)
 
     def _summary_of(self, job: JobInfo) -> dict[str, Any]:
         """What the engine said at the end of a job that was done; empty where that cannot be read."""
+        if not job.last_seq:
+            return {}
         try:
             end = codec.decode(self._store.open(job.job_id).log.read(job.last_seq), LoggedEvent)
         except (BridgeError, OSError):
@@ -756,7 +826,9 @@ class Server:
     def _recovered(self, job_id: str) -> JobInfo:
         """A job as an earlier run left it."""
         job = self._store.open(job_id)
-        stored = job.read_state()
+        stored = self._stored[job_id] = job.read_state()
+        if stored.state == "running" and (lost := job.log.mend()):
+            _log.warning("Job %s: the disk has lost its newest %d events", job_id, lost, extra={"job_id": job_id})
         return JobInfo(
             job_id=job_id,
             state=stored.state,
@@ -776,26 +848,34 @@ class Server:
         A job that has not ended stays, and so does one that an open connection has followed: its client may still be
         fetching the splats.
         """
-        followed = {job_id for session in self._sessions.values() for job_id in session.followed}
-        try:
-            sizes = {job.job_id: self._store.size_of(job.job_id) for job in self._jobs if job.state in FINAL}
-        except OSError as error:
-            _log.error("How much the jobs take cannot be found out, so none is deleted: %s", error)
+        excess = sum(self._sizes.values()) - self.config.keep_bytes
+        if excess <= 0:
             return
-        total = sum(sizes.values())
-        for job_id, size in sizes.items():
-            if total <= self.config.keep_bytes:
-                return
-            if job_id in followed:
+        followed = {job_id for session in self._sessions.values() for job_id in session.followed}
+        for job in self._jobs:
+            size = self._sizes.get(job.job_id)
+            if size is None or job.job_id in followed:
                 continue
-            self._jobs.remove(job_id)
-            self._hot.pop(job_id, None)
-            total -= size
-            _log.info("Job %s: deleted to make room (%.1f MiB)", job_id, size / 2**20)
+            _log.info("Job %s: deleted to make room (%.1f MiB)", job.job_id, size / 2**20)
+            self._forget_job(job.job_id)
             try:
-                self._store.remove(job_id)
+                self._store.remove(job.job_id)
             except OSError as error:
-                _log.error("Job %s: its files cannot be deleted: %s", job_id, error)
+                _log.error("Job %s: its files cannot be deleted: %s", job.job_id, error)
+            excess -= size
+            if excess <= 0:
+                return
+
+    def _measure(self, job_id: str) -> None:
+        """Finds out what a job takes on the disk, once it has ended: to look at every job's files takes long."""
+        self._sizes.pop(job_id, None)
+        if self._jobs[job_id].state in FINAL:
+            self._sizes[job_id] = self._store.size_of(job_id)
+
+    def _forget_job(self, job_id: str) -> None:
+        self._jobs.remove(job_id)
+        for known in (self._stored, self._sizes, self._hot):
+            known.pop(job_id, None)
 
     def _facts(self) -> ServerFacts:
         return ServerFacts(
@@ -816,6 +896,11 @@ def _refusal(request: ClientMessage, code: str, message: str, job_id: str) -> Er
         message=message[:MAX_TEXT_CHARS],
         job_id=job_id,
     )
+
+
+def _tell_unstored(job_id: str, error: WorldWarpError) -> None:
+    """The disk is full, say. The state holds in memory, for who follows the job too; after a restart it goes on."""
+    _log.error("Job %s: its state could not be stored: %s", job_id, error, extra={"job_id": job_id})
 
 
 def _log_job(job_id: str, what: str) -> None:

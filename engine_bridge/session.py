@@ -49,7 +49,9 @@ FINAL: frozenset[JobState] = frozenset({"done", "failed", "cancelled"})
 SILENCE_LIMIT_S = 60.0
 """After this long without a word a server forgets a connection."""
 UNANSWERED_LIMIT_S = 20.0
-"""After this long without an answer to its pings a client takes a connection for lost, whatever the socket says."""
+"""After this long without an answer to its pings a client takes a server for lost, whatever the socket says."""
+LARGE_MESSAGE_LIMIT_S = 120.0
+"""How long one message may take on a slow network, while which nothing else comes or goes on its connection."""
 PING_EVERY_S = 5.0
 """A client that has nothing else to say says at least this often that it is there."""
 
@@ -283,8 +285,12 @@ class ClientSession:
         return self.is_open and now_s - self._said_s > PING_EVERY_S
 
     def is_silent(self, now_s: float) -> bool:
-        """Whether the server has said nothing for so long that it must be gone."""
+        """Whether the server has said nothing for so long that it must be gone, unless one large message takes long."""
         return now_s - self._heard_s > UNANSWERED_LIMIT_S
+
+    def is_stuck(self, now_s: float) -> bool:
+        """Whether no message can take as long as the server has said nothing."""
+        return now_s - self._heard_s > LARGE_MESSAGE_LIMIT_S
 
 
 # ---------------------------------------------------------------- the server's jobs
@@ -394,7 +400,7 @@ class JobTable:
 
     @property
     def running(self) -> tuple[JobInfo, ...]:
-        return tuple(self._jobs[job_id] for job_id in self._running)
+        return tuple(self._jobs[job_id] for job_id in list(self._running))
 
     @property
     def next_queued(self) -> JobInfo | None:

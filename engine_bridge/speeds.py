@@ -1,17 +1,18 @@
 """How long a server's engine takes and how much memory, by the jobs that it has done: `speeds` in `engine_info`.
 
-In: what the engine said at the end of each job (its summary). Out: for every preset and size of frames the median
-seconds a frame, so that a client can tell what a shot will take before it is sent.
+In: what the engine said at the end of each job (its summary). Out: for every preset and size of frames the seconds
+that the middle frame took, so that a client can tell what a shot will take before it is sent.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 KEPT = 5
 """Newest jobs of a kind that count: a machine, or its engine, may have been changed."""
@@ -23,7 +24,7 @@ MOST_KINDS = 50
 class _Kind:
     """Jobs of one preset and one size."""
 
-    seconds_per_frame: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    seconds_and_frames: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=KEPT))
     memory_gib: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
 
 
@@ -46,7 +47,7 @@ class Speeds:
         key = (_preset(summary), width, height)
         # The newest at the end.
         kind = self._kinds[key] = self._kinds.pop(key, _Kind())
-        kind.seconds_per_frame.append(seconds / frames)
+        kind.seconds_and_frames.append((seconds, frames))
         memory_gib = summary.get("memory_gib")
         if isinstance(memory_gib, int | float) and 0 < memory_gib < math.inf:
             kind.memory_gib.append(float(memory_gib))
@@ -60,12 +61,20 @@ class Speeds:
                 "preset": preset,
                 "width": width,
                 "height": height,
-                "seconds_per_frame": round(statistics.median(kind.seconds_per_frame), 4),
+                "seconds_per_frame": round(_seconds_of_middle_frame(kind.seconds_and_frames), 4),
                 "memory_gib": round(max(kind.memory_gib), 2) if kind.memory_gib else None,
-                "jobs": len(kind.seconds_per_frame),
+                "jobs": len(kind.seconds_and_frames),
             }
             for (preset, width, height), kind in self._kinds.items()
         ]
+
+
+def _seconds_of_middle_frame(jobs: Sequence[tuple[float, int]]) -> float:
+    """The median over all frames of all jobs: a job of few frames, most of which is its beginning, counts for few."""
+    frames = np.array([frames for _, frames in jobs])
+    each = np.array([seconds for seconds, _ in jobs]) / frames
+    order = np.argsort(each)
+    return float(each[order][np.searchsorted(np.cumsum(frames[order]), frames.sum() / 2)])
 
 
 def _preset(summary: Mapping[str, Any]) -> str:

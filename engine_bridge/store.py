@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from worldwarp_core.atomic_write import atomic_write
 
@@ -34,7 +34,7 @@ from . import codec
 from .codec import Part
 from .commits import Commits
 from .errors import BridgeError, ProtocolError, disk_errors
-from .messages import MAX_BLOCK_BYTES, ClientMessage, Draw, JobState, LoggedEvent, Submit
+from .messages import MAX_BLOCK_BYTES, ChunkCommitted, ClientMessage, Draw, JobState, LoggedEvent, Submit
 
 _INDEX = struct.Struct("<QII")
 _JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -63,6 +63,8 @@ class StoredState:
     deaths: int = 0
     """Workers that died of it since `frames_at_death` frames were final."""
     frames_at_death: int = 0
+    cancelled: bool = False
+    """Whether it was told to stop and has not yet."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +100,13 @@ class JobStore:
         return StoredJob(self.root / job_id)
 
     def size_of(self, job_id: str) -> int:
-        """Bytes that a job takes on the disk."""
+        """Bytes that a job takes on the disk, as far as that can be seen: 0 where somebody has deleted it by hand."""
         size = 0
-        for file in self.open(job_id).folder.iterdir():
-            # A splat file may be replaced while we look.
-            with suppress(FileNotFoundError):
-                size += file.stat().st_size
+        with suppress(OSError):
+            for file in self.open(job_id).folder.iterdir():
+                # A splat file may be replaced while we look.
+                with suppress(FileNotFoundError):
+                    size += file.stat().st_size
         return size
 
     def remove(self, job_id: str) -> None:
@@ -119,8 +122,8 @@ class JobStore:
     def create(self, job_id: str, submit: list[Part], state: StoredState) -> StoredJob:
         """Stores a new job; its `state.json`, written last, is what makes it one."""
         job = self.open(job_id)
-        with disk_errors(job.folder), atomic_write(job.folder / "submit.msg") as partial:
-            partial.write_bytes(codec.join(submit))
+        with disk_errors(job.folder):
+            _write_whole(job.folder / "submit.msg", *codec.joined(submit))
         job.write_state(state)
         return job
 
@@ -155,14 +158,17 @@ class StoredJob:
         """
         path = self.folder / "state.json"
         try:
-            return StoredState(**json.loads(path.read_text("utf-8")))
+            state = StoredState(**json.loads(path.read_text("utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise BridgeError("store_damaged", f"The job's state in {path} cannot be read: {error}") from error
+        if state.state not in get_args(JobState):
+            raise BridgeError("store_damaged", f"The job's state in {path} is none: {state.state!r}.")
+        return state
 
     def write_state(self, state: StoredState) -> None:
         """Replaces how the job stands, whole or not at all."""
-        with disk_errors(self.folder), atomic_write(self.folder / "state.json") as partial:
-            partial.write_text(json.dumps(asdict(state)), "utf-8")
+        with disk_errors(self.folder):
+            _write_whole(self.folder / "state.json", json.dumps(asdict(state)).encode())
 
     def add_splats(self, write: Callable[[Path], Any], splats: int) -> SplatsFile:
         """Adds a splat file, which `write` writes at the path it is given, and forgets all but the newest two."""
@@ -176,8 +182,10 @@ class StoredJob:
             with atomic_write(path.with_suffix(".json")) as partial:
                 partial.write_text(json.dumps(facts), "utf-8")
             for old in sorted(self.folder.glob("splats_*.json"))[:-_SPLATS_KEPT]:
-                old.unlink(missing_ok=True)
-                old.with_suffix(".ply").unlink(missing_ok=True)
+                # Windows deletes no file that is being read; the next fit tries again.
+                with suppress(PermissionError):
+                    old.with_suffix(".ply").unlink(missing_ok=True)
+                    old.unlink(missing_ok=True)
         return SplatsFile(path, revision, **facts)
 
     def newest_splats(self) -> SplatsFile | None:
@@ -244,14 +252,38 @@ class EventLog:
         Raises:
             BridgeError: `disk_full` or `cannot_write`; the log then ends with the last whole event.
         """
-        count = len(self)
-        end = sum(self._entry(count)[:2]) if count else 0
         # Unbuffered: what could not be written to a full disk must not come out of a buffer later.
         with disk_errors(self._log), self._log.open("ab", 0) as log, self._index.open("ab", 0) as index:
+            count = len(self)
+            end = sum(self._entry(count)[:2]) if count else 0
             log.truncate(end)
             index.truncate(count * _INDEX.size)
 
             yield Appender(self._log, log, index, count, end)
+
+    def mend(self) -> int:
+        """Drops the events from the first on that the disk did not get whole when the power went; returns how many.
+
+        Looks back as far as the last commit: that was waited for. Only while nobody writes.
+
+        Raises:
+            BridgeError: `cannot_write`.
+        """
+        count = whole = len(self)
+        for seq in range(count, 0, -1):
+            try:
+                parts = self.read(seq)
+            except (BridgeError, OSError):
+                whole = seq - 1
+                continue
+            # One that cannot be read for what it says, as an earlier version wrote it, is whole all the same.
+            with suppress(ProtocolError):
+                if isinstance(codec.decode(parts, LoggedEvent), ChunkCommitted):
+                    break
+        if whole < count:
+            with disk_errors(self._index):
+                os.truncate(self._index, whole * _INDEX.size)
+        return count - whole
 
     def small_events(self, most_bytes: int = SMALL_BYTES) -> Iterator[LoggedEvent]:
         """The events of at most so many bytes, oldest first, up to the first that is damaged: all but the frames.
@@ -262,7 +294,7 @@ class EventLog:
             try:
                 if self.size_of(seq) <= most_bytes:
                     yield codec.decode(self.read(seq), LoggedEvent)
-            except (BridgeError, OSError, struct.error):
+            except (BridgeError, OSError):
                 # Nobody will be sent what comes after it either: events go out in order.
                 return
 
@@ -270,7 +302,10 @@ class EventLog:
         assert seq >= 1, seq
         with self._index.open("rb") as file:
             file.seek((seq - 1) * _INDEX.size)
-            return _INDEX.unpack(file.read(_INDEX.size))
+            entry = file.read(_INDEX.size)
+        if len(entry) < _INDEX.size:
+            raise BridgeError("store_damaged", f"{self._index} ends before event {seq}.")
+        return _INDEX.unpack(entry)
 
 
 class Appender:
@@ -307,6 +342,14 @@ class Appender:
         with disk_errors(self._path):
             os.fsync(self._log.fileno())
             os.fsync(self._index.fileno())
+
+
+def _write_whole(path: Path, *pieces: Part) -> None:
+    """Replaces a file, and waits until the disk has it: a file of no bytes may else be left when the power goes."""
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write(file: BinaryIO, *pieces: Part) -> None:

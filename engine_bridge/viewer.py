@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ ON_THE_WAY = 2
 LOOK_FOR_NEWER_S = 0.5
 KEPT_WORLDS = 2
 MAX_CONNECTIONS = 256
+MAX_LOOKED_AT = 8
+"""Jobs that one connection looks at: each one's world takes memory of the device."""
 TICK_MS = 100
 
 
@@ -232,6 +235,10 @@ class View:
     def _look(self, identity: bytes, look: Look) -> None:
         eye = self._eyes.get((identity, look.job_id))
         if eye is None:
+            if sum(who == identity for who, _ in self._eyes) >= MAX_LOOKED_AT:
+                message = f"A connection may look at {MAX_LOOKED_AT} jobs. Open another for more."
+                self._send(identity, Error(request_id=0, code="over_limit", message=message, job_id=look.job_id))
+                return
             if self._newest(look.job_id) is None:
                 message = "The job has no world to look at yet."
                 self._send(identity, Error(request_id=0, code="no_splats", message=message, job_id=look.job_id))
@@ -335,6 +342,15 @@ class View:
         except (OSError, WorldWarpError) as error:
             # Replaced while it was read, say: the next look finds the one that took its place.
             _log.warning("A world of job %s could not be read: %s", job_id, error, extra={"job_id": job_id})
+        except Exception as error:
+            # No memory left on the device, say: who looks at this one is told, the others look on.
+            log_id = uuid.uuid4().hex[:8]
+            _log.exception("[%s] showing job %s", log_id, job_id, extra={"job_id": job_id, "log_id": log_id})
+            what = f"The world cannot be shown ({type(error).__name__})"
+            message = f"{what}. The server's log has the details under {log_id}."
+            for identity, _ in [key for key in self._eyes if key[1] == job_id]:
+                del self._eyes[identity, job_id]
+                self._send(identity, Error(request_id=0, code="engine_failed", message=message, job_id=job_id))
 
     def _load(self, file: SplatsFile) -> Any:
         return self._open(read_ply(file.path), device=self._config.device)

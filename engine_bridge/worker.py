@@ -5,14 +5,13 @@ straight to the job's folder, so the server's memory never sees more than one. A
 ends this process and one attempt at a job, never the server; when the server goes, so does this process. Where the
 engine saves its state (worldwarp_core.checkpoint), an interrupted job goes on from there; every frame is final once.
 
-This is the one module of the bridge that enters the core's engine, and `load_engine` is the door it takes. Which engine
-and with what options is the server's own configuration; nothing of it ever comes from a client.
+This is the one module of the bridge that runs the core's engine, and `load_engine` is the door that it takes to it
+(worker_config.py).
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import math
 import os
@@ -25,7 +24,8 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from worldwarp_core import spec as core
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.ply import write_ply
@@ -64,6 +64,8 @@ from .messages import (
     WorkerCommand,
 )
 from .store import Appender, JobStore, StoredJob
+from .store_lock import claim_as_worker
+from .worker_config import PROGRESS_EVERY_S, WorkerConfig, make_engine
 
 _log = logging.getLogger(__name__)
 
@@ -81,41 +83,15 @@ DRAW_SHARES: dict[core.DrawPart, tuple[float, float]] = {
     "decode": (0.95, 0.05),
 }
 """Where each part of drawing a picture begins, and how much of the whole it takes, about."""
-PROGRESS_EVERY_S = 0.1
-"""Progress within a stage is passed on at most this often."""
-
-
-@dataclass(frozen=True)
-class RayPlace:
-    """Where on a Ray cluster a worker's engine is (ray_engine.py)."""
-
-    address: str = "auto"
-    gpus: int = 0
-    """That it has for itself."""
-
-
-@dataclass(frozen=True)
-class WorkerConfig:
-    """What the server tells its worker at the start."""
-
-    store_root: str
-    factory: str = "worldwarp_core.api:load_engine"
-    """`module:function` that makes the engine."""
-    engine: str = "cache"
-    options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the factory."""
-    device: str = ""
-    """The GPUs that are this worker's alone, as CUDA_VISIBLE_DEVICES names them; "" where the server was not told."""
-    log_path: str = ""
-    """Where the structured log goes; "" for none."""
-    ray: RayPlace | None = None
-    """None has the engine in the worker's own process."""
 
 
 def run_worker(connection: Connection, config: WorkerConfig) -> None:
     """The worker process: loads the engine, then runs one job after another until told to quit."""
-    # Ctrl-C in a terminal reaches every process in it; here the server decides what becomes of the job.
+    # Ctrl-C in a terminal reaches every process in it, and what stops a service may tell every process of it; here the
+    # server decides what becomes of the job.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not ignored: programs that the engine starts would ignore it too.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
     if config.log_path:
         add_log_file(Path(config.log_path), f"worker {config.device}".strip())
@@ -130,7 +106,9 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
 
 
 def _work(config: WorkerConfig, server: _Server) -> None:
+    root = Path(config.store_root)
     try:
+        writing = claim_as_worker(root)
         engine = _load(config)
         server.report(Ready(engine_info=as_plain(engine.describe())))
     except EngineLost:
@@ -139,13 +117,14 @@ def _work(config: WorkerConfig, server: _Server) -> None:
         code, message, log_id = _explain(error, "engine_unavailable", "The engine could not be started")
         server.report(LoadFailed(code=code, message=message, log_id=log_id))
         return
-    store = JobStore(Path(config.store_root))
+    store = JobStore(root)
     # Of an engine that is elsewhere, GPUs are seen to there.
     gpus = gpus_of(engine.describe()) if config.ray is None else []
     show_case = ShowCase()
     while (run := server.next_job()) is not None:
         server.report(_Run(engine, store.open(run.job_id), run, server, gpus, show_case).to_its_end())
     show_case.close()
+    writing.release()
 
 
 def read_spec(submit: Submit) -> core.GenerateSpec:
@@ -271,13 +250,6 @@ class _Server:
             elif isinstance(command, Quit):
                 self._quit = True
                 self._jobs.put(None)
-
-
-def make_engine(factory: str, name: str, options: dict[str, Any]) -> Any:
-    """The engine that `factory`, a `module:function`, makes."""
-    module, _, function = factory.partition(":")
-    make: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return make(name=name, **options)
 
 
 def _load(config: WorkerConfig) -> Any:
@@ -537,9 +509,11 @@ class _LogWriter:
 def _yield_to_others() -> None:
     """Lets other threads run before this one, where threads have priorities of their own."""
     if sys.platform == "linux":
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19))
+        # Not every container allows it.
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, min(os.getpriority(os.PRIO_PROCESS, thread) + 10, 19))
 
 
 def _progress(event: core.Progress, job_id: str) -> Progress:

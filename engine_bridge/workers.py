@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -20,10 +21,13 @@ import zmq
 from . import codec
 from .hot import Looker
 from .messages import LoadFailed, Lost, Ready, WorkerReport
-from .worker import WorkerConfig, run_worker
+from .worker import run_worker
+from .worker_config import WorkerConfig
 
 _log = logging.getLogger(__name__)
 _REPORTS = "inproc://workers"
+REST_S = 60.0
+"""How long a worker that could not start is left alone while there are others."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Workers:
         self._context = context
         self._configs = configs
         self._workers: dict[bytes, Worker] = {}
+        self._rests_until_s: dict[int, float] = {}
         self.reports = context.socket(zmq.PULL)
         """For a poller: readable when `hear` has something."""
         self.reports.bind(_REPORTS)
@@ -85,12 +90,17 @@ class Workers:
         return iter(list(self._workers.values()))
 
     def start(self) -> None:
-        """Starts a worker in every slot that has none."""
-        taken = {worker.slot for worker in self}
+        """Starts a worker in every slot that has none; in those that are to rest, only where there is no other."""
+        taken, now_s = {worker.slot for worker in self}, time.monotonic()
         for slot, config in enumerate(self._configs):
-            if slot not in taken:
+            rests = bool(taken) and now_s < self._rests_until_s.get(slot, 0.0)
+            if slot not in taken and not rests:
                 worker = Worker(self._context, config, slot)
                 self._workers[worker.token] = worker
+
+    def rest(self, slot: int) -> None:
+        """Leaves a slot empty for a while: what could not start cannot a moment later either."""
+        self._rests_until_s[slot] = time.monotonic() + REST_S
 
     def with_job(self, job_id: str) -> Worker | None:
         """The worker that was given the job."""

@@ -33,10 +33,10 @@ def test_the_import_rules_hold():
 
 def test_what_runs_inside_blender_imports_no_torch():
     light = (
-        "engine_bridge.client, engine_bridge.job_folder, worldwarp_core.camera_files, worldwarp_core.exr, "
+        "engine_bridge.client, engine_bridge.job_folder, worldwarp_core.cameras.files, worldwarp_core.pictures.exr, "
         "worldwarp_core.spec, worldwarp_core.splat_files.files"
     )
-    heavy = "{'torch', 'numba', 'cv2', 'bpy', 'worldwarp_core.pipeline'}"
+    heavy = "{'torch', 'numba', 'cv2', 'bpy', 'worldwarp_core.loop.pipeline'}"
     run_code = f"import sys, {light}; found = {heavy} & set(sys.modules); assert not found, found"
     done = subprocess.run([sys.executable, "-c", run_code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

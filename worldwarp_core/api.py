@@ -7,14 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .cameras import CameraPath
+from .cameras.path import CameraPath
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError, install_command
 from .spec import Event, FirstFrameSettings, GenerateSpec, OnDrawStep
 from .splat_files.cloud import SplatCloud
-
-ENGINES = ("cache", "preview", "wan")
-"""Names that `load_engine` knows, the default first."""
 
 
 class Engine(Protocol):
@@ -48,12 +45,12 @@ def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str |
     """Returns an engine ready to make shots.
 
     Args:
-        name: one of `ENGINES`. `cache` renders the splat cache and inpaints its holes; it needs no weights.
+        name: one of `spec.ENGINES`. `cache` renders the splat cache and inpaints its holes; it needs no weights.
             `preview` is WorldWarp's method with the small networks that ship; `wan` with Wan 2.1's models.
         device: `auto` takes CUDA where gsplat's kernels run, else the CPU, and says so in a notice.
         depth_model: name or folder of a `transformers` depth model, for start frames without exact depth.
-        options: of the engine, as plain values; those of `wan` are `wan.WanOptions`, and `preview` takes `weights`, a
-            folder with networks of one's own training.
+        options: of the engine, as plain values; those of `wan` are `wan.source.WanOptions`, and `preview` takes
+            `weights`, a folder with networks of one's own training.
 
     Raises:
         WorldWarpError: `engine_not_installed`, `unknown_engine`, `bad_settings`, `no_cuda`, `no_weights`,
@@ -79,7 +76,7 @@ class Viewer(Protocol):
 
 def open_viewer(cloud: SplatCloud, *, device: str = "cpu") -> Viewer:
     """Keeps a splat cloud in Blender's world on a device, ready to be looked at; "auto" is CUDA where gsplat runs."""
-    from .splats.rasterize import prepare_rasterizer
+    from .splats.prepare import prepare_rasterizer
     from .splats.viewer import CloudViewer
 
     if device == "auto":

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from .api import ENGINES
-from .budget import GIB
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
-from .fill import CacheFill, Fill
 from .geometry.monocular import DepthModel, MonocularDepth
-from .pipeline import Models, PipelineSettings, generate
-from .spec import Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnDrawStep
+from .loop.fill import CacheFill, Fill
+from .loop.pipeline import Models, PipelineSettings, generate
+from .spec import ENGINES, Event, Finished, FirstFrameSettings, GenerateSpec, Notice, OnDrawStep
 from .splats.cache import CacheSettings
-from .splats.rasterize import prepare_rasterizer, rasterizer_info
+from .splats.fit import why_not_captured
+from .splats.prepare import prepare_rasterizer, rasterizer_info
+from .triton_here import why_no_triton
+from .wan.budget import GIB
 
 CPU = PipelineSettings(
     device="cpu",
@@ -122,6 +123,11 @@ def make_engine(name: str, device: str, depth_model: str | None, options: dict[s
             )
     if settings is CPU:
         prepare_rasterizer("cpu")  # compiles once on a machine: better now than inside the first shot
+    elif slow := why_not_captured():
+        video = ", and a video model and its autoencoder up to twice" if why_no_triton() else ""
+        notices.append(
+            Notice("no_kernels", f"{slow}. So fitting the world takes about four times as long on this GPU{video}.")
+        )
     fill, draws = _load_fill(name, settings.device, options, notices)
     models = Models(fill, _load_depth(name, settings.device, depth_model, options))
     return Engine(name, models, settings, tuple(notices), draws)
@@ -131,10 +137,10 @@ def _load_fill(name: str, device: str, options: dict[str, Any], notices: list[No
     """What fills in, with what it has learned loaded, and what draws start frames; adds what every job is to say."""
     if name == "wan":
         # Imported here: it takes seconds, and only this engine needs it.
-        from .noise_map import choose_noise
-        from .presets import PRESETS
-        from .st_diff import StDiffFill
-        from .wan import WanSource, read_options
+        from .st_diff.fill import StDiffFill
+        from .st_diff.noise_map import choose_noise
+        from .st_diff.presets import PRESETS
+        from .wan.source import WanSource, read_options
 
         wan = read_options(options)
         source = WanSource(wan, device)

@@ -1,4 +1,4 @@
-"""What goes into a generation and what comes out of it, in NumPy: the types of the core's one door.
+"""What goes into a generation and what comes out of it, in NumPy: the types and names of the core's one door.
 
 A `GenerateSpec` goes in; `Progress`, `Frame`, `CacheUpdate` and `Notice` come out as the loop runs, and one `Finished`
 ends it. Nothing here needs torch.
@@ -12,10 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .cameras import CameraPath
+from .cameras.path import CameraPath
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .splat_files.cloud import SplatCloud
+
+ENGINES = ("cache", "preview", "wan")
+"""Names that `load_engine` knows, the default first."""
 
 BACKGROUND_DEPTH = 1e10
 """Planar z of a pixel that sees nothing, as Cycles writes it (scene units)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from visibility import pixel_rays
 
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 
 LOW, HIGH = np.array([-4.0, -4.0, -1.0]), np.array([4.0, 4.0, 2.0])
 

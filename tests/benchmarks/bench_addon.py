@@ -106,8 +106,8 @@ def measure_reprojection(out: Path, markers: list[dict[int, np.ndarray]]) -> dic
     """
     import cv2
 
-    from worldwarp_core.camera_files import read_cameras
-    from worldwarp_core.exr import read_depth_exr
+    from worldwarp_core.cameras.files import read_cameras
+    from worldwarp_core.pictures.exr import read_depth_exr
 
     path = read_cameras(out / "cameras.json")
     first = int(path.frames[0])

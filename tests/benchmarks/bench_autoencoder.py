@@ -24,8 +24,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from worldwarp_core.autoencoder import AutoencoderOptions, WanAutoencoder
 from worldwarp_core.evaluation.provenance import hardware_name, provenance
+from worldwarp_core.wan.autoencoder import AutoencoderOptions, WanAutoencoder
 
 FRAMES, HEIGHT, WIDTH = 49, 480, 720
 REPEATS = 5

@@ -24,9 +24,13 @@ from tests.benchmarks.textured_room import fit_views, seeded
 from worldwarp_core.evaluation.provenance import hardware_name, provenance
 from worldwarp_core.splats import fit_cuda, raster_triton, step_triton
 from worldwarp_core.splats.device_steps import DeviceSteps, run
-from worldwarp_core.splats.fit import FitSettings, FitViews, fit, let_move, optimise
+from worldwarp_core.splats.fit import fit, optimise
+from worldwarp_core.splats.fit_settings import FitSettings
 from worldwarp_core.splats.gaussians import Gaussians
-from worldwarp_core.splats.rasterize import rasterize, rasterizer_info
+from worldwarp_core.splats.loss import FitViews
+from worldwarp_core.splats.moving import let_move
+from worldwarp_core.splats.prepare import rasterizer_info
+from worldwarp_core.splats.rasterize import rasterize
 from worldwarp_core.splats.step_triton import adam_update
 
 WIDTH, HEIGHT, VIEWS = 720, 480, 5

@@ -22,13 +22,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks.ground_truth import ground_truth, read_depth, read_rgb
-from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.engine import CPU
 from worldwarp_core.evaluation.provenance import hardware_name, provenance
 from worldwarp_core.geometry.complete import complete_depth
 from worldwarp_core.geometry.start import start_depth
 from worldwarp_core.history import History
-from worldwarp_core.priors import VALID, render_priors
+from worldwarp_core.loop.priors import VALID, render_priors
 from worldwarp_core.splats.cache import CacheSettings, SplatCache, open_cache, update_cache
 from worldwarp_core.splats.space import CacheSpace
 

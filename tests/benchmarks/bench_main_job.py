@@ -49,7 +49,7 @@ from engine_bridge.messages import FrameEvent, StateEvent
 from engine_bridge.private_server import private_server
 from engine_bridge.session import FINAL
 from worldwarp_core.api import load_engine, render_splats
-from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.evaluation.provenance import provenance
 from worldwarp_core.spec import CacheUpdate, Frame, GenerateSpec
 

@@ -19,7 +19,8 @@ import torch
 
 from tests.worldwarp_core.splats.scenes import random_gaussians, two_cameras
 from worldwarp_core.evaluation.provenance import hardware_name, provenance
-from worldwarp_core.splats.rasterize import rasterize, rasterizer_info
+from worldwarp_core.splats.prepare import rasterizer_info
+from worldwarp_core.splats.rasterize import rasterize
 
 WIDTH, HEIGHT, DEGREE, VIEWS = 256, 144, 1, 48
 

@@ -26,7 +26,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
 from worldwarp_core.evaluation.provenance import hardware_name, provenance
-from worldwarp_core.transformer import TransformerOptions, prepare_transformer
+from worldwarp_core.transformer.prepare import TransformerOptions, prepare_transformer
 
 CONFIG = {
     "num_attention_heads": 12,

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from worldwarp_core.camera_files import write_cameras
-from worldwarp_core.exr import read_depth_exr
+from worldwarp_core.cameras.files import write_cameras
+from worldwarp_core.pictures.exr import read_depth_exr
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENE = ROOT / "blender_addon" / "demo_scene.py"

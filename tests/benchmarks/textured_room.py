@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.support.room import look, path, render
-from worldwarp_core.cameras import CameraPath
-from worldwarp_core.splats.fit import FitViews
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.splats.gaussians import Gaussians, concatenate
+from worldwarp_core.splats.loss import FitViews
 from worldwarp_core.splats.seed import SeedView, seed_gaussians
 
 SKY_DEPTH = 50.0

@@ -86,16 +86,17 @@ class Shot:
         """Makes nothing yet.
 
         Args:
-            cache_steps: of the cache's update; None leaves the engine its own.
+            cache_steps: of the cache's update; None leaves the engine its own. The first fit is the engine's own either
+                way: all presets make their first chunk from the same world.
             count: events in this process so far, by name: each chunk's row says how many there were in it.
             settings: of the `GenerateSpec`.
         """
+        if cache_steps is not None:
+            cache = replace(engine.settings.cache, update_steps=cache_steps)
+            engine = replace(engine, settings=replace(engine.settings, cache=cache))
         self._engine, self._scale, self._count = engine, scale, count
         cameras = steady_flight(scale.chunk + (chunks - 1) * (scale.chunk - scale.overlap), scale.width, scale.height)
         rgb, depth = see(cameras, 0)
-        # A later fit takes the engine's own share of the first one's steps.
-        cache = engine.settings.cache
-        first_steps = None if cache_steps is None else round(cache_steps * cache.first_steps / cache.update_steps)
         self._spec = GenerateSpec(
             cameras,
             (rgb.numpy() * 255).round().astype(np.uint8),
@@ -103,7 +104,6 @@ class Shot:
             prompt=PROMPT,
             chunk=scale.chunk,
             overlap=scale.overlap,
-            cache_steps=first_steps,
             **({"steps": scale.steps} | settings),
         )
         self.chunks: list[dict[str, Any]] = []
@@ -174,6 +174,8 @@ def open_engine(scale: Scale, models: Path, **options: Any) -> Any:
     if not (models / "wan" / "model_index.json").is_file():
         began = time.monotonic()
         save_tiny_wan(models / "wan") if scale.tiny else save_random_wan(models / "wan")
+        if device == "cuda":
+            torch.cuda.empty_cache()  # what making them took would count as the engine's
         print(f"random models saved in {time.monotonic() - began:.1f} s", flush=True)
     began = time.monotonic()
     engine = load_engine(

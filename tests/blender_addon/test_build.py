@@ -28,9 +28,9 @@ try:
     bpy.ops.worldwarp.export_splats(filepath=splats)
 except RuntimeError as error:
     assert "no splat object" in str(error), error
-import worldwarp_core.cameras, engine_bridge.client, zmq, msgpack, cattrs
+import worldwarp_core.cameras.path, engine_bridge.client, zmq, msgpack, cattrs
 home = os.path.realpath(os.environ["BLENDER_USER_RESOURCES"])
-for module in (worldwarp_core.cameras, engine_bridge.client, zmq, msgpack, cattrs):
+for module in (worldwarp_core.cameras.path, engine_bridge.client, zmq, msgpack, cattrs):
     assert os.path.realpath(module.__file__).startswith(home), module.__file__
 assert not {"torch", "OpenEXR"} & set(sys.modules)
 bpy.ops.preferences.addon_disable(module=name)
@@ -63,7 +63,8 @@ def test_the_zip_holds_the_client_side_and_no_engine(archive: Path) -> None:
         (client,) = [name for name in names if "worldwarp_client" in name]
         with zipfile.ZipFile(outer.open(client)) as inner:
             modules = inner.namelist()
-    assert {"engine_bridge/client.py", "worldwarp_core/cameras.py", "worldwarp_core/splat_files/ply.py"} <= set(modules)
+    carried = {"engine_bridge/client.py", "worldwarp_core/cameras/path.py", "worldwarp_core/splat_files/ply.py"}
+    assert carried <= set(modules)
     assert not [name for name in modules if "server" in name or "worker" in name or "/splats/" in name]
 
 

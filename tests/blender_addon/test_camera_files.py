@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from blender_addon.camera_export import export_camera_path
-from worldwarp_core.camera_files import read_cameras, write_cameras
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.files import read_cameras, write_cameras
+from worldwarp_core.cameras.path import CameraPath
 
 pytestmark = pytest.mark.usefixtures("addon")
 

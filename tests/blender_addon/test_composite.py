@@ -10,7 +10,7 @@ import pytest
 
 from blender_addon import composite
 from engine_bridge.png_writer import encode_png
-from worldwarp_core.exr import write_depth_exr, write_picture_exr
+from worldwarp_core.pictures.exr import write_depth_exr, write_picture_exr
 from worldwarp_core.splat_files.cloud import SplatCloud
 from worldwarp_core.splat_files.files import write_splats
 

@@ -12,7 +12,7 @@ import pytest
 
 from blender_addon.camera_export import export_camera_path
 from blender_addon.demo_scene import FPS, build_demo_scene
-from worldwarp_core.cameras import jumps
+from worldwarp_core.cameras.path import jumps
 
 
 @pytest.fixture

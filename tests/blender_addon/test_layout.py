@@ -26,7 +26,7 @@ from tests.blender_addon.test_splats import random_cloud
 from tests.blender_addon.test_start_frame import add_plane, plane_depth
 from tests.support.ui_recorder import Recorder
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.images import read_path_depth
+from worldwarp_core.pictures.files import read_path_depth
 from worldwarp_core.spec import BACKGROUND_DEPTH, PATH_DEPTH_PIXELS
 
 pytestmark = pytest.mark.usefixtures("addon")

@@ -34,9 +34,9 @@ def test_durations_are_read_at_a_glance(seconds: float, words: str) -> None:
     assert duration_in_words(seconds) == words
 
 
-def test_progress_names_stage_frames_and_time_left() -> None:
+def test_progress_names_frames_and_time_left() -> None:
     status = Status(running=True, stage="cache", frames=93, frames_done=44, eta_s=12.0)
-    assert progress_in_words(status) == "cache, 44 of 93 frames, 12 s left"
+    assert progress_in_words(status) == "44 of 93 frames, 12 s left"
 
 
 def test_the_status_bar_tells_chunk_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,9 +46,9 @@ def test_the_status_bar_tells_chunk_and_step(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(session, "_status", status)
     drawn = Recorder()
     panel.draw_status_bar(SimpleNamespace(layout=drawn), bpy.context)
-    assert drawn.labels == ["WorldWarp 46%: denoise, 44 of 93 frames, chunk 2 of 3, step 14 of 50"]
+    assert drawn.labels == ["WorldWarp 46%: 44 of 93 frames, filling in, chunk 2/3, step 14/50"]
     panel.draw_status(drawn, status)
-    assert "Chunk 2 of 3, step 14 of 50" in drawn.labels
+    assert "Filling in, chunk 2/3, step 14/50" in drawn.labels
     monkeypatch.setattr(session, "_status", Status())
     quiet = Recorder()
     panel.draw_status_bar(SimpleNamespace(layout=quiet), bpy.context)

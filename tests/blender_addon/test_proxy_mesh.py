@@ -12,10 +12,10 @@ import pytest
 from blender_addon.proxy_mesh import Fusing, add_proxy, read_surface, read_views
 from blender_addon.stored_paths import source_of
 from tests.support.room import look, path, render
-from worldwarp_core.camera_files import write_cameras
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.files import write_cameras
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr import write_depth_exr
+from worldwarp_core.pictures.exr import write_depth_exr
 
 pytestmark = pytest.mark.usefixtures("addon")
 FLOOR_AHEAD = (0.0, -0.5, 0.0)

@@ -9,7 +9,7 @@ import OpenEXR
 import pytest
 
 from blender_addon.render_layers import UnexpectedLayout, read_channel
-from worldwarp_core.exr import write_depth_exr
+from worldwarp_core.pictures.exr import write_depth_exr
 
 COMPRESSIONS = {"none": OpenEXR.NO_COMPRESSION, "zips": OpenEXR.ZIPS_COMPRESSION, "zip": OpenEXR.ZIP_COMPRESSION}
 

@@ -17,7 +17,7 @@ from engine_bridge.client import ConnectionLost
 from engine_bridge.job_folder import JobFolder
 from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
 from tests.engine_bridge.fake_engine import large_cloud
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import GenerateSpec
 from worldwarp_core.splat_files.ply import write_ply
@@ -106,6 +106,27 @@ def test_a_fault_of_ours_is_told_in_words(monkeypatch: pytest.MonkeyPatch, shot:
     begin(monkeypatch, shot, tmp_path, work)
     drain_until(lambda: not session.status().running)
     assert "KeyError" in session.status().error
+
+
+def test_a_fault_while_events_are_shown_ends_the_shot_in_words(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("takes")
+
+    begin(monkeypatch, shot, tmp_path, wait_for_stop)
+    thread = session._session.thread if session._session else None
+    monkeypatch.setattr(session, "note", broken)
+    deadline = time.perf_counter() + 10
+    while session._tick() is not None:
+        assert time.perf_counter() < deadline
+        time.sleep(0.01)
+    assert not session.status().running
+    assert "KeyError" in session.status().error
+    assert "in broken" in capsys.readouterr().err
+    assert thread is not None
+    thread.join(10)
+    assert not thread.is_alive(), "the thread is asked to leave too"
 
 
 def wait_for_stop(_shot: object, _out: Path, _address: str, on_event: Callable, stop: Stop, *_: object) -> None:

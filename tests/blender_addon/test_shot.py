@@ -15,9 +15,9 @@ from blender_addon import session
 from blender_addon.camera_export import export_camera_path
 from blender_addon.shot import ShotSettings, Stop, generate_shot, prepare_shot
 from engine_bridge.messages import FrameEvent, Progress
-from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr import read_depth_exr
+from worldwarp_core.pictures.exr import read_depth_exr
 
 pytestmark = pytest.mark.usefixtures("addon")
 

@@ -12,7 +12,7 @@ from blender_addon.camera_export import export_camera_path
 from blender_addon.render_layers import UnexpectedLayout, read_channel
 from blender_addon.start_frame import render, render_start_frame
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr_writer import encode_exr
+from worldwarp_core.pictures.exr_writer import encode_exr
 from worldwarp_core.spec import BACKGROUND_DEPTH
 
 

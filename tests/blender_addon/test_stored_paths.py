@@ -12,7 +12,7 @@ import pytest
 from blender_addon.stored_paths import resolved_path, source_of, stored_path, strips_of
 from blender_addon.takes import add_take, folder_of, set_visible, things_of
 from engine_bridge.png_writer import encode_png
-from worldwarp_core.exr import write_depth_exr
+from worldwarp_core.pictures.exr import write_depth_exr
 from worldwarp_core.splat_files.cloud import SplatCloud
 from worldwarp_core.splat_files.files import write_splats
 

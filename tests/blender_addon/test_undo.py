@@ -12,8 +12,8 @@ import pytest
 from blender_addon.stored_paths import strips_of
 from engine_bridge.png_writer import encode_png
 from tests.support.room import look, path, render
-from worldwarp_core.camera_files import write_cameras
-from worldwarp_core.exr import write_depth_exr
+from worldwarp_core.cameras.files import write_cameras
+from worldwarp_core.pictures.exr import write_depth_exr
 from worldwarp_core.splat_files.cloud import SplatCloud
 from worldwarp_core.splat_files.files import write_splats
 

@@ -7,13 +7,14 @@
 
 Needs a window of that size, but nobody at it; Blender ends when it is done, with 0 if all was as it should be. What was
 looked at is in OUT/tour.json, sentence by sentence. `--screenshot "scrot -o"` takes the pictures with another program,
-where Blender's own come out black (some virtual screens).
+where Blender's own come out black (some virtual screens). Pictures are WebP.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import bpy
+import numpy as np
+from mathutils import Matrix, Vector
 
 PACKAGE = "bl_ext.user_default.worldwarp"
 TIMEOUT_S = 900.0
@@ -72,13 +75,48 @@ class Visit:
         print(f"{'holds ' if holds else 'FAILS '} {sentence} {detail}", flush=True)
 
     def picture(self, name: str) -> None:
-        """Takes a picture of the window as it was last drawn."""
+        """Takes a picture of the window, and keeps it."""
+        self.shrink(self.screen(name))
+
+    def screen(self, name: str) -> Path:
+        """Takes a picture of the window as it was last drawn; returns its file."""
         file = self.options.out / f"{name}.png"
         if self.options.screenshot:
             subprocess.run([*shlex.split(self.options.screenshot), str(file)], check=True)
         else:
             with self.viewport():
                 bpy.ops.screen.screenshot(filepath=str(file))
+        return file
+
+    def shrink(self, file: Path) -> None:
+        """Keeps a PNG as WebP: a tenth of the size."""
+        picture = pixels(file)
+        height, width = picture.shape[:2]
+        # One that was loaded would be copied as it is.
+        image = bpy.data.images.new("picture", width, height)
+        image.pixels.foreach_set(np.dstack([picture, np.ones((height, width), np.float32)]).ravel())
+        image.file_format = "WEBP"
+        image.save(filepath=str(file.with_suffix(".webp")), quality=80)
+        bpy.data.images.remove(image)
+        file.unlink()
+
+    def look(self, perspective: str) -> None:
+        """Looks through the camera ("CAMERA"), or at the world from beside it ("PERSP")."""
+        self.area().spaces.active.region_3d.view_perspective = perspective
+        with self.viewport():
+            if perspective == "CAMERA":
+                bpy.ops.view3d.view_center_camera()
+            else:
+                bpy.ops.view3d.view_orbit(angle=0.35, type="ORBITLEFT")
+                bpy.ops.view3d.view_orbit(angle=0.15, type="ORBITUP")
+
+    def scroll(self, steps: int) -> None:
+        """Scrolls the sidebar down by so many turns of the wheel, or up where negative."""
+        area = self.area()
+        sidebar = next(region for region in area.regions if region.type == "UI")
+        with bpy.context.temp_override(window=self.window(), area=area, region=sidebar):
+            for _ in range(abs(steps)):
+                (bpy.ops.view2d.scroll_down if steps > 0 else bpy.ops.view2d.scroll_up)()
 
     def viewport(self) -> Any:
         """The 3D viewport, as the context of what follows."""
@@ -116,6 +154,8 @@ def tour(visit: Visit) -> Iterator[float]:
     yield from check_path(visit)
     yield from generate(visit)
     yield from look_at_results(visit)
+    yield from make_another_take(visit)
+    yield from put_an_object_in(visit)
     yield from undo_an_import(visit)
     yield from save_move_and_reopen(visit)
 
@@ -150,11 +190,11 @@ def open_scene(visit: Visit) -> Iterator[float]:
     shutil.copyfile(visit.options.scene, copy)
     bpy.ops.wm.open_mainfile(filepath=str(copy))
     yield 2.0
-    viewport = visit.area().spaces.active
-    viewport.show_region_ui = True
-    viewport.region_3d.view_perspective = "CAMERA"
     with visit.viewport():
-        bpy.ops.view3d.view_center_camera()
+        bpy.ops.screen.screen_full_area()
+    yield 1.0
+    visit.area().spaces.active.show_region_ui = True
+    visit.look("CAMERA")
     yield 1.0
     show_tab(visit)
     yield 1.5
@@ -183,37 +223,149 @@ def check_path(visit: Visit) -> Iterator[float]:
     visit.press("worldwarp.preflight")
     yield 0.5
     visit.check("the path was checked and nothing forbids it", overlay.report() and not overlay.report().errors)
-    visit.area().tag_redraw()
-    yield 1.0
+    visit.look("PERSP")
+    # Twice: the sidebar lays the findings out anew after it has drawn them once.
+    for _ in range(2):
+        visit.area().tag_redraw()
+        yield 1.0
     visit.picture("preflight")
+    visit.look("CAMERA")
 
 
 def generate(visit: Visit) -> Iterator[float]:
-    """Generate, watching frames come."""
+    """Generate, watching frames come, and the world grow in the live view."""
     session = import_module(f"{PACKAGE}.session")
+    live_view = import_module(f"{PACKAGE}.live_view")
     bpy.context.scene.worldwarp.prompt = "a sunlit courtyard with a fountain"
     visit.press("worldwarp.generate")
-    yield from waiting(lambda: session.status().frames_done or not session.status().running, "the first frames")
+    yield from waiting(lambda: session.status().frames_done > 12 or not session.status().running, "the first frames")
+    visit.scroll(40)
     yield 2.0
     visit.picture("watching")
+    visit.look("PERSP")
+    yield 1.0
+    if session.status().running:
+        visit.press("worldwarp.live_view")
+        yield from waiting(lambda: live_view._live.texture or not session.status().running, "the live view")
+        visit.check("the live view shows the world while it is made", live_view._live.texture)
+        yield 3.0
+        visit.picture("live_view")
+        visit.press("worldwarp.live_view")
+    visit.look("CAMERA")
     yield from waiting(lambda: not session.status().running, "the shot")
     yield 2.0
     status = session.status()
     visit.check("the shot came whole", status.frames_done == status.frames > 1, f"{status.outcome} {status.error}")
-    visit.picture("done")
 
 
 def look_at_results(visit: Visit) -> Iterator[float]:
     """The last frames in the camera, the world from elsewhere."""
     scene = bpy.context.scene
     scene.frame_set((scene.frame_start + 2 * scene.frame_end) // 3)
+    visit.scroll(40)
     yield 2.0
     visit.picture("in_the_camera")
-    visit.area().spaces.active.region_3d.view_perspective = "PERSP"
-    with visit.viewport():
-        bpy.ops.view3d.view_orbit(angle=0.35, type="ORBITLEFT")
+    visit.look("PERSP")
+    is_splat_object = import_module(f"{PACKAGE}.splats").is_splat_object
+    for thing in scene.objects:
+        thing.hide_set(thing.type == "MESH" and not is_splat_object(thing))
     yield 3.0
     visit.picture("splats")
+    yield from look_at_colours(visit)
+    for thing in scene.objects:
+        thing.hide_set(False)
+    visit.look("CAMERA")
+
+
+def look_at_colours(visit: Visit) -> Iterator[float]:
+    """Through the camera, on the first frame, splats look as that frame does."""
+    scene = bpy.context.scene
+    scene.frame_set(scene.frame_start)
+    scene.camera.data.show_background_images = False
+    visit.look("CAMERA")
+    yield 3.0
+    seen = pixels(visit.screen("colours"))
+    frame = pixels(
+        next((Path(bpy.path.abspath(scene.worldwarp.shown_take)) / "frames").glob(f"*{scene.frame_current:04d}.png"))
+    )
+    seen, frame = (
+        picture[
+            int(0.4 * len(picture)) : int(0.6 * len(picture)), int(0.3 * picture.shape[1]) : int(0.7 * picture.shape[1])
+        ]
+        for picture in (seen, frame)
+    )
+    off = abs(seen.mean(axis=(0, 1)) - frame.mean(axis=(0, 1))).max()
+    visit.check("splats have the colours of the frames", off < 0.06, f"{off:.3f} off")
+    scene.camera.data.show_background_images = True
+
+
+def make_another_take(visit: Visit) -> Iterator[float]:
+    """The last frames once more with another seed, and back to how they were."""
+    scene, session = bpy.context.scene, import_module(f"{PACKAGE}.session")
+    first = scene.worldwarp.shown_take
+    scene.worldwarp.seed += 1
+    scene.frame_set(scene.frame_end - 4)
+    # As its dialog would, whose values are these.
+    with visit.viewport():
+        bpy.ops.worldwarp.regenerate(frame=scene.frame_current)
+    yield 0.5
+    yield from waiting(lambda: not session.status().running, "the second take")
+    visit.check("a take goes on from a frame", len(scene.worldwarp.takes) == 2, session.status().error)
+    visit.check("and is shown", scene.worldwarp.shown_take != first)
+    visit.press("worldwarp.flip_takes")
+    visit.check("a flip shows the earlier one", scene.worldwarp.shown_take == first)
+    yield 1.0
+    visit.picture("takes")
+
+
+def put_an_object_in(visit: Visit) -> Iterator[float]:
+    """An object of the scene's own, rendered into a generated frame."""
+    scene = bpy.context.scene
+    for thing in scene.objects:
+        thing.hide_render = thing.type == "MESH"
+    scene.frame_set((scene.frame_start + scene.frame_end) // 2)
+    camera = scene.camera.matrix_world
+    with visit.viewport():
+        bpy.ops.mesh.primitive_monkey_add(size=1.2, location=camera @ Vector((0.6, -0.5, -6.5)))
+    monkey = bpy.context.object
+    # Upright in the picture, and facing the camera.
+    monkey.rotation_euler = (camera @ Matrix.Rotation(-math.pi / 2, 4, "X")).to_euler()
+    monkey.data.materials.append(bpy.data.materials.new("Clay"))
+    monkey.data.materials[0].use_nodes = True
+    monkey.data.materials[0].node_tree.nodes["Principled BSDF"].inputs["Base Color"].default_value = (
+        0.02,
+        0.05,
+        0.12,
+        1,
+    )
+    monkey.modifiers.new("Smooth", "SUBSURF").render_levels = 2
+    scene.render.engine, scene.cycles.samples, scene.cycles.use_denoising = "CYCLES", 64, False
+    visit.press("worldwarp.composite")
+    file = visit.options.out / "composite.png"
+    scene.render.filepath = str(file)
+    scene.render.image_settings.file_format = "PNG"
+    scene.view_settings.view_transform = "Standard"
+    bpy.ops.render.render(write_still=True)
+    frame = next(
+        (Path(bpy.path.abspath(scene.worldwarp.shown_take)) / "frames").glob(f"*{scene.frame_current:04d}.png")
+    )
+    with_object, without = (pixels(one) for one in (file, frame))
+    change = abs(with_object - without).max(axis=-1)
+    visit.check("an object stands in the frame", (change > 0.2).mean() > 0.01, f"{(change > 0.2).mean():.3f}")
+    visit.check("the rest is the frame", (change < 0.02).mean() > 0.5, f"{(change < 0.02).mean():.3f}")
+    visit.shrink(file)
+    bpy.ops.worldwarp.composite(enable=False)
+    yield 1.0
+
+
+def pixels(file: Path) -> Any:
+    """Returns (H, W, 3) in [0, 1] of a picture, as it is stored."""
+    image = bpy.data.images.load(str(file))
+    width, height = image.size
+    values = np.empty(width * height * image.channels, np.float32)
+    image.pixels.foreach_get(values)
+    bpy.data.images.remove(image)
+    return values.reshape(height, width, -1)[..., :3]
 
 
 def undo_an_import(visit: Visit) -> Iterator[float]:

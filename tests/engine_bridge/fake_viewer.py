@@ -1,4 +1,7 @@
-"""A viewer that needs no torch: every pixel says how large the world is; a focal length of 1 takes 50 ms."""
+"""A viewer that needs no torch: every pixel says how large the world is; a focal length of 1 takes 50 ms.
+
+It has no room for a world of 1,999 splats.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from worldwarp_core.splat_files.cloud import SplatCloud
 
 
 def open_viewer(cloud: SplatCloud, device: str = "cpu") -> FakeViewer:
+    if len(cloud) == 1999:
+        raise MemoryError
     return FakeViewer(len(cloud))
 
 

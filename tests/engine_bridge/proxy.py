@@ -18,6 +18,7 @@ class Fault:
         cut_s: how long connections are cut and none is accepted, from `after_s` on.
         half_open_s: how long nothing passes while every connection stays open.
         delay_s: by which every byte is late.
+        bytes_per_s: how much passes each way of each connection.
         loss: probability that a piece of up to 64 KiB is held back for `retransmit_s`.
     """
 
@@ -25,6 +26,7 @@ class Fault:
     cut_s: float = 0.0
     half_open_s: float = 0.0
     delay_s: float = 0.0
+    bytes_per_s: float = 0.0
     loss: float = 0.0
     retransmit_s: float = 0.2
 
@@ -112,7 +114,10 @@ class Proxy:
                 while late and late[0][0] <= time.monotonic():
                     if fault.loss and self._random.random() < fault.loss:
                         time.sleep(fault.retransmit_s)
-                    target.sendall(late.pop(0)[1])
+                    data = late.pop(0)[1]
+                    if fault.bytes_per_s:
+                        time.sleep(len(data) / fault.bytes_per_s)
+                    target.sendall(data)
         for pipe in (source, target):
             with contextlib.suppress(OSError):
                 pipe.close()

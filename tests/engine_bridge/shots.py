@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine_bridge import messages as m
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.spec import GenerateSpec
 
 JOB = "0123456789abcdef0123456789abcdef"

@@ -20,8 +20,8 @@ from PIL import Image
 
 from engine_bridge import cli
 from engine_bridge.job_folder import JobFolder
-from worldwarp_core.camera_files import read_cameras, write_cameras
-from worldwarp_core.cameras import preset_path
+from worldwarp_core.cameras.files import read_cameras, write_cameras
+from worldwarp_core.cameras.path import preset_path
 
 from .conftest import FAKE_ENGINE, RunningServer
 from .fake_engine import pixel_of
@@ -180,7 +180,7 @@ def test_another_jobs_folder_is_not_mixed_with_this_one(files: Path) -> None:
 
 def test_an_engine_that_fails_keeps_its_frames_and_the_log_that_its_id_is_in(files: Path) -> None:
     done = worldwarp(*generation(files, "--prompt", "fail=5"))
-    fails(done, "6 of 7 frames are in")
+    fails(done, r"Its log is \S+server\.log\.\s+6 of 7 frames are in")
     job = job_of(files)
     assert (job["state"], job["code"]) == ("failed", "engine_failed")
     assert len(list((files / "out" / "frames").iterdir())) == 6
@@ -213,6 +213,27 @@ def test_ctrl_c_cancels_the_job_and_keeps_its_frames(files: Path) -> None:
     assert job["state"] == "cancelled"
     assert 2 <= job["frames"]["written"] < 7
     assert job["frames"]["written"] == len(list((files / "out" / "mask").iterdir()))
+    assert not (files / "out" / ".server").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to a process alone")
+def test_a_job_that_was_stopped_goes_on_after_its_last_chunk(files: Path) -> None:
+    arguments = generation(files, "--prompt", "slow=0.3")
+    process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list((files / "out" / "mask").glob("frame_*.png"))) < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "--resume goes on with it" in errors
+    first = files / "out" / "frames" / "frame_-001.png"
+    before_ns = first.stat().st_mtime_ns
+    done = worldwarp(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert job_of(files)["frames_final"] == 7
+    assert first.stat().st_mtime_ns == before_ns, "what was final is not made again"
     assert not (files / "out" / ".server").exists()
 
 
@@ -462,6 +483,7 @@ def test_cameras_says_what_it_cannot_use(tmp_path: Path, arguments: list[str], s
 def test_serve_says_how_much_it_keeps() -> None:
     assert re.search(r"--keep-gib .*20\.0", worldwarp("serve", "--help").stdout.replace("\n", " "))
     assert worldwarp("serve", "--keep-gib", "-1").returncode == 2
+    assert worldwarp("serve", "--metrics-port", "99999").returncode == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from engine_bridge.cli import app
 from engine_bridge.cli_engine import EngineArguments, share_gpus
 from engine_bridge.errors import BridgeError
-from worldwarp_core.wan import WanOptions, read_options
+from worldwarp_core.wan.source import WanOptions, read_options
 
 ALL = EngineArguments(
     weights="/models/wan",

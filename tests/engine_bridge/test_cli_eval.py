@@ -15,8 +15,8 @@ from tests.support.tiny_preview import save_tiny_preview
 from tests.support.toy_scenes import ToyScenes
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import judge, run
+from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.preview.weights import read_network, save_network
-from worldwarp_core.training.lpips import Lpips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = ("--size", "48x32", "--poses-every", 0, "--window-every", 5, "--device", "cpu")

@@ -10,8 +10,8 @@ from engine_bridge.cli import app
 from tests.support.tiny_wan import save_tiny_wan, tiny_transformer
 from tests.support.toy_clips import ToySource
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.loras import LoraFile, apply_loras
 from worldwarp_core.preview.weights import read_network
+from worldwarp_core.wan.loras import LoraFile, apply_loras
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,7 +94,7 @@ def test_mistakes_are_named_before_any_clip_is_made(tmp_path, monkeypatch, words
 
 
 def test_what_is_being_done_and_left_out_is_said(tmp_path, toy_worlds, monkeypatch, capfd):
-    monkeypatch.setattr("worldwarp_core.training.lpips.find_spec", lambda name: None)
+    monkeypatch.setattr("worldwarp_core.evaluation.lpips.find_spec", lambda name: None)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a terminal, where no test listens
     train(
         "train", "vae", "--run", tmp_path, "--steps", 1, "--size", "32x32", "--batch", 2, "--pool", 4, "--device", "cpu"

@@ -20,9 +20,9 @@ from rich.console import Console
 from engine_bridge import demo
 from engine_bridge.png_writer import encode_png
 from engine_bridge.private_server import OwnServer
-from worldwarp_core.camera_files import read_cameras
+from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr import write_depth_exr
+from worldwarp_core.pictures.exr import write_depth_exr
 from worldwarp_core.splat_files.ply import read_ply
 
 HAS_BPY = importlib.util.find_spec("bpy") is not None
@@ -191,9 +191,15 @@ def test_a_server_that_dies_ends_the_demo_at_once(flown, a_server):
 
 
 def test_what_blender_reports_is_shown(flown):
-    lines = [{"kind": "step", "what": "painting"}, {"kind": "notice", "message": "it rains"}, {"kind": "done"}]
+    lines = [
+        {"kind": "step", "what": "painting"},
+        {"kind": "progress", "stage": "gpu", "fraction": 0.0, "eta_s": None},
+        {"kind": "notice", "message": "it rains"},
+        {"kind": "done"},
+    ]
     said = flown(f"open(report, 'w').write({chr(10).join(map(json.dumps, lines)) + chr(10)!r})")
     assert "painting" in said
+    assert "waiting for the GPU" in said
     assert "it rains" in said
 
 

@@ -161,3 +161,9 @@ def test_a_probe_that_crashes_is_an_answer() -> None:
         raise subprocess.TimeoutExpired("python", 1)
 
     assert "no answer" in doctor._probe("", run=slow)["error"]
+
+
+def test_without_ray_the_doctor_says_how_to_have_engines_on_a_cluster(machine: Any) -> None:
+    check = machine(absent=("ray",))["engines on a Ray cluster"]
+    assert check.state == "optional"
+    assert "[engine,ray]" in check.remedy

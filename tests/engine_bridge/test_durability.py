@@ -8,8 +8,10 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ import pytest
 from engine_bridge import messages as m
 from engine_bridge.client import Client, ConnectionLost
 from engine_bridge.commits import NOTHING, Commits
+from engine_bridge.worker import _LogWriter
 from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.errors import WorldWarpError
 
@@ -251,6 +254,55 @@ def test_a_cancelled_job_can_be_resumed_and_a_done_one_stays_done(connect: Conne
     check_whole(everything, noise())
     client.resume(job_id)
     assert frames(run(client, job_id)) == frames(everything)
+
+
+@pytest.mark.parametrize("dies", ["worker", "server", "machine"])
+def test_a_cancelled_job_is_not_gone_on_with_whoever_dies_before_it_stops(
+    start_server: Callable[..., RunningServer], tmp_path: Path, dies: str
+) -> None:
+    server = start_server()
+    with Client(server.address) as client:
+        job_id = client.submit(shot(prompt="slow=2"))
+        until(client, m.Progress)
+        client.cancel(job_id)
+        until(client, m.Cancelling)
+        if dies == "machine":
+            shutil.copytree(tmp_path / "jobs", tmp_path / "after", ignore=shutil.ignore_patterns("locks"))
+        worker_process().kill()
+        if dies == "worker":
+            assert run(client, job_id)[-1].state == "cancelled"
+            return
+    if dies == "server":
+        server.stop(at_once=True)
+    again = start_server(data_dir=tmp_path / ("after" if dies == "machine" else "jobs"))
+    with Client(again.address) as client:
+        assert [job.state for job in client.list_jobs()] == ["cancelled"]
+        client.subscribe(job_id)
+        end = run(client, job_id)[-1]
+        assert end.code == "cancelled"
+        client.resume(job_id, after_seq=end.seq)
+        until(client, m.Progress)
+
+
+def test_a_worker_leaves_it_to_its_server_when_to_stop(connect: Connect) -> None:
+    client = connect()
+    job_id = client.submit(noise(8))
+    until(client, m.FrameEvent, 2)
+    worker_process().terminate()
+    events = run(client, job_id)
+    assert events[-1].state == "done"
+    assert {frame.attempt for frame in frames(events)} == {1}
+
+
+def test_a_job_is_made_where_threads_may_not_have_priorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden, raising=False)
+    written = []
+    with _LogWriter(lambda parts: written.append(parts) or 1, threading.Lock(), lambda seq: None) as log:  # type: ignore[arg-type, func-returns-value]
+        log.append([b"event"])
+    assert written == [[b"event"]]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from engine_bridge.errors import BridgeError
 from engine_bridge.job_folder import JobFolder, read_job
 from engine_bridge.png_writer import encode_png, is_whole_png
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.exr import read_depth_exr
+from worldwarp_core.pictures.exr import read_depth_exr
 
 from .shots import JOB
 

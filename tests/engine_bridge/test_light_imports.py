@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "numba", "cv2", "gsplat", "bpy", "PIL", "av", "rich", "typer", "worldwarp_core.pipeline")
+HEAVY = ("torch", "numba", "cv2", "gsplat", "bpy", "PIL", "av", "rich", "typer", "worldwarp_core.loop.pipeline")
 """None of these, and no server either."""
 SERVER_SIDE = ("engine_bridge.server", "engine_bridge.worker", "engine_bridge.store")
 

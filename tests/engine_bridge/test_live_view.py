@@ -14,11 +14,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from engine_bridge import codec, keys
+from engine_bridge import codec, keys, viewer
 from engine_bridge import messages as m
 from engine_bridge.client import Client
 from engine_bridge.errors import BridgeError
 from engine_bridge.live_view import LiveView
+from engine_bridge.store import JobStore
 
 from .conftest import RunningServer
 from .shots import JOB, shot
@@ -177,12 +178,43 @@ def test_a_view_that_dies_is_started_again_and_the_job_goes_on(
 ) -> None:
     monkeypatch.setattr("engine_bridge.viewer.ViewProcess.RESTART_EVERY_S", 0.1)
     job_id = client.submit(shot(30, prompt="slow=0.05"))
-    until(client, m.FrameEvent, 2)
-    view = next(c for c in psutil.Process().children() if c.pid == server.server._view._process.pid)  # type: ignore[union-attr]
-    view.kill()
-    events = run(client, job_id)
-    assert events[-1].state == "done"
-    assert sum(isinstance(event, m.FrameEvent) for event in events) == 28
+    until(client, m.CacheEvent)
+    with LiveView(client, job_id) as looking:
+        picture_of(looking, looking.look(K, camera(1), 4, 4))
+        view = next(c for c in psutil.Process().children() if c.pid == server.server._view._process.pid)  # type: ignore[union-attr]
+        view.kill()
+        events = run(client, job_id)
+        assert events[-1].state == "done"
+        assert [e.index for e in events if isinstance(e, m.FrameEvent)][-1] == 29
+        # Who looked before goes on looking: the new process asks for Hello.
+        assert picture_of(looking, looking.look(K, camera(2), 4, 4)).data[2] == 2
+
+
+def test_a_world_that_cannot_be_shown_is_said_and_others_are_shown_on(client: Client) -> None:
+    too_large, small = client.submit(shot(5, prompt="splats=1999")), client.submit(shot(5))
+    run(client, too_large)
+    run(client, small)
+    with LiveView(client, too_large) as view, LiveView(client, small) as other:
+        view.look(K, camera(1), 4, 4)
+        with pytest.raises(BridgeError, match=r"cannot be shown \(MemoryError\).*log has the details under"):
+            view.picture(15.0)
+        assert picture_of(other, other.look(K, camera(2), 4, 4)).data[2] == 2
+
+
+def test_a_connection_looks_at_a_few_jobs_only(client: Client, server: RunningServer) -> None:
+    store = JobStore(server.data_dir)
+    jobs = [f"{n:032x}" for n in range(viewer.MAX_LOOKED_AT + 1)]
+    for job_id in jobs:
+        store.open(job_id).folder.mkdir()
+        store.open(job_id).add_splats(lambda path: path.write_bytes(b""), 0)
+    with Raw(f"tcp://127.0.0.1:{client.view_port()}") as raw:
+        raw.hello()
+        for job_id in jobs:
+            raw.say(*codec.encode(m.Look(
+                job_id=job_id, look_id=1, seen_id=0, width=4, height=4, format="raw", quality=1, K=K, c2w=camera(0),
+            )))  # fmt: skip
+        refused = raw.hear()
+        assert (refused.code, refused.job_id) == ("over_limit", jobs[-1])
 
 
 def test_the_round_trip_is_short(client: Client) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from engine_bridge import codec, messages, server, session
+from engine_bridge import codec, messages, server, session, viewer
 from engine_bridge.errors import CODES
 
 DOCUMENT = (Path(messages.__file__).parent / "PROTOCOL.md").read_text("utf-8")
@@ -55,6 +55,7 @@ def test_it_states_the_limits_as_they_are() -> None:
         f"{session.MAX_CREDIT_BYTES // 2**20} MiB",
         f"| connections | {server.MAX_CONNECTIONS:,} |",
         f"| subscriptions of one connection | {session.MAX_SUBSCRIPTIONS} |",
+        f"| connections to the live view, jobs that one looks at | {viewer.MAX_CONNECTIONS}, {viewer.MAX_LOOKED_AT} |",
         f"| a picture of the live view | {messages.MAX_VIEW_SIDE_PX:,} a side |",
         "| jobs that wait | 1,000, and 250 of one client |",
         f"`ping` every {session.PING_EVERY_S:g} s",

@@ -23,7 +23,7 @@ from engine_bridge.gpu_lock import only_job_on
 from engine_bridge.logs import read_logs
 from engine_bridge.ray_engine import Cluster, DrawStep, Failure, HostedEngine, look_at, places_on
 from engine_bridge.version import package_version
-from engine_bridge.worker import RayPlace
+from engine_bridge.worker_config import RayPlace
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import CacheUpdate, Finished, FirstFrameSettings, Frame, Progress
 

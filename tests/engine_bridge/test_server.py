@@ -7,6 +7,7 @@ import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -383,7 +384,7 @@ def test_an_engine_that_cannot_start_fails_jobs_with_its_reason(start_server: Ca
 
 
 def stored(server: RunningServer) -> set[str]:
-    return {folder.name for folder in server.data_dir.iterdir()} - {"logs"}
+    return {folder.name for folder in server.data_dir.iterdir()} - {"logs", "locks"}
 
 
 def size_of(server: RunningServer, job_id: str) -> int:
@@ -443,24 +444,49 @@ def test_a_server_starts_whatever_is_damaged_in_its_jobs(
 ) -> None:
     server = start_server()
     with Client(server.address) as client:
-        ids = [client.submit(shot(frames=8)) for _ in range(4)]
+        ids = [client.submit(shot(frames=8)) for _ in range(6)]
         for job_id in ids:
             run(client, job_id)
     server.stop()
-    cut, no_log, bad_state, whole = ids
+    cut, no_log, no_index, bad_state, odd_state, whole = ids
     for job_id in (cut, no_log):
         # As a server that was killed in the middle leaves it.
         state = tmp_path / "jobs" / job_id / "state.json"
         state.write_text(state.read_text().replace('"done"', '"running"'))
     damage(tmp_path / "jobs" / cut / "events.log", 0.5)
     (tmp_path / "jobs" / no_log / "events.log").unlink()
+    (tmp_path / "jobs" / no_index / "events.index").unlink()
     (tmp_path / "jobs" / bad_state / "state.json").write_text('{"state": 7, "created_s": "x", "frames": null}')
+    odd = tmp_path / "jobs" / odd_state / "state.json"
+    odd.write_text(odd.read_text().replace('"done"', '"resting"'))
     again = start_server()
     with Client(again.address) as client:
         listed = {job.job_id: job for job in client.list_jobs()}
-        assert set(listed) == {cut, no_log, whole}
+        assert set(listed) == {cut, no_log, no_index, whole}
         client.subscribe(whole)
         assert len(frames(run(client, whole))) == 8
+
+
+def test_a_server_lives_on_when_somebody_deletes_a_running_jobs_folder(connect: Connect, server: RunningServer) -> None:
+    client = connect()
+    job_id = client.submit(shot(prompt="slow=0.1"))
+    until(client, m.FrameEvent, 2)
+    shutil.rmtree(server.data_dir / job_id)
+    with pytest.raises(BridgeError, match="cannot be read on the server"):
+        run(client, job_id)
+    assert run(client, client.submit(shot()))[-1].state == "done"
+    assert {job.job_id: job.state for job in client.list_jobs()}[job_id] in ("done", "failed")
+
+
+def test_the_list_of_jobs_fits_into_a_message_whatever_they_say(connect: Connect, server: RunningServer) -> None:
+    client = connect()
+    client.connect()
+    (job, *_) = next(message.jobs for message in one_of_each() if isinstance(message, m.Jobs) and message.jobs)
+    for n in range(300):
+        server.server._jobs.add(attrs.evolve(job, job_id=f"{n:032x}", message="ß" * 5000))
+    listed = client.list_jobs()
+    assert 50 < len(listed) < 300
+    assert listed[-1].job_id == f"{299:032x}", "the newest are told of"
 
 
 def test_a_server_deletes_the_oldest_ended_jobs_when_it_starts(

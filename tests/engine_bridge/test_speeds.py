@@ -35,6 +35,14 @@ def test_a_kind_s_time_is_the_median_of_its_newest_jobs_and_its_memory_the_most(
     assert (kind["preset"], kind["width"], kind["height"]) == ("", 832, 480)
 
 
+def test_a_job_of_few_frames_says_little_of_a_long_one() -> None:
+    speeds = Speeds()
+    speeds.note(summary(93.0, frames=93))
+    for _ in range(3):
+        speeds.note(summary(20.0, frames=5))
+    assert speeds.as_plain()[0]["seconds_per_frame"] == 1.0
+
+
 def test_presets_and_sizes_are_kinds_of_their_own() -> None:
     speeds = Speeds()
     speeds.note(summary(10, fill={"preset": {"name": "fast"}}))

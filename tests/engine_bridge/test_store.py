@@ -76,6 +76,34 @@ def test_what_a_dead_writer_left_half_written_is_no_event(job: StoredJob, torn: 
     assert [read(job.log, seq) for seq in range(1, 6)] == [notice(seq) for seq in range(1, 6)]
 
 
+def test_what_the_disk_did_not_get_when_the_power_went_is_dropped_back_to_the_last_commit(job: StoredJob) -> None:
+    commit = m.ChunkCommitted(job_id=JOB, seq=6, chunk=0, attempt=1, frames=5)
+    fill(job.log, 5)
+    with job.log.appending() as append:
+        append(codec.encode(commit))
+    fill(job.log, 4)
+    assert job.log.mend() == 0
+    index = job.folder / "events.index"
+    # Sizes that reached the disk, and contents that did not: event 8 is zeros, and 10 an entry of zeros.
+    with (job.folder / "events.log").open("r+b") as log:
+        log.seek(job.log._entry(8)[0])
+        log.write(bytes(job.log.size_of(8)))
+    index.write_bytes(index.read_bytes()[:-16] + bytes(16))
+    assert job.log.mend() == 3
+    assert len(job.log) == 7
+    fill(job.log, 1)
+    assert [read(job.log, seq).seq for seq in range(1, 9)] == [*range(1, 6), 6, 7, 8]
+    with job.log.appending() as append:
+        append([b"what another version said"])
+    assert job.log.mend() == 0, "whole, whatever it says"
+
+
+def test_an_event_that_is_not_there_is_named(job: StoredJob) -> None:
+    fill(job.log, 2)
+    with pytest.raises(BridgeError, match="ends before event 3"):
+        job.log.read(3)
+
+
 def test_a_damaged_event_is_named_not_delivered(job: StoredJob) -> None:
     fill(job.log, 3)
     path = job.folder / "events.log"
@@ -145,6 +173,22 @@ def test_only_the_newest_two_splat_files_are_kept(job: StoredJob) -> None:
     assert job.splats_block(older, 250) == b"\3" * 50
     older.path.unlink()
     assert job.splats_block(older, 0) is None
+
+
+def test_an_old_splat_file_that_cannot_be_deleted_yet_stays(job: StoredJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = Path.unlink
+
+    def unlink_as_windows(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "splats_000001.ply":
+            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink_as_windows)
+        for revision in range(1, 4):
+            assert job.add_splats(lambda path: path.write_bytes(b"splats"), 1).revision == revision
+    job.add_splats(lambda path: path.write_bytes(b"splats"), 1)
+    assert sorted(path.name for path in job.folder.glob("splats_*.ply")) == ["splats_000003.ply", "splats_000004.ply"]
 
 
 def test_a_store_that_cannot_be_made_is_an_error_with_a_code(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine_bridge.errors import BridgeError
 from engine_bridge.server import ServerConfig
 
 from .conftest import RunningServer
+from .fake_engine import FakeEngine
 from .shots import shot
 from .talk import frames, run, until
 
@@ -36,6 +38,31 @@ def test_each_worker_has_its_own_gpus_and_jobs_run_side_by_side(
         running = [job.job_id for job in client.list_jobs() if job.state != "queued"]
         assert set(running) == set(ids), "both at once"
         assert sorted(gpus_said(events)) == ["0", "1,2"]
+
+
+def load_on_the_first_gpu(name: str = "", **options: Any) -> FakeEngine:
+    """An engine that only starts on GPU 0."""
+    if os.environ["CUDA_VISIBLE_DEVICES"] != "0":
+        raise RuntimeError("this GPU has fallen off the bus")
+    return FakeEngine()
+
+
+def test_a_gpu_that_does_not_start_costs_no_job_while_there_is_another(
+    start_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start_server(devices=("0", "1"), factory="tests.engine_bridge.test_workers:load_on_the_first_gpu")
+    with Client(server.address) as client:
+        held = client.submit(shot(prompt="wait"))
+        until(client, m.Progress)
+        waiting = [client.submit(shot(1)) for _ in range(3)]
+        until(client, m.Accepted, 3)
+        deadline = time.monotonic() + 30
+        while "Worker 1 is tried again in" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        client.cancel(held)
+        assert run(client, waiting[-1])[-1].state == "done"
+        assert [job.state for job in client.list_jobs()] == ["cancelled", "done", "done", "done"]
 
 
 def test_two_servers_do_not_run_two_jobs_on_one_gpu(

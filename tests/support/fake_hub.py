@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlparse
 
 from huggingface_hub import constants
 
+WAN, FINE_TUNED = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "imsuperkong/worldwarp"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".ckpt")
 """What a hub keeps as large files, which it states the SHA-256 of; of the others it states git's hash."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 
-from worldwarp_core.parallel import join_ranks, share_transformer
-from worldwarp_core.transformer import prepare_transformer
+from worldwarp_core.transformer.parallel import join_ranks, share_transformer
+from worldwarp_core.transformer.prepare import prepare_transformer
 
 
 def tiny_wan() -> WanTransformer3DModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 
 ROOM = np.array([[-4.0, -4.0, 0.0], [4.0, 6.0, 3.0]])
 PILLAR = np.array([[-0.4, 1.5, 0.0], [0.4, 2.3, 3.0]])

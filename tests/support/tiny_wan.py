@@ -107,3 +107,32 @@ def save_tiny_wan(folder: str | Path, *, transformer: WanTransformer3DModel | No
     pipeline.tokenizer.save_pretrained(folder / "tokenizer")
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     return folder
+
+
+def original_name(name):
+    """What the original Wan calls a tensor, written down from its published layout."""
+    pairs = (
+        ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+        ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+        ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+        ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+        ("condition_embedder.time_proj", "time_projection.1"),
+        ("attn1.", "self_attn."), ("attn2.", "cross_attn."), ("to_out.0.", "o."),
+        ("to_q.", "q."), ("to_k.", "k."), ("to_v.", "v."),
+        ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2"),
+        (".norm2.", ".swap."), (".norm3.", ".norm2."), (".swap.", ".norm3."),
+        ("proj_out", "head.head"),
+    )  # fmt: skip
+    if name == "scale_shift_table":
+        return "head.modulation"
+    for ours, theirs in pairs:
+        name = name.replace(ours, theirs)
+    return name.replace("scale_shift_table", "modulation")
+
+
+def assert_same(model, other):
+    found, expected = model.state_dict(), other.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..cameras import CameraPath, blender_to_opencv
+from ..cameras.path import CameraPath, blender_to_opencv
 from ..errors import WorldWarpError, install_command
 from .held_out import FRAMES
 from .scenes import FPS, Scene, Truth

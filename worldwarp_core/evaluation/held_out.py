@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..training.paths import PathSettings, choose_paths
-from ..training.textures import TextureBank
-from ..training.worlds import RenderSettings, Worlds, build_worlds, render, world_seed
+from ..worlds.paths import PathSettings, choose_paths
+from ..worlds.render import RenderSettings, Worlds, build_worlds, render, world_seed
+from ..worlds.textures import TextureBank
 
 FRAMES = 200
 MOTION = (0.7, 2.4)

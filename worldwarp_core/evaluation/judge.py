@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..chunks import split_chunks
 from ..engine import Engine
+from ..loop.chunks import split_chunks
 from ..spec import BACKGROUND_DEPTH, Finished, Frame, GenerateSpec, Notice, Progress
-from ..training.lpips import Lpips
 from .inception import Inception, inception_features
+from .lpips import Lpips
 from .metrics import alexnet_features, crops, psnr, spectrum_distance, ssim
 from .poses import pose_errors
 from .scenes import Scene

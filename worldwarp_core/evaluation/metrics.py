@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..training.lpips import Lpips
+from .lpips import Lpips
 
 LUMA = (0.299, 0.587, 0.114)
 SPECTRUM_LEVELS = 4

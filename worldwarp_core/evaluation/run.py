@@ -13,10 +13,10 @@ import torch
 
 from ..engine import Engine, make_engine
 from ..errors import WorldWarpError
-from ..training.lpips import PACKAGE, find_lpips
 from .folders import Dl3dv, RealEstate10k
 from .inception import Inception
 from .judge import Judges, judge_scene
+from .lpips import PACKAGE, find_lpips
 from .results import ResultFolder, plain
 from .scenes import HeldOutWorlds, Scene, SceneSet
 from .variants import Variant

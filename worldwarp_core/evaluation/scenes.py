@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..atomic_write import atomic_write
-from ..cameras import CameraPath
+from ..cameras.path import CameraPath
 from .held_out import HELD_OUT, REVISITS, HeldOut, held_out_shots
 
 FPS = 24.0
@@ -81,7 +81,7 @@ class HeldOutWorlds:
         textures: Path | None = None,
         device: str = "cpu",
     ) -> None:
-        from ..training.textures import build_bank
+        from ..worlds.textures import build_bank
 
         self._paths = choose_held_out(paths) + choose_held_out(revisits, REVISITS)
         self._size, self._device = size, device

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..engine import Engine
 from ..errors import WorldWarpError
-from ..noise_map import Variant as Noise
 from ..spec import GenerateSpec
 from ..splats.cache import Representation
-from ..st_diff import StDiffFill
+from ..st_diff.fill import StDiffFill
+from ..st_diff.noise_map import Variant as Noise
 from .scenes import Scene
 
 DepthSource = Literal["given", "estimated"]

@@ -1,1 +1,1 @@
-"""Depth for history frames: exact from the scene, rendered from the cache, estimated by a model, or inpainted."""
+"""Depth: exact from the scene, rendered from the cache, estimated or inpainted; and depth maps fused into a surface."""

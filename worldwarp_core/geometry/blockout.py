@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cameras import CameraPath
+from ..cameras.path import CameraPath
 from ..spec import PathDepth
 from .complete import complete_depth
 from .monocular import DepthModel

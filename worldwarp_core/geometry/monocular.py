@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import WorldWarpError
-from ..model_store import hub_name
+from ..model_files.store import hub_name
 
 Kind = Literal["disparity", "depth"]
 """What a model's output means: inverse depth up to scale and shift, or depth in metres."""

@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..noise_map import LATENT_FRAMES, LATENT_PX, TOKEN_PX
-from ..priors import Priors
+from ..loop.priors import Priors
+from ..st_diff.noise_map import LATENT_FRAMES, LATENT_PX, TOKEN_PX
 
 Past = dict[nn.Module, Tensor]
 """What each block with a memory saw last: the state of a clip that is run piece by piece."""
@@ -54,7 +54,7 @@ class AutoencoderConfig:
 
 
 class PreviewAutoencoder(nn.Module):
-    """An `Autoencoder` (worldwarp_core.autoencoder); `to_latents` and `to_frames` are its differentiable halves."""
+    """An `Autoencoder` (worldwarp_core.st_diff.fill); `to_latents` and `to_frames` are its differentiable halves."""
 
     name = "preview"
     mean: Tensor

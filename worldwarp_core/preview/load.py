@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..chunks import ChunkPlan
-from ..denoise import SamplerSettings
 from ..errors import WorldWarpError
-from ..presets import Preset
+from ..loop.chunks import ChunkPlan
 from ..spec import GenerateSpec, Notice
-from ..st_diff import FixedModels, StDiffFill, StDiffModels
+from ..st_diff.denoise import SamplerSettings
+from ..st_diff.fill import FixedModels, StDiffFill, StDiffModels
+from ..st_diff.presets import Preset
 from .autoencoder import AutoencoderConfig, PreviewAutoencoder
 from .depth import DepthNetwork, PreviewDepth
 from .transformer import TEXT_DIM, make_transformer, no_text

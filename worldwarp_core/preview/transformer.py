@@ -1,7 +1,8 @@
 """The preview transformer: a `WanTransformer3DModel` small enough for two CPU cores, run by the production code path.
 
-It is made and saved as diffusers' stock class and asked through `worldwarp_core.transformer`, like the big one. It is
-asked without words: its text is `NO_TEXT`, one vector of zeros, which the text embedding's biases make a learned one.
+It is made and saved as diffusers' stock class and asked through `worldwarp_core.transformer.prepare`, like the big one.
+It is asked without words: its text is `NO_TEXT`, one vector of zeros, which the text embedding's biases make a learned
+one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
-from ..transformer import TransformerOptions, WorldWarpTransformer, prepare_transformer
+from ..transformer.prepare import TransformerOptions, WorldWarpTransformer, prepare_transformer
 
 TEXT_DIM = 64
 CONFIG: dict[str, Any] = {

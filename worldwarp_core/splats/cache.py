@@ -18,9 +18,11 @@ from torch import Tensor
 
 from ..geometry.blockout import Blockout, hidden_by
 from ..history import History, to_bytes
-from .fit import FitSettings, FitViews, fit
+from .fit import fit
+from .fit_settings import FitSettings
 from .gaussians import Gaussians, concatenate
 from .look import look
+from .loss import FitViews
 from .seed import SeedView, seed_gaussians, seed_points
 from .space import CacheSpace
 
@@ -47,7 +49,7 @@ class CacheSettings:
         first_steps: optimisation steps of the first fit.
         update_steps: of every later one, which is warm-started.
         points_per_view: Gaussians that a whole uncovered view gets; a partly covered one gets its share.
-        max_gaussians: of the whole world; beyond it nothing is added and `CacheStep.full` says so.
+        max_gaussians: of the whole world; beyond it nothing is added.
         sh_degree: of the colour.
         key_views: views of a chunk that seed and fit.
         anchor_views: earlier views that a later fit also looks at, so that it cannot spoil them.

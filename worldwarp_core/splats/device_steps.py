@@ -16,7 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .fit import ADAM_EPS, BETA1, BETA2, FitSettings, Moving, cosine
+from .fit_settings import ADAM_EPS, BETA1, BETA2, FitSettings, cosine
+from .moving import Moving
 
 LOOK_EVERY = 16
 """Steps between two looks: so late a cancel takes effect, and so rarely the device waits for the host."""

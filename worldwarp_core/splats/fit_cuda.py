@@ -16,9 +16,11 @@ from torch import Tensor
 
 from .constants import BLUR_PX2, FAR, NEAR
 from .device_steps import SPARE_ROOM, DeviceSteps, run
-from .fit import FitSettings, FitViews, Moving
+from .fit_settings import FitSettings
 from .gaussians import SH_C0, Gaussians
 from .intersect import TileLists
+from .loss import FitViews
+from .moving import Moving
 from .raster_gsplat import load_gsplat
 
 WARM_UP = 3
@@ -62,7 +64,8 @@ def capture(step: Callable[[], None]) -> Callable[[], None]:
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # What other threads do meanwhile (decode frames, say) is none of the capture's business.
+    # What other threads launch meanwhile is none of the capture's business. One that waited for the whole device would
+    # break it all the same: nothing in an engine's process does, but the thread that makes the shot.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step()
     return graph.replay

@@ -1,6 +1,6 @@
 """The loss of a fit's step and its gradient in four passes over the picture, with Triton.
 
-`fit.view_loss` says what it is; written in torch it makes some ninety passes. SSIM's windows are summed along rows,
+`loss.view_loss` says what it is; written in torch it makes some ninety passes. SSIM's windows are summed along rows,
 then along columns. Where p is a window of n pixels and q one of them, d SSIM(p) / d a(q) is (g1(p) + 2 a(q) g2(p) +
 b(q) g3(p)) / n, with the derivatives g by the window's means of a, aa and ab: three more sums over windows.
 """
@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .fit import SSIM_WINDOW, FitSettings, FitViews
+from .fit_settings import FitSettings
+from .loss import SSIM_WINDOW, FitViews
 
 BLOCK = 256
 """Pixels that one program takes."""

@@ -1,6 +1,6 @@
 """The small kernels of a fit's step on CUDA: activations and colours, tile lists, Adam.
 
-Each does in one pass over memory what `fit`, `intersect` and `device_steps` say in torch, which tests hold it to.
+Each does in one pass over memory what `moving`, `intersect` and `device_steps` say in torch, which tests hold it to.
 Counts, sizes and what depends on them are not specialised, here and in `raster_triton` and `loss_triton`: no fit waits
 for a compiler because it has another number of Gaussians, moving or not, or of pixels than the one before. What
 `fit.prepare_fit` compiles is all there is.
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .constants import MIN_ALPHA
 from .device_steps import Adam
-from .fit import ADAM_EPS, BETA1, BETA2, MAX_DRIFT, MAX_GROWTH
+from .fit_settings import ADAM_EPS, BETA1, BETA2
 from .gaussians import SH_C0
 from .intersect import ROUNDING, SLACK, TileLists
+from .moving import MAX_DRIFT, MAX_GROWTH
 
 BLOCK = 128
 """Gaussians that one program takes, one a thread."""
@@ -38,8 +39,8 @@ def activate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Means, standard deviations, opacities in [0, 1] and colours seen from the (1, 3) centre, within bounds.
 
-    The arguments are those of `fit.within_bounds` and fields of `Gaussians`, `shN` laid out `in_planes`; differentiable
-    in `offset` to `shN`.
+    The arguments are those of `moving.within_bounds` and fields of `Gaussians`, `shN` laid out `in_planes`;
+    differentiable in `offset` to `shN`.
     """
     constant = start_means, radius, start_scales
     return _Activate.apply(*constant, offset, scales, opacities, sh0, shN, centre)  # type: ignore[no-any-return]

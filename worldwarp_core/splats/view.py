@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..cameras import CameraPath
+from ..cameras.path import CameraPath
 from ..splat_files.cloud import SplatCloud
 from .rasterize import rasterize
 from .space import CacheSpace

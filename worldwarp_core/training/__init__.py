@@ -1,1 +1,1 @@
-"""Training of the preview model: procedural worlds, clips with one-to-all warps, the objective and the trainers."""
+"""Training of the small networks and of LoRAs: clips with one-to-all warps, the objective and the trainers."""

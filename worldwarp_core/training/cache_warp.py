@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ..priors import render_priors
+from ..loop.priors import render_priors
 from ..splats.cache import SEEN_ALPHA, SKY_DISTANCE, KeyViews, SplatCache
-from ..splats.fit import FitSettings, FitViews, fit
+from ..splats.fit import fit
+from ..splats.fit_settings import FitSettings
 from ..splats.gaussians import Gaussians, concatenate
 from ..splats.look import look
+from ..splats.loss import FitViews
 from ..splats.seed import SeedView, seed_gaussians
 from ..splats.space import CacheSpace
 

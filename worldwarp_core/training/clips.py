@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .paths import PathSettings, choose_paths
-from .rigid import chain, rotation
-from .textures import Split, TextureBank, build_bank
+from ..worlds.paths import PathSettings, choose_paths
+from ..worlds.render import RenderSettings, build_worlds, render, world_seed
+from ..worlds.rigid import chain, rotation
+from ..worlds.textures import Split, TextureBank, build_bank
 from .warp import SKY_DISTANCE, forward_warp
-from .worlds import RenderSettings, build_worlds, render, world_seed
 
 WARPED_FRAMES = 416
 """Frames warped at once: 32 clips of 13."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fill import INPAINT_RADIUS_PX
-from ..priors import VALID
+from ..loop.fill import INPAINT_RADIUS_PX
+from ..loop.priors import VALID
 
 
 def psnr(made: Tensor, truth: Tensor, where: Tensor | None = None) -> float:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..transformer import LevelBlock, Rotary, WorldWarpTransformer
+from ..transformer.block import LevelBlock, Rotary
+from ..transformer.prepare import WorldWarpTransformer
 
 
 def make_trainable(model: WorldWarpTransformer, *, compiled: bool = False) -> WorldWarpTransformer:
@@ -44,7 +45,7 @@ class TrainedBlock(LevelBlock):
 
 
 def modulate_by_product(tokens: Tensor, norm: nn.Module, shift: Tensor, scale: Tensor, index: Tensor) -> Tensor:
-    """`worldwarp_core.transformer.modulate`."""
+    """`worldwarp_core.transformer.block.modulate`."""
     chosen = choose_rows(torch.cat([shift, scale], -1), index, tokens.dtype)
     return _modulated(tokens, norm, *chosen.chunk(2, -1))
 

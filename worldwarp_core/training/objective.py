@@ -31,7 +31,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import WorldWarpError
-from ..noise_map import REFERENCE_SIGMAS, REFERENCE_STEPS, expand_to_latents, sigma_schedule
+from ..st_diff.noise_map import REFERENCE_SIGMAS, REFERENCE_STEPS, expand_to_latents, sigma_schedule
 
 Target = Literal["consistent", "paper"]
 

@@ -21,25 +21,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import WorldWarpError
+from ..evaluation.lpips import Lpips, find_lpips
 from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
 from ..preview.transformer import make_transformer
 from ..preview.weights import NetworkFile, load_state, read_network
-from ..transformer import TransformerOptions, WorldWarpTransformer
+from ..transformer.prepare import TransformerOptions, WorldWarpTransformer
+from ..worlds.textures import TextureBank, build_bank
+from .autoencoder import AutoencoderTask, AutoencoderTraining
 from .clips import ClipSource
+from .depth import DepthTask, DepthTraining
 from .levels import make_trainable
-from .lpips import Lpips, find_lpips
 from .objective import ObjectiveSettings, Target
 from .pool import Clips, PoolSettings, Source
 from .precision import full
-from .textures import TextureBank, build_bank
-from .train_autoencoder import AutoencoderTask, AutoencoderTraining
-from .train_depth import DepthTask, DepthTraining
-from .train_stdiff import StDiffTask, StDiffTraining
+from .stdiff import StDiffTask, StDiffTraining
 from .trainer import Progress, Task, TrainSettings, read_progress, train
 
 if TYPE_CHECKING:
-    from ..weights import ModelFiles
+    from ..wan.weights import ModelFiles
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class TrainOptions:
 
     Attributes:
         run: folder of the run; one that holds a run goes on.
-        textures: file of pictures for the worlds (see `textures.py`); None takes procedural ones alone.
+        textures: file of pictures for the worlds (see `worlds/textures.py`); None takes procedural ones alone.
         lpips: weights of LPIPS with AlexNet; None takes the package `lpips`, and without it leaves LPIPS out of the
             loss and of the figures.
         imagenet: weights of an EfficientNet-Lite0 for a new depth network to start from.
@@ -291,7 +291,7 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
     task = BUILD[kind](ready)
     progress = train(task, options.run, settings, device, started)
     if kind == "lora" and rank == 0:
-        from .train_lora import export_lora
+        from .lora import export_lora
 
         export_lora(options.run)
     return progress
@@ -377,10 +377,10 @@ def _read_autoencoder(options: TrainOptions) -> NetworkFile:
 
 def _lora(ready: _Ready) -> Task:
     # Imported here: these take seconds, and only a LoRA needs them.
-    from ..autoencoder import WanAutoencoder
-    from ..text import TextEmbedder
-    from ..weights import load_transformer, load_vae
-    from .train_lora import LoraTask, WanLatents, lora_training, with_adapter
+    from ..wan.autoencoder import WanAutoencoder
+    from ..wan.text import TextEmbedder
+    from ..wan.weights import load_transformer, load_vae
+    from .lora import LoraTask, WanLatents, lora_training, with_adapter
 
     options, device = ready.options, ready.device
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -403,7 +403,7 @@ def _lora(ready: _Ready) -> Task:
 
 
 def _wan_files(options: TrainOptions) -> ModelFiles:
-    from ..weights import resolve_models
+    from ..wan.weights import resolve_models
 
     return resolve_models(options.wan, None if options.base == "base" else options.base)
 

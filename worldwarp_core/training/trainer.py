@@ -9,7 +9,7 @@ In: a `Task` (a network, its loss, its data, how it is judged). Out: a run folde
     <run>/samples.png          what it makes of validation clips, beside the truth
 
 Weights are float32; the forward pass runs in bfloat16 where the device is a GPU. With several processes (see
-`launch.py`) each works on its own clips and gradients are averaged. Training ends at the time limit with a checkpoint,
+`run.py`) each works on its own clips and gradients are averaged. Training ends at the time limit with a checkpoint,
 whatever happens: an interrupt ends it the same way.
 """
 

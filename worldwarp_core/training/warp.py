@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rigid import chain, invert, rotate
+from ..worlds.rigid import chain, invert, rotate
 
 SKY_DISTANCE = 1e4
 """Where pixels without depth are put, in scene units."""

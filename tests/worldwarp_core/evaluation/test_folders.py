@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.support import room
 from tests.support.re10k import write_re10k
-from worldwarp_core.cameras import blender_to_opencv
+from worldwarp_core.cameras.path import blender_to_opencv
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation.folders import Dl3dv, RealEstate10k
 

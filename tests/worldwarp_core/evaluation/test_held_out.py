@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from worldwarp_core.evaluation.held_out import FRAMES, HELD_OUT, REVISITS, STRATA, held_out_shots
-from worldwarp_core.training.paths import share_in_sight
-from worldwarp_core.training.textures import build_bank
-from worldwarp_core.training.worlds import RenderSettings, clearance
+from worldwarp_core.worlds.paths import share_in_sight
+from worldwarp_core.worlds.render import RenderSettings, clearance
+from worldwarp_core.worlds.textures import build_bank
 
 SIZE = (144, 256)
 

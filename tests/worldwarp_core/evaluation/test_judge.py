@@ -10,8 +10,8 @@ import torch
 from tests.support.toy_scenes import ToyScenes
 from worldwarp_core.engine import make_engine
 from worldwarp_core.evaluation.judge import Judges, judge_scene, judged_numbers, returns, window_numbers
+from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.evaluation.variants import Variant
-from worldwarp_core.training.lpips import Lpips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = Variant(cache_steps=6)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.evaluation.metrics import (
     alexnet_features,
     crops,
@@ -14,7 +15,6 @@ from worldwarp_core.evaluation.metrics import (
     spectrum_distance,
     ssim,
 )
-from worldwarp_core.training.lpips import Lpips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

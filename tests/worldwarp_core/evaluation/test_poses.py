@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support import room
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import poses
 from worldwarp_core.evaluation.poses import compare_paths, pose_errors

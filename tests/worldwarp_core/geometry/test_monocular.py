@@ -24,7 +24,8 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.geometry.complete import complete_depth
 from worldwarp_core.geometry.monocular import MAX_DEPTH, MonocularDepth, output_kind
 from worldwarp_core.geometry.start import start_depth
-from worldwarp_core.model_store import download, hub_name
+from worldwarp_core.model_files.download import download
+from worldwarp_core.model_files.store import hub_name
 
 
 def save_depth_anything(folder: Path, kind: str = "relative", *, safetensors: bool = True) -> Path:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.loop.priors import Priors
 from worldwarp_core.preview.autoencoder import AutoencoderConfig, Block, PreviewAutoencoder, join_guide
 from worldwarp_core.preview.weights import load_state, read_network, save_network
-from worldwarp_core.priors import Priors
 
 TINY = AutoencoderConfig(latents=8, encoder=(8, 16, 16), decoder=(8, 16, 16), guide=(8, 8))
 

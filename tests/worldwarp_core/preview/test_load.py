@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from tests.support.tiny_preview import TINY, save_tiny_preview
-from worldwarp_core.cameras import CameraPath
-from worldwarp_core.chunks import split_chunks
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.fill import FillStep
 from worldwarp_core.history import History
+from worldwarp_core.loop.chunks import split_chunks
+from worldwarp_core.loop.fill import FillStep
+from worldwarp_core.loop.priors import Priors
 from worldwarp_core.preview.load import PRESETS, is_shipped, load_autoencoder, load_depth, load_fill
 from worldwarp_core.preview.weights import save_network
-from worldwarp_core.priors import Priors
 from worldwarp_core.spec import GenerateSpec
 
 SIZE = (32, 48)

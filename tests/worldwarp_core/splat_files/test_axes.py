@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldwarp_core.cameras import CameraPath
+from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.axes import (
     AXES_NAMES,

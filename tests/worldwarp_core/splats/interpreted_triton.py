@@ -15,9 +15,12 @@ from triton.runtime.jit import native_specialize_impl
 
 from worldwarp_core.splats import device_steps, fit_cuda, intersect, step_triton
 from worldwarp_core.splats import fit as plain_fit
-from worldwarp_core.splats.fit import FitSettings, FitViews, let_move, prepare_fit, view_loss, within_bounds
+from worldwarp_core.splats.fit import prepare_fit
 from worldwarp_core.splats.fit_cuda import CudaScene, colours, lay_out
+from worldwarp_core.splats.fit_settings import FitSettings
+from worldwarp_core.splats.loss import FitViews, view_loss
 from worldwarp_core.splats.loss_triton import ViewLoss
+from worldwarp_core.splats.moving import let_move, within_bounds
 from worldwarp_core.splats.raster_triton import TILE, draw
 from worldwarp_core.splats.rasterize import rasterize
 from worldwarp_core.splats.seed import SeedView, seed_gaussians

@@ -32,6 +32,10 @@ def random_gaussians(
     )
 
 
+def trainable(gaussians: Gaussians, dtype: torch.dtype = torch.float32) -> Gaussians:
+    return gaussians.map(lambda t: t.to(dtype).detach().requires_grad_())
+
+
 def two_cameras(width: int = WIDTH, height: int = HEIGHT) -> tuple[Tensor, Tensor]:
     """`w2c` (2, 4, 4) and `K` (2, 3, 3) in float64: one at the origin, one moved, turned and off-centre."""
     w2c = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)

@@ -6,7 +6,7 @@ import torch
 
 from tests.support import room
 from worldwarp_core.history import History
-from worldwarp_core.priors import VALID, render_priors
+from worldwarp_core.loop.priors import VALID, render_priors
 from worldwarp_core.splats.cache import CacheSettings, camera_distance, open_cache, update_cache
 from worldwarp_core.splats.space import CacheSpace
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from worldwarp_core.splats.device_steps import LOOK_EVERY, Adam, DeviceSteps, adam_update, run
-from worldwarp_core.splats.fit import ADAM_EPS, FitSettings, FitViews, cosine, let_move, optimise, view_loss
+from worldwarp_core.splats.fit import optimise
+from worldwarp_core.splats.fit_settings import ADAM_EPS, FitSettings, cosine
+from worldwarp_core.splats.loss import FitViews, view_loss
+from worldwarp_core.splats.moving import let_move
 from worldwarp_core.splats.rasterize import rasterize
 from worldwarp_core.splats.seed import SeedView, seed_gaussians
 

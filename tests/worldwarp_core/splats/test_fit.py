@@ -1,20 +1,12 @@
-import importlib.util
-import shutil
-
 import pytest
 import torch
 
-from worldwarp_core.splats.fit import (
-    MAX_GROWTH,
-    SSIM_WINDOW,
-    FitSettings,
-    FitViews,
-    fit,
-    prepare_fit,
-    ssim,
-    why_not_captured,
-)
+from worldwarp_core.splats import fit as plain_fit
+from worldwarp_core.splats.fit import fit, prepare_fit, why_not_captured
+from worldwarp_core.splats.fit_settings import FitSettings
 from worldwarp_core.splats.gaussians import SH_C0
+from worldwarp_core.splats.loss import SSIM_WINDOW, FitViews
+from worldwarp_core.splats.moving import MAX_GROWTH
 from worldwarp_core.splats.rasterize import rasterize
 from worldwarp_core.splats.seed import SeedView, seed_gaussians
 
@@ -48,28 +40,6 @@ def run(seeds, views, steps=25, trainable=None):
             losses.append(next(fitting))
         except StopIteration as end:
             return end.value, losses
-
-
-def test_ssim_is_that_of_a_slow_loop():
-    generator = torch.Generator().manual_seed(1)
-    a, b = torch.rand(2, 3, 12, 14, generator=generator)
-    got = ssim(a, b)
-    assert got.shape == (12 - SSIM_WINDOW + 1, 14 - SSIM_WINDOW + 1)
-    for y in range(got.shape[0]):
-        for x in range(got.shape[1]):
-            values = []
-            for c in range(3):
-                p, q = (i[c, y : y + SSIM_WINDOW, x : x + SSIM_WINDOW].double() for i in (a, b))
-                cov = ((p - p.mean()) * (q - q.mean())).mean()
-                top = (2 * p.mean() * q.mean() + 1e-4) * (2 * cov + 9e-4)
-                values.append(
-                    top / ((p.mean() ** 2 + q.mean() ** 2 + 1e-4) * (p.var(correction=0) + q.var(correction=0) + 9e-4))
-                )
-            assert float(got[y, x]) == pytest.approx(float(sum(values) / 3), abs=1e-4)
-
-
-def test_ssim_of_an_image_with_itself_is_one(picture):
-    assert torch.allclose(ssim(picture.permute(2, 0, 1), picture.permute(2, 0, 1)), torch.ones(()), atol=1e-4)
 
 
 def test_a_fit_lowers_the_loss_and_reports_every_step(seeds, picture):
@@ -131,12 +101,13 @@ def test_a_fitted_surface_has_no_gaps(seeds, picture):
 
 
 def test_a_machine_that_cannot_capture_a_step_says_what_it_lacks(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(plain_fit, "why_no_triton", lambda: None)
     assert why_not_captured() is None
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert "C compiler" in why_not_captured()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "Ampere" in why_not_captured()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr(plain_fit, "why_no_triton", lambda: "Triton is not installed")
     assert "Triton" in why_not_captured()
 
 

@@ -33,6 +33,15 @@ LISTS = "splats *i64, ids *i32, offsets *i32"
 BOUNDS = "min_alpha fp32, slack fp32, rounding fp32"
 INPUTS = "start_means radius start_scales offset scales opacities sh0 shN centre means deviations covers colours"
 GRADIENTS = "v_means v_deviations v_covers v_colours v_offset v_scales v_opacities v_sh0 v_shN"
+LEASH = "n i32, max_drift fp32, log_growth fp32, max_sh0 fp32"
+
+
+def floats(names):
+    return ", ".join(f"{name} *fp32" for name in names.split())
+
+
+PICTURE = floats("rgb depth_sum alpha targets disparities weights depth_weights") + ", view *i64"
+SIZE = "height i32, width i32"
 KERNELS = {
     "_touch": (
         f"{SPLATS}, radii *i32, boxes *i32, counts *i32, n i32, rows i32, columns i32, {BOUNDS}",
@@ -43,10 +52,28 @@ KERNELS = {
         + BOUNDS,
         {"TILE": 8, "BLOCK": 128},
     ),
-    "_activate_vjp": (
-        ", ".join(f"{name} *fp32" for name in f"{INPUTS} {GRADIENTS}".split())
-        + ", n i32, max_drift fp32, log_growth fp32, max_sh0 fp32",
-        {"BASES": 15, "BLOCK": 128},
+    "_activate": (f"{floats(INPUTS)}, {LEASH}", {"BASES": 15, "BLOCK": 128}),
+    "_activate_vjp": (f"{floats(INPUTS)}, {floats(GRADIENTS)}, {LEASH}", {"BASES": 15, "BLOCK": 128}),
+    "_adam": (
+        floats("parameter first second gradient pace")
+        + ", go *i1, count i32, rate fp32, toward1 fp32, beta2 fp32, toward2 fp32, eps fp32",
+        {"BLOCK": 1024},
+    ),
+    "_along_rows": (f"{PICTURE}, rows *fp32, sums *fp32, {SIZE}", {"SIDE": 7, "BLOCK": 256}),
+    "_windows": (
+        f"rows *fp32, weights *fp32, totals *fp32, view *i64, windows *fp32, sums *fp32, {SIZE}, term fp32",
+        {"SIDE": 7, "BLOCK": 256},
+    ),
+    "_total": (
+        "sums *fp32, totals *fp32, view *i64, loss *fp32, "
+        "share fp32, dissimilarity fp32, disparity fp32, coverage fp32",
+        {},
+    ),
+    "_back_along_rows": (f"windows *fp32, rows *fp32, {SIZE}", {"SIDE": 7, "BLOCK": 256}),
+    "_gradient": (
+        f"{PICTURE}, {floats('totals rows sums v_loss v_rgb v_depth_sum v_alpha')}, {SIZE}, "
+        "share fp32, disparity_term fp32, coverage fp32",
+        {"SIDE": 7, "BLOCK": 256},
     ),
     "_pack": (f"{SPLATS}, colours *fp32, depths *fp32, splats *fp32, n i32", {"BLOCK": 128}),
     "_draw_tile": (
@@ -68,11 +95,11 @@ def test_a_kernel_compiles_for_a_gpu_without_one(name):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from worldwarp_core.splats import raster_triton, step_triton
+    from worldwarp_core.splats import loss_triton, raster_triton, step_triton
 
     signature, constants = KERNELS[name]
     arguments = dict(one.split() for one in signature.split(", ")) | dict.fromkeys(constants, "constexpr")
-    kernel = getattr(step_triton, name, None) or getattr(raster_triton, name)
+    kernel = next(getattr(home, name) for home in (step_triton, raster_triton, loss_triton) if hasattr(home, name))
     made = triton.compile(ASTSource(kernel, arguments, constants), target=GPUTarget("cuda", 90, 32))
     assert len(made.asm["cubin"]) > 1000
 

@@ -1,7 +1,6 @@
 """The CPU rasteriser against a dense float64 reference, finite differences and gsplat's own CUDA output."""
 
 import math
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,13 +13,12 @@ import torch
 from torch import Tensor
 
 from tests.worldwarp_core.splats.dense_reference import rasterize_densely
-from tests.worldwarp_core.splats.scenes import HEIGHT, WIDTH, random_gaussians, two_cameras
+from tests.worldwarp_core.splats.scenes import HEIGHT, WIDTH, random_gaussians, trainable, two_cameras
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.splats import projection, raster_cpu, sh
 from worldwarp_core.splats.gaussians import Gaussians
 from worldwarp_core.splats.raster_cpu import rasterize_cpu
 from worldwarp_core.splats.raster_gsplat import load_gsplat
-from worldwarp_core.splats.rasterize import Render, prepare_rasterizer, rasterize, rasterizer_info
+from worldwarp_core.splats.rasterize import Render, rasterize
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "gsplat_cuda.npz"
 Images = tuple[Tensor, Tensor, Tensor]
@@ -41,10 +39,6 @@ def gradients(loss: Tensor, gaussians: Gaussians) -> dict[str, Tensor]:
 
 def as_images(render: Render) -> Images:
     return render.rgb, render.alpha, render.depth
-
-
-def trainable(gaussians: Gaussians, dtype: torch.dtype = torch.float32) -> Gaussians:
-    return gaussians.map(lambda t: t.to(dtype).detach().requires_grad_())
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -265,28 +259,6 @@ def test_two_threads_may_render_at_once() -> None:
     assert same == [True] * 3
 
 
-def test_the_thread_layer_is_chosen_on_purpose_and_reported() -> None:
-    info = rasterizer_info("cpu")
-    assert info["backend"] == "numba"
-    assert info["thread_layer"] in ("omp", "tbb", "workqueue")
-    assert info["threads"] >= 1
-    rasterize(random_gaussians(5, 0, 0), *two_cameras(), WIDTH, HEIGHT)
-    assert rasterizer_info("cpu") == info, "what was promised before the first kernel is what runs"
-
-
-def test_after_preparing_a_render_compiles_nothing_more() -> None:
-    prepare_rasterizer("cpu")
-    kernels = [v for module in (raster_cpu, projection, sh) for v in vars(module).values() if hasattr(v, "signatures")]
-    before = [list(kernel.signatures) for kernel in kernels]
-    assert any(before)
-    w2c, K = two_cameras()
-    for degree in (0, 3):
-        gaussians = trainable(random_gaussians(50, degree, seed=17))
-        rasterize(gaussians, w2c.float(), K.float(), WIDTH, HEIGHT).rgb.sum().backward()
-        rasterize(gaussians.map(torch.Tensor.detach), w2c[:1], K[:1], WIDTH, HEIGHT)
-    assert [list(kernel.signatures) for kernel in kernels] == before
-
-
 def test_what_the_caller_does_to_the_images_does_not_reach_the_gradient() -> None:
     w2c, K = two_cameras()
     results = []
@@ -300,15 +272,6 @@ def test_what_the_caller_does_to_the_images_does_not_reach_the_gradient() -> Non
                     image.fill_(7.0)
         results.append(gradients(loss, gaussians)["means"])
     assert torch.equal(*results)
-
-
-def test_the_report_compiles_nothing() -> None:
-    code = (
-        "from worldwarp_core.splats.rasterize import rasterizer_info; info = rasterizer_info(); "
-        "import sys; assert 'worldwarp_core.splats.raster_cpu' not in sys.modules; print(info['thread_layer'])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() in ("omp", "tbb", "workqueue")
 
 
 @pytest.mark.parametrize("backend", [{"_C": None}, {}], ids=["no CUDA toolkit", "kernels do not load"])

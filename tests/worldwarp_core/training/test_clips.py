@@ -7,9 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldwarp_core.training.clips import ClipSource, WarpSettings
-from worldwarp_core.training.textures import build_bank
 from worldwarp_core.training.warp import forward_warp
-from worldwarp_core.training.worlds import RenderSettings
+from worldwarp_core.worlds.render import RenderSettings
+from worldwarp_core.worlds.textures import build_bank
 
 SIZE = (18, 32)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from worldwarp_core.denoise import SamplerSettings, compose_latents, denoise
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.noise_map import REFERENCE_SIGMAS, build_sigma_map, expand_to_latents, sigma_schedule
+from worldwarp_core.st_diff.denoise import SamplerSettings, compose_latents, denoise
+from worldwarp_core.st_diff.noise_map import REFERENCE_SIGMAS, build_sigma_map, expand_to_latents, sigma_schedule
 from worldwarp_core.training.objective import (
     ObjectiveSettings,
     draw_levels,

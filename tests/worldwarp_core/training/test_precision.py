@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from tests.support.toy_clips import ToySource
+from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from worldwarp_core.preview.depth import DepthNetwork
 from worldwarp_core.preview.transformer import CONFIG, make_transformer
 from worldwarp_core.training import precision
+from worldwarp_core.training.autoencoder import AutoencoderTask, AutoencoderTraining
+from worldwarp_core.training.depth import DepthTask, DepthTraining
 from worldwarp_core.training.levels import make_trainable
-from worldwarp_core.training.lpips import Lpips
 from worldwarp_core.training.pool import PoolSettings
-from worldwarp_core.training.train_autoencoder import AutoencoderTask, AutoencoderTraining
-from worldwarp_core.training.train_depth import DepthTask, DepthTraining
-from worldwarp_core.training.train_stdiff import StDiffTask, StDiffTraining
+from worldwarp_core.training.stdiff import StDiffTask, StDiffTraining
 from worldwarp_core.training.trainer import TrainSettings, train
 
 CPU = torch.device("cpu")

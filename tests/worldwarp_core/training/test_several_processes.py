@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.toy_clips import ToySource
 from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
+from worldwarp_core.training.autoencoder import AutoencoderTask, AutoencoderTraining
 from worldwarp_core.training.pool import PoolSettings
-from worldwarp_core.training.train_autoencoder import AutoencoderTask, AutoencoderTraining
 from worldwarp_core.training.trainer import TrainSettings, average_gradients, train
 
 TINY = AutoencoderConfig(latents=8, encoder=(8, 8, 8), decoder=(8, 8, 8), guide=(8, 8))

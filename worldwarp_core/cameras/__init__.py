@@ -1,0 +1,1 @@
+"""Camera paths: their math and their files, in NumPy alone."""

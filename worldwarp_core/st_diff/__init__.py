@@ -1,0 +1,1 @@
+"""ST-Diff, the learned fill: its noise map, its sampler, its presets and its prompts."""
