@@ -17,7 +17,7 @@ Weights = Annotated[
     str | None,
     typer.Option(
         "--weights",
-        help="Engine wan: folder or name of the Wan 2.1 models (wan-1.3b). Engine preview: folder of a training run.",
+        help="Engine wan: folder or name of the Wan 2.1 models (wan-1.3b). Engine preview: folder of trained networks.",
     ),
 ]
 Transformer = Annotated[
@@ -61,7 +61,7 @@ Preset = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help="How fast against how exact. Engine wan: reference, balanced or fast. Engine preview: preview or careful.",
+        help="How fast against how exact. wan: reference, balanced or fast; preview: preview or careful.",
     ),
 ]
 

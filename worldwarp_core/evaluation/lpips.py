@@ -71,8 +71,8 @@ class Lpips(nn.Module):
         if find_spec("lpips") is None:
             raise WorldWarpError(
                 "no_weights",
-                "LPIPS needs AlexNet's weights: `pip install lpips` on a machine that is online, or give a safetensors "
-                "file with features.conv0..4 and lin0..4 (--lpips FILE).",
+                "LPIPS needs AlexNet's weights: `pip install -c constraints.txt lpips` on a machine that is online, or "
+                "give a safetensors file with features.conv0..4 and lin0..4 (--lpips FILE).",
             )
         try:
             import lpips

@@ -77,6 +77,6 @@ def test_without_weights_it_says_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setattr(lpips, "find_spec", lambda name: None)
     found, why = find_lpips(None)
     assert found is None
-    assert "pip install lpips" in why
+    assert "pip install -c constraints.txt lpips" in why
     with pytest.raises(WorldWarpError, match="no LPIPS weights at"):
         find_lpips(tmp_path / "nowhere.safetensors")
