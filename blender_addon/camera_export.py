@@ -77,9 +77,9 @@ def export_camera_path(context: bpy.types.Context, frames: Iterable[int] | None 
     )
 
 
-def scene_frames(scene: bpy.types.Scene) -> list[int]:
+def scene_frames(scene: bpy.types.Scene) -> range:
     """Returns the frame numbers that Blender would render, frame step included."""
-    return list(range(scene.frame_start, scene.frame_end + 1, scene.frame_step))
+    return range(scene.frame_start, scene.frame_end + 1, scene.frame_step)
 
 
 def check_single_view(scene: bpy.types.Scene) -> None:
@@ -137,9 +137,10 @@ def crop_box(render: bpy.types.RenderSettings) -> tuple[int, int, int, int]:
     width, height = full_size(render)
     if not (render.use_border and render.use_crop_to_border):
         return 0, 0, width, height
-    # Blender truncates the border to whole pixels, counting from the bottom left corner.
-    left, right = int(render.border_min_x * width), int(render.border_max_x * width)
-    bottom, top = int(render.border_min_y * height), int(render.border_max_y * height)
+    # Blender truncates the border to whole pixels, counting from the bottom left corner, and reckons in float32: in
+    # more digits 0.7 of 10 pixels would be 6.
+    left, right = (int(np.float32(edge) * np.float32(width)) for edge in (render.border_min_x, render.border_max_x))
+    bottom, top = (int(np.float32(edge) * np.float32(height)) for edge in (render.border_min_y, render.border_max_y))
     return left, height - top, right, height - bottom
 
 

@@ -13,6 +13,8 @@ from mathutils import Matrix
 from worldwarp_core.cameras.path import CameraPath, blender_to_opencv
 from worldwarp_core.errors import WorldWarpError
 
+from .scenes import collection_for
+
 SENSOR_WIDTH_MM = 36.0
 MAX_ASPECT_DRIFT = 1e-4
 """How far the pixel aspect of a path may move: Blender has one for the whole scene."""
@@ -29,7 +31,7 @@ def add_camera(context: bpy.types.Context, name: str, path: CameraPath, match_sc
     """
     aspect = pixel_aspect(path)
     camera = bpy.data.objects.new(name, bpy.data.cameras.new(name))
-    context.collection.objects.link(camera)
+    collection_for(context).objects.link(camera)
     data = camera.data
     data.sensor_fit, data.sensor_width = "HORIZONTAL", SENSOR_WIDTH_MM
     camera.rotation_mode = "QUATERNION"

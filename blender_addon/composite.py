@@ -40,11 +40,17 @@ OPAQUE = 0.999
 EDGE_PX = 2
 """How far from an object's opaque pixels its silhouette may reach, and the softening of the cut beside it."""
 
+SHOT_HEIGHT = 1100.0
+"""Of a shot's nodes in the compositor."""
+
 PART = "worldwarp_part"
 """Custom property of a node: which of its shot's nodes it is."""
 
 FILM = "worldwarp_film_transparent"
 """Custom property of a scene that is composited: whether its own film was transparent before."""
+
+SWITCHED_ON = "worldwarp_use_nodes"
+"""Likewise, up to Blender 4.5: whether its compositor was switched on before."""
 
 
 def add_nodes(scene: bpy.types.Scene, directory: Path, sequences: dict[str, Sequence]) -> bpy.types.Node | None:
@@ -56,6 +62,8 @@ def add_nodes(scene: bpy.types.Scene, directory: Path, sequences: dict[str, Sequ
     tree = compositor_tree(scene)
     # Not by their labels, which the artist may change.
     earlier = {node.get(PART): node for node in tree.nodes if source_of(node) == directory}
+    # Each shot below the others.
+    top = -SHOT_HEIGHT * sum(node.get(PART) == "Shot" for node in tree.nodes)
 
     def node(part: str, label: str, kind: str, place: tuple[float, float]) -> bpy.types.Node:
         if part not in earlier:
@@ -65,14 +73,14 @@ def add_nodes(scene: bpy.types.Scene, directory: Path, sequences: dict[str, Sequ
             mark_source(earlier[part], directory)
         return earlier[part]
 
-    frame = node("Shot", directory.name, "NodeFrame", (0.0, 0.0))
+    frame = node("Shot", directory.name, "NodeFrame", (0.0, top))
     for row, (kind, frames) in enumerate(sequences.items()):
-        shown = node(kind, kind, "CompositorNodeImage", (-700.0, 300.0 - 340.0 * row))
+        shown = node(kind, kind, "CompositorNodeImage", (-700.0, top + 300.0 - 340.0 * row))
         shown.image, shown.parent = sequence_image(frames), frame
         time_sequence(shown, frames)
     if "Depth" not in sequences:
         return None
-    composite = node("Composite", f"{directory.name} Composite", "CompositorNodeGroup", (-400.0, 300.0))
+    composite = node("Composite", f"{directory.name} Composite", "CompositorNodeGroup", (-400.0, top + 300.0))
     composite.node_tree, composite.parent = composite_group(), frame
     for kind, socket in (("Frames", "World"), ("Depth", "World Depth")):
         tree.links.new(earlier[kind].outputs["Image"], composite.inputs[socket])
@@ -82,8 +90,10 @@ def add_nodes(scene: bpy.types.Scene, directory: Path, sequences: dict[str, Sequ
 def compositor_tree(scene: bpy.types.Scene) -> Any:
     """Returns the scene's compositor tree; a new one passes the render through."""
     if not hasattr(scene, "compositing_node_group"):
-        # Up to Blender 4.5 this makes a tree that passes the render through.
-        scene.use_nodes = True
+        if scene.node_tree is None:
+            # Up to Blender 4.5 this makes a tree that passes the render through. One that the artist has switched off
+            # stays off.
+            scene.use_nodes = True
         return scene.node_tree
     if scene.compositing_node_group is None:
         tree = bpy.data.node_groups.new("Compositing", "CompositorNodeTree")
@@ -108,6 +118,8 @@ def use_composite(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer, compo
     scene[FILM] = scene.render.film_transparent
     scene.render.film_transparent = True
     scene.render.use_compositing = True
+    if not hasattr(scene, "compositing_node_group"):
+        scene[SWITCHED_ON], scene.use_nodes = scene.use_nodes, True
     # Before the node is looked at: it has an output for depth only then.
     view_layer.use_pass_z = True
     view_layer.update()
@@ -139,6 +151,10 @@ def use_render(scene: bpy.types.Scene) -> None:
     if FILM in scene:
         scene.render.film_transparent = bool(scene[FILM])
         del scene[FILM]
+    if SWITCHED_ON in scene:
+        if not hasattr(scene, "compositing_node_group"):
+            scene.use_nodes = bool(scene[SWITCHED_ON])
+        del scene[SWITCHED_ON]
 
 
 def composite_in_use(scene: bpy.types.Scene) -> bpy.types.Node | None:

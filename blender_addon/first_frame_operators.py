@@ -10,6 +10,7 @@ import random
 from typing import ClassVar
 
 import bpy
+import numpy as np
 from bpy.props import BoolProperty, StringProperty
 
 from worldwarp_core.errors import WorldWarpError
@@ -20,6 +21,7 @@ from .advice import in_words
 from .first_frame import Drawn, draw_on_server, keep, prompt_of, wish_of
 from .operators import reported
 from .preferences import connection
+from .scenes import scene_with
 from .shot import Stop, printed
 from .shot_operators import facts_of_server, output_folder, told_in_panel
 
@@ -43,7 +45,8 @@ class WORLDWARP_OT_draw_first_frame(bpy.types.Operator):
 
     bl_idname = "worldwarp.draw_first_frame"
     bl_label = "Draw First Frame"
-    bl_options: ClassVar = {"REGISTER", "UNDO"}
+    # Not to be adjusted afterwards: that would draw it again.
+    bl_options: ClassVar = {"UNDO"}
 
     another: BoolProperty(
         name="With Another Seed",
@@ -72,11 +75,10 @@ class WORLDWARP_OT_draw_first_frame(bpy.types.Operator):
         wish = wish_of(scene)
         if bpy.app.background:
             picture = draw_on_server(address, key, wish, printed, Stop().asked)
-            image = keep(scene, picture, wish, output_folder(scene))
-            self.report({"INFO"}, f'Drawn: "{image.name}"')
+            self.report({"INFO"}, f'Drawn: "{keep_somewhere(scene, picture, wish).name}"')
         else:
-            name = scene.name
-            first_frame.begin(address, key, wish, lambda drawn: take(name, wish, drawn))
+            uid = scene.session_uid
+            first_frame.begin(address, key, wish, lambda drawn: take(uid, wish, drawn))
         return {"FINISHED"}
 
 
@@ -104,18 +106,26 @@ class WORLDWARP_OT_cancel_first_frame(bpy.types.Operator):
 CLASSES = (WORLDWARP_OT_draw_first_frame, WORLDWARP_OT_cancel_first_frame)
 
 
-def take(scene_name: str, wish: FirstFrameSettings, drawn: Drawn) -> None:
+def take(scene_uid: int, wish: FirstFrameSettings, drawn: Drawn) -> None:
     """Makes a picture that has come the start image of its scene; tells in the panel why none has."""
-    scene = bpy.data.scenes.get(scene_name)
+    scene = scene_with(scene_uid)
     if drawn.error is not None and drawn.error.code != "cancelled":
         session.tell_error(in_words(drawn.error))
-    if drawn.picture is None or scene is None:
+    if drawn.picture is None:
         return
-    try:
-        keep(scene, drawn.picture, wish, output_folder(scene))
-    except WorldWarpError as error:
-        session.tell_error(in_words(error))
+    if scene is None:
+        session.tell_error("The scene that a first frame was drawn for was removed meanwhile: the picture is gone.")
         return
+    keep_somewhere(scene, drawn.picture, wish)
     # No operator is running, so nobody else makes this a step that can be undone.
     if not bpy.app.background:
         bpy.ops.ed.undo_push(message="WorldWarp First Frame")
+
+
+def keep_somewhere(scene: bpy.types.Scene, picture: np.ndarray, wish: FirstFrameSettings) -> bpy.types.Image:
+    """Returns the picture as its scene's start image: a file, or where none can be written, packed into the .blend."""
+    try:
+        return keep(scene, picture, wish, output_folder(scene))
+    except WorldWarpError as error:
+        session.tell_error(f"{in_words(error)} Until then the picture is kept within this file.")
+        return keep(scene, picture, wish, None)

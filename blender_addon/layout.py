@@ -11,7 +11,6 @@ background: without a graphics card to draw with, Workbench would take Blender d
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,8 +23,18 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import BACKGROUND_DEPTH, PATH_DEPTH_PIXELS, PathDepth
 
 from .camera_export import camera_to_world, crop_box, filming_camera, frame_kept, full_size, intrinsics
+from .scenes import scene_with
 from .splats import is_splat_object
-from .start_frame import centre_rays, kept, read_depth, render, save_render_result, select_cycles, sharp_render
+from .start_frame import (
+    centre_rays,
+    kept,
+    read_depth,
+    render,
+    save_render_result,
+    select_cycles,
+    sharp_render,
+    temporary_folder,
+)
 
 EVERY = 4
 """Every so many frames are measured, and the last; between them the nearest is followed, which is as good."""
@@ -56,8 +65,8 @@ class LayoutMeasurement:
         every: int = EVERY,
         size: tuple[int, int] | None = None,
     ) -> None:
-        # Names, because an undo between two steps leaves no reference valid.
-        self._scene, self._view_layer, self._without = context.scene.name, context.view_layer.name, without
+        # No references, because an undo between two steps leaves none valid.
+        self._scene, self._view_layer, self._without = context.scene.session_uid, context.view_layer.name, without
         self._cameras = cameras
         self._size = size or map_size(cameras.width, cameras.height)
         self._indices = frames_to_measure(len(cameras), self._size, every)
@@ -82,12 +91,18 @@ class LayoutMeasurement:
             WorldWarpError: `camera_changed` when the scene no longer is as the cameras were exported, or
                 `render_failed`.
         """
-        scene = bpy.data.scenes.get(self._scene)
+        scene = scene_with(self._scene)
         view_layer = scene.view_layers.get(self._view_layer) if scene is not None else None
         if scene is None or view_layer is None:
             raise WorldWarpError(
                 "camera_changed",
-                f'The scene "{self._scene}" was removed while its layout was measured. Generate again.',
+                "The scene, or its view layer, was removed while its layout was measured. Generate again.",
+            )
+        if self._without and self._without not in bpy.data.collections:
+            raise WorldWarpError(
+                "camera_changed",
+                f'The collection "{self._without}", which is left out, was renamed or removed while the layout was '
+                "measured. Generate again.",
             )
         index = self._indices[len(self.maps)]
         self.maps.append(self._measured(scene, view_layer, index))
@@ -102,7 +117,7 @@ class LayoutMeasurement:
         with ExitStack() as stack:
             stack.enter_context(frame_kept(scene))
             stack.enter_context(left_out(scene, bpy.data.collections.get(self._without)))
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="worldwarp_")))
+            folder = stack.enter_context(temporary_folder())
             seen = stack.enter_context(reduced_frame(scene, self._cameras, self._size))
             scene.frame_set(int(self._cameras.frames[index]))
             with bpy.context.temp_override(scene=scene, view_layer=view_layer):
@@ -111,15 +126,13 @@ class LayoutMeasurement:
                 check_same(camera, scene, self._cameras, index, seen)
                 clip_start = camera.data.clip_start
                 stack.enter_context(sharp_render(scene, view_layer, camera.original))
-                depth = self._rendered(scene, view_layer, folder / "depth.exr", clip_start)
+                depth = self._rendered(scene, folder / "depth.exr", clip_start)
         return seen.cropped(depth)
 
-    def _rendered(
-        self, scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer, path: Path, clip_start: float
-    ) -> np.ndarray:
+    def _rendered(self, scene: bpy.types.Scene, path: Path, clip_start: float) -> np.ndarray:
         if self.engine == "BLENDER_WORKBENCH":
             with solid_render(scene):
-                render(scene, view_layer)
+                render(scene)
                 depth = read_depth(save_render_result(scene, path, "OPEN_EXR_MULTILAYER"))
             surfaces = depth[depth < 0.99 * BACKGROUND_DEPTH]
             if surfaces.size == 0 or float(surfaces.max()) <= FINE_DEPTHS * clip_start:
@@ -133,7 +146,7 @@ class LayoutMeasurement:
             select_cycles(scene, stack)
             stack.enter_context(kept(scene.cycles, device="CPU"))
             stack.enter_context(centre_rays(scene))
-            render(scene, view_layer)
+            render(scene)
             return read_depth(save_render_result(scene, path, "OPEN_EXR_MULTILAYER"))
 
 

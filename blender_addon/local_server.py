@@ -20,6 +20,7 @@ from typing import Any
 
 import bpy
 
+from engine_bridge.errors import disk_errors
 from worldwarp_core.errors import WorldWarpError, install_command
 
 LOOK_EVERY_S = 0.5
@@ -87,18 +88,17 @@ def start(program: Path, folder: Path, options: str, then: Callable[[], None]) -
         then: called on the main thread whenever something has changed.
 
     Raises:
-        WorldWarpError: `server_runs`, `bad_settings` for options that cannot be read, `server_not_running`.
+        WorldWarpError: `server_runs`, `bad_settings` for options that cannot be read, `cannot_write` or `disk_full` for
+            the folder, `server_not_running`.
     """
     global _server, _then
     if _server is not None and _server.process.poll() is None:
         raise WorldWarpError("server_runs", "The local server runs already: stop it first.")
-    try:
-        more = shlex.split(options, posix=sys.platform != "win32")
-    except ValueError as error:
-        raise WorldWarpError("bad_settings", f"The server's options cannot be read: {error}.") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    check_alone(folder)
-    (folder / "address").unlink(missing_ok=True)
+    more = words_of_options(options)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        check_alone(folder)
+        (folder / "address").unlink(missing_ok=True)
     command = [str(program), "serve", "--port", "0", "--data-dir", str(folder / "jobs")]
     command += ["--ready-file", str(folder / "address"), "--until-stdin-closes", *more]
     # Blender's Python is another one: what it sets for itself would mislead that of the environment.
@@ -122,6 +122,20 @@ def start(program: Path, folder: Path, options: str, then: Callable[[], None]) -
             raise WorldWarpError("server_not_running", _server.words)
     elif not bpy.app.timers.is_registered(tick):
         bpy.app.timers.register(tick, first_interval=LOOK_EVERY_S, persistent=True)
+
+
+def words_of_options(options: str, windows: bool = sys.platform == "win32") -> list[str]:
+    """Returns the single options, as a terminal of this system reads them: on Windows a backslash is part of a path.
+
+    Raises:
+        WorldWarpError: `bad_settings`.
+    """
+    try:
+        words = shlex.split(options, posix=not windows)
+    except ValueError as error:
+        raise WorldWarpError("bad_settings", f"The server's options cannot be read: {error}.") from error
+    # Quotes hold a path with spaces together, and are no part of it.
+    return [word.replace('"', "") for word in words] if windows else words
 
 
 def check_alone(folder: Path) -> None:
@@ -159,7 +173,8 @@ def watch() -> bool:
         _server.address = ""
         _server.words = f"The local server ended (exit code {code}). Its last words: {last_line(_server.folder)}"
     elif not _server.address and (_server.folder / "address").is_file():
-        _server.address = (_server.folder / "address").read_text("utf-8").strip()
+        # It may have taken longer than was thought.
+        _server.address, _server.words = (_server.folder / "address").read_text("utf-8").strip(), ""
     elif not _server.address and time.monotonic() - _server.started_s > START_TIMEOUT_S:
         _server.words = f"The local server does not start. Its last words: {last_line(_server.folder)}"
     return before != (_server.address, _server.words)

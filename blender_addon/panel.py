@@ -21,8 +21,8 @@ from .look import prompt_markers, prompt_of
 from .preferences import server_address
 from .preflight import Report
 from .properties import WORLDWARP_PG_shot
-from .shot_operators import why_not, why_not_here
-from .takes import UNFINISHED, WORLDWARP_PG_take, active_take, earlier_take, folder_of
+from .shot_operators import PLAIN_VIEWS, why_not, why_not_here
+from .takes import WORLDWARP_PG_take, active_take, earlier_take, folder_of, was_left
 from .words import duration_in_words, shortened
 
 
@@ -210,7 +210,7 @@ class WORLDWARP_PT_generate(WorldWarpPanel, bpy.types.Panel):
 def draw_going_on(layout: bpy.types.UILayout, scene: bpy.types.Scene) -> None:
     """Draws the takes that were left to the server, and the ways to go on with the selected one."""
     for index, left in enumerate(scene.worldwarp.takes):
-        if left.state in UNFINISHED:
+        if was_left(left):
             box = layout.box()
             draw_text(box.column(align=True), f"{left.name} was left to the server, which went on with it.", "INFO")
             box.operator("worldwarp.fetch_take", text=f"Fetch {left.name}", icon="IMPORT").index = index
@@ -279,7 +279,7 @@ class WORLDWARP_PT_results(WorldWarpPanel, bpy.types.Panel):
         draw_takes(self.layout, context.scene)
         self.layout.operator("worldwarp.import_results", icon="FILE_FOLDER")
         view = context.scene.view_settings.view_transform
-        if view != "Standard":
+        if view not in PLAIN_VIEWS:
             draw_text(self.layout.column(align=True), f"{view} changes the colours of generated frames.", "INFO")
             self.layout.operator("worldwarp.match_view", icon="COLOR")
 

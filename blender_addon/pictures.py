@@ -12,6 +12,8 @@ import numpy as np
 
 from worldwarp_core.errors import WorldWarpError
 
+from .sequences import ELSEWHERE, SRGB
+
 
 def picture_of(image: bpy.types.Image) -> np.ndarray:
     """Returns (H, W, 3) uint8 sRGB.
@@ -27,12 +29,15 @@ def picture_of(image: bpy.types.Image) -> np.ndarray:
 
 
 def values_of(image: bpy.types.Image) -> np.ndarray:
-    """Returns (H, W) float32: the mean of red, green and blue as they are stored.
+    """Returns (H, W) float32: the mean of red, green and blue as their file has them.
 
     Raises:
         WorldWarpError: `bad_image` when it has no pixels.
     """
-    return stored_pixels(image)[..., :3].mean(axis=2, dtype=np.float32)
+    values = stored_pixels(image)[..., :3].mean(axis=2, dtype=np.float32)
+    # A map of 16 bits that the artist left as sRGB was taken for a picture, and turned into light when it was read.
+    is_taken_for_srgb = image.is_float and image.colorspace_settings.name in (SRGB, *ELSEWHERE[SRGB])
+    return linear_to_srgb(values).astype(np.float32) if is_taken_for_srgb else values
 
 
 def stored_pixels(image: bpy.types.Image) -> np.ndarray:

@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import urlsplit
 
 import bpy
 from bpy.props import StringProperty
 
 from engine_bridge.client import DEFAULT_ADDRESS
-from engine_bridge.keys import ClientKey, read_client_key
+from engine_bridge.keys import ClientKey, is_loopback, parse_address, read_client_key
 from worldwarp_core.errors import WorldWarpError
 
 from . import local_server, server_facts
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ERROR_LINE = 80
+"""Characters that the Preferences have room for, as wide as they open."""
 
 
 class WORLDWARP_preferences(bpy.types.AddonPreferences):
@@ -163,7 +164,7 @@ def draw_local_server(layout: bpy.types.UILayout) -> None:
         words = "Stopping..." if server.stopping else f"Runs at {server.address}" if server.address else "Starting..."
         layout.label(text=words, icon="CHECKMARK" if server.address else "TIME")
     if server is not None and server.words:
-        layout.label(text=server.words, icon="ERROR")
+        draw_error(layout, server.words)
 
 
 def local_server_changed() -> None:
@@ -182,7 +183,14 @@ def draw_connection(layout: bpy.types.UILayout) -> None:
         for number, line in enumerate(known.facts.in_words()):
             column.label(text=line, icon="CHECKMARK" if number == 0 else "BLANK1")
     if known.error:
-        layout.label(text=known.error, icon="ERROR")
+        draw_error(layout, known.error)
+
+
+def draw_error(layout: bpy.types.UILayout, text: str) -> None:
+    """Draws what went wrong in whole: what to do about it stands at the end, which one line would cut off."""
+    column = layout.column(align=True)
+    for number, line in enumerate(textwrap.wrap(text, ERROR_LINE)):
+        column.label(text=line, icon="BLANK1" if number else "ERROR")
 
 
 def redraw_all() -> None:
@@ -213,18 +221,22 @@ def connection(context: bpy.types.Context, address: str = "") -> tuple[str, Clie
         address: in place of the preferences'.
 
     Raises:
-        WorldWarpError: `offline`, or `bad_keys` for a key file that cannot be taken.
+        WorldWarpError: `bad_address`, `offline`, or `bad_keys` for a key file that cannot be taken.
     """
     address = address or server_address(context)
     check_online(address)
+    if address == local_server.address():
+        # The key file is for a server elsewhere; this one has no keys, and would not be trusted with one.
+        return address, None
     preferences = preferences_of(context)
     file = preferences.key_file if preferences is not None else ""
     return address, read_client_key(Path(bpy.path.abspath(file))) if file else None
 
 
 def check_online(address: str) -> None:
-    """Raises `offline` when `address` leaves this machine and Blender was told to stay offline."""
-    if urlsplit(address).hostname not in LOOPBACK and not bpy.app.online_access:
+    """Raises `offline` when `address` leaves this machine and Blender was told to stay offline, or `bad_address`."""
+    host, _ = parse_address(address)
+    if not is_loopback(host) and not bpy.app.online_access:
         raise WorldWarpError(
             "offline",
             f"The server {address} is on another machine and Blender is offline. Switch on Allow Online Access in the "

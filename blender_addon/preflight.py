@@ -23,6 +23,7 @@ from .camera_export import export_camera_path, frame_kept, render_size, scene_fr
 from .layout import frames_to_measure, map_size
 from .look import prompt_keys
 from .scale import start_distance
+from .scenes import camera_at
 from .seen_depth import grid_pixels, seen_depth, view_rays
 from .server_facts import ServerFacts, Speed
 from .words import duration_in_words, frames_in_words
@@ -86,7 +87,7 @@ def check_shot(context: bpy.types.Context, past_shots: Path | None = None, facts
         facts: what the connected server says of itself; None where it was not asked yet.
     """
     scene = context.scene
-    findings = [*check_cuts(scene), *check_words(scene)]
+    findings = [*check_cuts(scene), *check_words(scene), *check_linked(scene)]
     try:
         path = export_camera_path(context)
     except WorldWarpError as error:
@@ -141,6 +142,18 @@ def check_words(scene: bpy.types.Scene) -> list[Finding]:
     return [Finding("INFO", "There is no prompt: what the camera finds is left to the model.")]
 
 
+def check_linked(scene: bpy.types.Scene) -> list[Finding]:
+    """Returns what of a shot is not saved with this file, because it would belong to another one."""
+    advice = "Make it local (Object > Relations > Make Local), or a library override."
+    if not scene.is_editable:
+        return [Finding("WARNING", f'The scene "{scene.name}" is linked from another file: its takes are not saved.')]
+    camera = camera_at(scene, scene.frame_start)
+    if camera is not None and camera.data is not None and not camera.data.is_editable:
+        words = f'The camera "{camera.name}" is linked from another file: frames behind it are not saved. {advice}'
+        return [Finding("WARNING", words)]
+    return []
+
+
 def check_size(scene: bpy.types.Scene) -> list[Finding]:
     """Returns what happens to frames, and to a start image, of another size or aspect than models take."""
     width, height = render_size(scene)
@@ -156,6 +169,14 @@ def check_size(scene: bpy.types.Scene) -> list[Finding]:
                 "INFO",
                 f"Models take multiples of {GRID_PX}: frames are made at {near[0]} x {near[1]} and fitted to "
                 f"{width} x {height}.",
+            )
+        )
+    if scene.render.use_border and scene.render.use_crop_to_border:
+        findings.append(
+            Finding(
+                "WARNING",
+                "Only the render region is made: behind the camera its frames are stretched over the whole frame. "
+                "Switch Crop to Render Region off, in the Output properties, to see them where they belong.",
             )
         )
     image = scene.worldwarp.start_image if scene.worldwarp.start_source != "RENDER" else None

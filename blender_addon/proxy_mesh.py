@@ -23,6 +23,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.geometry.fusion import DepthView, Surface, fuse_depth
 
 from .render_layers import UnexpectedLayout, read_channel
+from .scenes import select_alone
 from .sequences import DATA, find_sequence
 from .stored_paths import mark_source, source_of
 
@@ -152,9 +153,7 @@ def add_proxy(context: bpy.types.Context, folder: Path, surface: Surface, collid
     made.is_shadow_catcher = True
     made.display_type = "WIRE"
     context.view_layer.update()
-    for thing in list(context.view_layer.objects):
-        thing.select_set(thing == made)
-    context.view_layer.objects.active = made
+    select_alone(context, made)
     if collide:
         make_collider(context, made)
     return made

@@ -6,6 +6,8 @@ Both directions may be called twice, and survive a reset of Blender in between.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import bpy
 
 from . import (
@@ -61,35 +63,22 @@ def register() -> None:
         # Removing what is not there is no fault, and nothing may be in a menu twice.
         menu.remove(draw)
         menu.append(draw)
-    for handlers in leaving():
-        if close_session not in handlers:
-            handlers.append(close_session)
-    if take_operators.look_at_takes not in bpy.app.handlers.load_post:
-        bpy.app.handlers.load_post.append(take_operators.look_at_takes)
-    for handlers in (bpy.app.handlers.undo_pre, bpy.app.handlers.redo_pre):
-        if finish_steps not in handlers:
-            handlers.append(finish_steps)
+    for functions, function in handlers():
+        if function not in functions:
+            functions.append(function)
 
 
 def unregister() -> None:
     """Stops what runs and takes back all that is registered, the last first."""
-    session.close()
-    first_frame.close()
-    server_facts.close()
-    local_server.close()
+    leave_blender()
     splat_viewport.remove()
     path_overlay.remove()
     cloud_overlay.remove()
     live_view.remove()
     stored_paths.remove()
-    for handlers in leaving():
-        if close_session in handlers:
-            handlers.remove(close_session)
-    if take_operators.look_at_takes in bpy.app.handlers.load_post:
-        bpy.app.handlers.load_post.remove(take_operators.look_at_takes)
-    for handlers in (bpy.app.handlers.undo_pre, bpy.app.handlers.redo_pre):
-        if finish_steps in handlers:
-            handlers.remove(finish_steps)
+    for functions, function in handlers():
+        if function in functions:
+            functions.remove(function)
     for menu, draw in panel.menus():
         menu.remove(draw)
     properties.remove()
@@ -98,20 +87,33 @@ def unregister() -> None:
             bpy.utils.unregister_class(cls)
 
 
-def leaving() -> list[list]:
-    """Returns the lists of functions that Blender calls before it leaves a file or ends."""
-    names = ("load_pre", "exit_pre")
-    return [getattr(bpy.app.handlers, name) for name in names if hasattr(bpy.app.handlers, name)]
+def handlers() -> list[tuple[list, Callable]]:
+    """Returns Blender's lists of functions, and what it should call of ours."""
+    lists = bpy.app.handlers
+    found: list[tuple[list, Callable]] = [
+        (lists.load_pre, leave_file),
+        (lists.load_post, take_operators.look_at_takes),
+        (lists.undo_pre, finish_steps),
+        (lists.redo_pre, finish_steps),
+    ]
+    # Blenders without this one unregister add-ons when they end.
+    return [*found, (lists.exit_pre, leave_blender)] if hasattr(lists, "exit_pre") else found
 
 
 @bpy.app.handlers.persistent
-def close_session(*_: object) -> None:
-    """Lets no thread outlive the file that it works for, and nothing that was found in it."""
+def leave_file(*_: object) -> None:
+    """Lets no thread outlive the file that it works for, and nothing that was found in it. A server is of no file."""
     session.close()
     first_frame.close()
     live_view.close()
     path_overlay.show(None)
     cloud_overlay.show(None)
+
+
+@bpy.app.handlers.persistent
+def leave_blender(*_: object) -> None:
+    """Ends all that runs."""
+    leave_file()
     server_facts.close()
     local_server.close()
 

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import bpy
 
+from engine_bridge.job_folder import read_job
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.files import read_splats
 
 from .composite import add_nodes
+from .scenes import camera_at, select_alone
 from .sequences import (
     DATA,
     LINEAR,
@@ -33,24 +35,31 @@ from .stored_paths import mark_source, source_of
 
 
 def bring_in(context: bpy.types.Context, directory: Path) -> list[str]:
-    """Brings in all that the shot's folder holds; returns what was made, in words.
+    """Brings in all that the shot's folder holds, with its splats selected; returns what was made, in words.
 
     Raises:
         WorldWarpError: `missing_file` when the folder holds no results; what is wrong with its splats.
     """
-    return run_through(bring_in_steps(context, directory))
+    made = run_through(bring_in_steps(context, directory))
+    if (splats := splats_of(context.scene, directory / "splats.ply")) is not None:
+        select_alone(context, splats)
+    return made
 
 
 def bring_in_steps(
     context: bpy.types.Context, directory: Path, splats: PreparedSplats | None = None
 ) -> Steps[list[str]]:
-    """Does what `bring_in` does, in small steps.
+    """Does what `bring_in` does, in small steps, and leaves selected what is.
 
     Args:
         splats: those of the folder, where they were read already.
     """
     if not directory.is_dir():
-        raise WorldWarpError("missing_file", f"There is no folder {directory}.")
+        raise WorldWarpError(
+            "missing_file",
+            f"There is no folder {directory}: it was moved or deleted. Put it back, or bring it in from where it is "
+            "now (Import Results).",
+        )
     made = []
     if (directory / "frames").is_dir():
         made += yield from bring_in_frames(context, directory)
@@ -65,14 +74,14 @@ def bring_in_steps(
 
 
 def bring_in_frames(context: bpy.types.Context, directory: Path) -> Steps[list[str]]:
-    """Shows the frames delivered so far behind the scene's camera, in the sequencer and in the compositor."""
+    """Shows the frames delivered so far behind the shot's camera, in the sequencer and in the compositor."""
     frames = find_frames(directory / "frames")
     if frames is None:
         return []
     made = []
-    if context.scene.camera is not None:
-        show_behind_camera(context.scene.camera, frames)
-        made.append(f'background of "{context.scene.camera.name}"')
+    if (camera := camera_of(context.scene, directory, frames.first)) is not None:
+        show_behind_camera(camera, frames)
+        made.append(f'background of "{camera.name}"')
     yield
     add_strip(context.scene, directory.name, frames)
     made.append("sequencer strip")
@@ -80,6 +89,19 @@ def bring_in_frames(context: bpy.types.Context, directory: Path) -> Steps[list[s
     add_nodes(context.scene, directory, sequences_of(directory, frames))
     made.append("compositor nodes")
     return made
+
+
+def camera_of(scene: bpy.types.Scene, directory: Path, frame: int) -> bpy.types.Object | None:
+    """Returns the camera that the shot in `directory` was filmed with; where the scene has it no more, or the shot does
+    not say, the camera that films `frame`, its first.
+    """
+    try:
+        name = read_job(directory).get("camera")
+    except WorldWarpError:
+        # Pictures of another origin.
+        name = None
+    camera = scene.objects.get(name) if isinstance(name, str) else None
+    return camera if camera is not None and camera.type == "CAMERA" else camera_at(scene, frame)
 
 
 def find_frames(folder: Path) -> Sequence | None:
@@ -106,7 +128,12 @@ def bring_in_splats(
 ) -> Steps[bpy.types.Object]:
     """Makes an object of the splats of `file`; the object of an earlier state of the file is filled anew."""
     prepared = splats or prepare_splats(read_splats(file))
-    earlier = next((thing for thing in context.scene.objects if source_of(thing) == file), None)
+    earlier = splats_of(context.scene, file)
     made = yield from bring_splats(context, file.parent.name, prepared, earlier)
     mark_source(made, file)
     return made
+
+
+def splats_of(scene: bpy.types.Scene, file: Path) -> bpy.types.Object | None:
+    """Returns the scene's object of the splats in `file`, or None."""
+    return next((thing for thing in scene.objects if source_of(thing) == file), None)

@@ -7,6 +7,7 @@ Showing the same folder again brings what shows it up to date, so that a sequenc
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ from worldwarp_core.errors import WorldWarpError
 from .stored_paths import mark_source, source_of, stored_path, strips_of
 
 SRGB, LINEAR, DATA = "sRGB", "Linear Rec.709", "Non-Color"
+ELSEWHERE = {
+    SRGB: ("sRGB - Texture", "sRGB Encoded Rec.709 (sRGB)", "Utility - sRGB - Texture"),
+    LINEAR: ("Linear Rec.709 (sRGB)", "Utility - Linear - sRGB"),
+    DATA: ("Raw", "Utility - Raw"),
+}
+"""What other colour managements call these spaces: studios bring their own (OCIO), mostly that of ACES."""
+MAX_CHANNEL = 128
+"""Of Blender's sequencer."""
 LINEAR_SUFFIXES = (".exr", ".hdr")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".tga", ".dpx", *LINEAR_SUFFIXES)
 
@@ -114,8 +123,19 @@ def sequence_image(frames: Sequence) -> bpy.types.Image:
         mark_source(image, first.parent)
     # Setting what is set already would make Blender load the pictures anew.
     settle(image, filepath=stored_path(first), source="SEQUENCE")
-    settle(image.colorspace_settings, name=frames.colorspace)
+    set_colorspace(image, frames.colorspace)
     return image
+
+
+def set_colorspace(owner: Any, colorspace: str) -> None:
+    """Says in which of our three spaces an image or a strip is.
+
+    Where the colour management has it by no name that is known, Blender's own guess by the kind of file stays.
+    """
+    for name in (colorspace, *ELSEWHERE[colorspace]):
+        with suppress(TypeError):
+            settle(owner.colorspace_settings, name=name)
+            return
 
 
 def _of_one(name: str, file: Path) -> bool:
@@ -169,20 +189,23 @@ def add_strip(scene: bpy.types.Scene, name: str, frames: Sequence) -> Any:
     strips = strips_of(scene)
     shown = frames.held()
     folder = shown[0].parent
+    channel = 1 + max((strip.channel for strip in strips), default=0)
     for strip in [strip for strip in strips if source_of(strip) == folder]:
         if _of_one(strip.elements[0].filename, shown[0]):
+            # Not a new one each time: there are not many.
+            channel = strip.channel
             strips.remove(strip)
     if len(strips) == 0:
         scene.render.use_sequencer = False
     strip = strips.new_image(
         name=name,
         filepath=stored_path(shown[0]),
-        channel=1 + max((strip.channel for strip in strips), default=0),
+        channel=min(channel, MAX_CHANNEL),
         frame_start=frames.first,
         fit_method="FIT",
     )
     for file in shown[1:]:
         strip.elements.append(file.name)
     mark_source(strip, folder)
-    strip.colorspace_settings.name = frames.colorspace
+    set_colorspace(strip, frames.colorspace)
     return strip

@@ -32,11 +32,14 @@ from . import server_facts
 from .advice import fault, in_words
 from .image_editors import show_at_timeline, show_newest
 from .layout import LayoutMeasurement
+from .results import camera_of
+from .scenes import scene_with
 from .sequences import SRGB, find_sequence, show_behind_camera
 from .shot import Left, OnEvent, PreparedShot, SplatsOnDisk, Stop, resume_shot, run_shot, with_layout
 from .small_steps import Steps, run_until
 from .splats import PreparedSplats, prepare_splats
-from .takes import add_take, refresh, show_take_in_steps
+from .start_frame import is_rendering
+from .takes import add_take, drop_unsent, find_take, refresh, show_take_in_steps
 
 TICK_S = 0.1
 BUDGET_S = 0.005
@@ -50,6 +53,9 @@ SHOW_EVERY_S = 1.0
 JOIN_S = 5.0
 MEASURE_PAUSE_S = 0.01
 """Between two frames of a layout, for Blender to draw and to take the artist's clicks."""
+RENDER_PAUSE_S = 0.5
+"""Between two looks whether Blender has ended a render of the artist's."""
+MEASURING = "measuring the layout"
 
 
 @dataclass
@@ -95,13 +101,15 @@ Work = Callable[[OnEvent, Stop], None]
 class Session:
     """One running shot: its thread, its queue and its wish to stop."""
 
-    def __init__(self, work: Work, address: str, out: Path, show: bool) -> None:
+    def __init__(self, work: Work, address: str, out: Path, show: bool, scene: bpy.types.Scene) -> None:
         self.address = address
         self.out = out
         self.show = show
-        self.scene_name = bpy.context.scene.name
+        self.scene_uid = scene.session_uid
+        self.camera = ""
+        """Name of the one that frames are shown behind; "" before the first."""
         self.shown_s = 0.0
-        self.frame = bpy.context.scene.frame_current
+        self.frame = scene.frame_current
         """Where the timeline was when the shot began; Image Editors follow the newest frame until it is moved."""
         self.numbers: set[int] = set()
         """Of the frames that are on disk; one may come again, better."""
@@ -138,8 +146,9 @@ class Measuring:
     """A layout that is measured frame by frame, and the shot that is sent once it is whole."""
 
     layout: LayoutMeasurement
-    send: Callable[[PreparedShot], None]
+    send: Callable[[PreparedShot, bpy.types.Scene], None]
     shot: PreparedShot
+    scene_uid: int
 
 
 _session: Session | None = None
@@ -159,6 +168,7 @@ def start(
     show: bool,
     key: ClientKey | None = None,
     layout: LayoutMeasurement | None = None,
+    scene: bpy.types.Scene | None = None,
 ) -> None:
     """Begins to make `shot` in its own thread, writing into the folder `out`.
 
@@ -166,21 +176,27 @@ def start(
         show: bring frames in while they arrive, and everything at the end.
         key: for a server that asks for one.
         layout: is measured first, a frame each time that Blender has nothing else to do, and sent with the shot.
+        scene: that the shot is of; None takes the one in front.
 
     Raises:
         WorldWarpError: `busy` while another shot is being made.
     """
     global _measuring, _status
+    scene = scene or bpy.context.scene
     if layout is not None:
         check_free()
-        _status = Status(running=True, stage="measuring the layout", frames=layout.total)
-        _measuring = Measuring(layout, lambda whole: start(whole, address, out, show, key), shot)
+        _status = Status(running=True, stage=MEASURING, frames=layout.total)
+
+        def send(whole: PreparedShot, scene: bpy.types.Scene) -> None:
+            start(whole, address, out, show, key, scene=scene)
+
+        _measuring = Measuring(layout, send, shot, scene.session_uid)
         bpy.app.timers.register(_measure, first_interval=MEASURE_PAUSE_S)
         return
     frames = shot.spec.cameras.frames.tolist()
-    begin(lambda on_event, stop: run_shot(shot, out, address, on_event, stop, key), address, out, show, frames)
+    begin(lambda on_event, stop: run_shot(shot, out, address, on_event, stop, key), address, out, show, frames, scene)
     based_on = shot.goes_on_from.name if shot.goes_on_from is not None else ""
-    add_take(bpy.context.scene, out, frames[0], based_on)
+    add_take(scene, out, frames[0], based_on)
 
 
 def resume(out: Path, address: str, show: bool, frames: list[int], key: ClientKey | None = None) -> None:
@@ -195,8 +211,13 @@ def resume(out: Path, address: str, show: bool, frames: list[int], key: ClientKe
     _status.frames_done = len(_session.numbers)
 
 
-def begin(work: Work, address: str, out: Path, show: bool, frames: list[int]) -> None:
+def begin(
+    work: Work, address: str, out: Path, show: bool, frames: list[int], scene: bpy.types.Scene | None = None
+) -> None:
     """Has a thread do `work`, which tells events and asks now and then whether to stop.
+
+    Args:
+        scene: that the shot is of; None takes the one in front.
 
     Raises:
         WorldWarpError: `busy` while another shot is being made.
@@ -204,7 +225,7 @@ def begin(work: Work, address: str, out: Path, show: bool, frames: list[int]) ->
     global _session, _status
     check_free()
     _status = Status(running=True, stage="connecting", frames=len(frames))
-    _session = Session(work, address, out, show)
+    _session = Session(work, address, out, show, scene or bpy.context.scene)
     _session.thread.start()
     bpy.app.timers.register(_tick, first_interval=TICK_S, persistent=True)
 
@@ -217,11 +238,16 @@ def check_free() -> None:
 
 def cancel() -> None:
     """Asks the running shot to stop; what was delivered stays on disk."""
-    if _measuring is not None:
-        _status.cancelling = True
-    if _session is not None:
+    if _session is not None and _session.bringing_in is not None:
+        # The shot has ended, and all of it is on disk: only showing it is given up.
+        _session.bringing_in.close()
+        _status.outcome += ". Not all of it was brought in: show the take under Results"
+        _over()
+    elif _session is not None:
         _status.cancelling = True
         _session.stop.cancelled.set()
+    elif _measuring is not None:
+        _status.cancelling = True
 
 
 def tell_error(message: str) -> None:
@@ -262,7 +288,13 @@ def _measure() -> float | None:
         return None
     measuring, layout = _measuring, _measuring.layout
     redraw()
+    whole, failed = None, ""
     if not _status.cancelling:
+        if is_rendering():
+            # The artist's own render comes first, and its scene must stand still meanwhile.
+            _status.stage = "waiting for Blender's render"
+            return RENDER_PAUSE_S
+        _status.stage = MEASURING
         try:
             layout.step()
             _status.frames_done, _status.fraction = layout.done, layout.done / layout.total
@@ -270,17 +302,20 @@ def _measure() -> float | None:
                 return MEASURE_PAUSE_S
             whole = with_layout(measuring.shot, layout.result())
         except WorldWarpError as error:
-            _status.error = error.message
+            failed = in_words(error)
         except Exception as error:
             # As for the thread: a fault of ours ends it in words, not with a panel that says forever that it runs.
-            _status.error = fault(error).message
+            failed = fault(error).message
     _measuring, _status.running = None, False
-    if _status.cancelling:
-        _status.cancelling, _status.outcome = False, "Cancelled before anything was sent."
-    elif not _status.error:
-        measuring.send(whole)
+    scene = scene_with(measuring.scene_uid)
+    if whole is not None and scene is not None:
+        measuring.send(whole, scene)
         if layout.notice:
             _status.notices.append(layout.notice)
+    elif failed:
+        _status.error = failed
+    else:
+        _status.cancelling, _status.outcome = False, "Cancelled before anything was sent."
     return None
 
 
@@ -315,7 +350,10 @@ def drain(until_s: float) -> None:
     After the last event results are brought in, for as long.
     """
     if _session is not None and _session.bringing_in is not None:
-        _bring_in(_session, until_s)
+        if scene_with(_session.scene_uid) is None:
+            _over()
+        else:
+            _bring_in(_session, until_s)
         return
     while _session is not None and time.perf_counter() < until_s:
         try:
@@ -323,7 +361,9 @@ def drain(until_s: float) -> None:
         except queue.Empty:
             break
         if isinstance(event, Ended):
-            _end(_session, event)
+            session = _session
+            _end(session, event)
+            _book(session)
             return
         if isinstance(event, FrameDone):
             _session.numbers.add(event.number)
@@ -368,7 +408,7 @@ def lightened(event: object) -> object:
 def _scene(session: Session) -> bpy.types.Scene | None:
     """Returns the scene that the shot is of, unless it was removed or is not in front."""
     scene = bpy.context.scene
-    return scene if scene is not None and scene.name == session.scene_name else None
+    return scene if scene is not None and scene.session_uid == session.scene_uid else None
 
 
 def _show_frames(session: Session) -> None:
@@ -376,8 +416,11 @@ def _show_frames(session: Session) -> None:
     frames = find_sequence(session.out / "frames", ".png", SRGB)
     if scene is None or frames is None:
         return
-    if scene.camera is not None:
-        show_behind_camera(scene.camera, frames)
+    # The record is not read each time: on Windows the thread could not write it meanwhile.
+    camera = scene.objects.get(session.camera) or camera_of(scene, session.out, frames.first)
+    if camera is not None:
+        session.camera = camera.name
+        show_behind_camera(camera, frames)
     if scene.frame_current == session.frame:
         show_newest(frames)
     else:
@@ -401,6 +444,18 @@ def _end(session: Session, ended: Ended) -> None:
             session.bringing_in = show_take_in_steps(bpy.context, session.out, session.world)
     if session.bringing_in is None:
         _over()
+
+
+def _book(session: Session) -> None:
+    """Brings the list of takes up to date, also where another scene is in front."""
+    scene = scene_with(session.scene_uid)
+    if scene is None:
+        return
+    drop_unsent(scene, session.out)
+    take = find_take(scene, session.out)
+    if take is not None and _scene(session) is None:
+        refresh(take)
+        _status.notices.append(f'"{take.name}" is a take of the scene "{scene.name}": show it there, under Results.')
 
 
 def _bring_in(session: Session, until_s: float) -> None:

@@ -43,6 +43,7 @@ from .look import prompt_keys, strength_mask, style_picture
 from .pictures import cropped_to_aspect, picture_of
 from .results import bring_in
 from .scale import scaled_depth, start_distance
+from .scenes import camera_at
 from .server_facts import PROGRAM, ask
 from .start_frame import DEFAULT_SAMPLES, StartFrame, render_start_frame
 
@@ -346,11 +347,12 @@ def shot_of(context: bpy.types.Context, cameras: CameraPath, start: StartFrame, 
         strength_mask=settings.strength_mask,
         graded_validity=settings.graded_validity,
     )
+    camera = camera_at(context.scene, start.frame)
     records = {
         "blender": bpy.app.version_string,
         "blend": bpy.data.filepath,
         "scene": context.scene.name,
-        "camera": context.scene.camera.name if context.scene.camera else None,
+        "camera": camera.name if camera is not None else None,
         "start_frame": {"frame": start.frame, "samples": settings.samples, **start.look},
     }
     return PreparedShot(spec, settings.engine, records, settings.linear_copies)

@@ -8,6 +8,7 @@ everything and returns when the shot is whole.
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 import bpy
 from bpy.props import IntProperty, StringProperty
 
+from engine_bridge.errors import disk_errors
 from worldwarp_core.errors import WorldWarpError
 
 from . import path_overlay, server_facts, session, splat_viewport
@@ -28,6 +30,8 @@ from .server_facts import ServerFacts, ask
 from .shot import ShotSettings, generate_shot, layout_of, prepare_shot, printed
 from .takes import add_take, refresh
 
+PLAIN_VIEWS = ("Standard", "Un-tone-mapped")
+"""View transforms that show sRGB pictures as they are: Blender's, and that of ACES."""
 ANSWER_S = 2.0
 """How long a click on Generate waits for a server that does not answer."""
 
@@ -90,7 +94,8 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
 
     bl_idname = "worldwarp.generate"
     bl_label = "Generate"
-    bl_options: ClassVar = {"REGISTER", "UNDO"}
+    # Not to be adjusted afterwards: that would take the shot off the list, and make another.
+    bl_options: ClassVar = {"UNDO"}
 
     directory: StringProperty(
         name="Folder",
@@ -119,6 +124,7 @@ class WORLDWARP_OT_generate(bpy.types.Operator):
         path_overlay.show(found)
         if found.errors:
             raise WorldWarpError("preflight", found.errors[0].message)
+        check_writable(out)
         if bpy.app.background:
             try:
                 outcome = generate_shot(context, out, address, settings, on_event=printed, key=key)
@@ -178,15 +184,26 @@ class WORLDWARP_OT_dismiss_error(bpy.types.Operator):
 
 
 class WORLDWARP_OT_match_view(bpy.types.Operator):
-    """Show pictures as they are: set the scene's view transform to Standard, without look, exposure or gamma"""
+    """Show pictures as they are: the view transform Standard (ACES: Un-tone-mapped), no look, exposure or gamma"""
 
     bl_idname = "worldwarp.match_view"
     bl_label = "Match View"
     bl_options: ClassVar = {"REGISTER", "UNDO"}
 
+    @reported
     def execute(self, context: bpy.types.Context) -> set[str]:
         view = context.scene.view_settings
-        view.view_transform, view.look, view.exposure, view.gamma = "Standard", "None", 0.0, 1.0
+        for name in PLAIN_VIEWS:
+            with suppress(TypeError):
+                view.view_transform = name
+                break
+        else:
+            raise WorldWarpError(
+                "bad_settings",
+                "This colour management has no view that shows pictures as they are (Standard, or Un-tone-mapped): "
+                "pick the one that comes nearest, under Color Management in the Render properties.",
+            )
+        view.look, view.exposure, view.gamma = "None", 0.0, 1.0
         return {"FINISHED"}
 
 
@@ -281,6 +298,8 @@ def why_not(context: bpy.types.Context, first_frame: bool = True) -> str:
 
 def why_not_here(scene: bpy.types.Scene) -> str:
     """Returns why shots cannot go where the scene says, or nothing; a script may name another folder."""
+    if not scene.worldwarp.directory.strip():
+        return "Set an Output folder: every shot gets a folder of its own in there"
     if scene.worldwarp.directory.startswith("//") and not bpy.data.filepath:
         return "Save the file first: shots go into a folder beside it. Or set another Output"
     return ""
@@ -302,21 +321,24 @@ def facts_of_server(context: bpy.types.Context) -> ServerFacts | None:
 
 def output_folder(scene: bpy.types.Scene) -> Path | None:
     """Returns the folder that the scene's shots go into, or None where it is not known yet."""
-    return None if why_not_here(scene) or not scene.worldwarp.directory else absolute(scene.worldwarp.directory)
+    return None if why_not_here(scene) else absolute(scene.worldwarp.directory)
 
 
 def new_folder(scene: bpy.types.Scene) -> Path:
     """Returns a folder that does not exist yet, below the scene's output folder: shot_001, shot_002, ...
 
     Raises:
-        WorldWarpError: `unsaved_file` when the output folder is relative to a file that was never saved.
+        WorldWarpError: `no_output` without such a folder, or beside a file that was never saved.
     """
-    directory = scene.worldwarp.directory
-    if directory.startswith("//") and not bpy.data.filepath:
-        raise WorldWarpError(
-            "unsaved_file",
-            f"The output folder {directory} lies beside this file, which was never saved. Save it, or pick "
-            "another folder.",
-        )
-    below = absolute(directory)
+    if reason := why_not_here(scene):
+        raise WorldWarpError("no_output", f"{reason}.")
+    below = absolute(scene.worldwarp.directory)
     return next(folder for number in range(1, 1_000_000) if not (folder := below / f"shot_{number:03d}").exists())
+
+
+def check_writable(out: Path) -> None:
+    """Raises `cannot_write` or `disk_full` where no folder `out` can be made: before anything is rendered for it."""
+    with disk_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass

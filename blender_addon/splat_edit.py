@@ -182,7 +182,7 @@ class WORLDWARP_OT_decimate_splats(SplatOperator, bpy.types.Operator):
     def execute(self, context: bpy.types.Context) -> set[str]:
         thing = context.active_object
         cloud = local_cloud_of(thing)
-        gone = keep(context, thing, cloud, self.rows(cloud, float(np.cbrt(thing.matrix_world.determinant()))))
+        gone = keep(context, thing, cloud, self.rows(cloud, abs(float(np.cbrt(thing.matrix_world.determinant())))))
         self.report({"INFO"}, f'{gone} of {len(cloud)} splats removed from "{thing.name}"')
         return {"FINISHED"}
 

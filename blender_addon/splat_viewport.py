@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 
 import bpy
@@ -298,10 +299,14 @@ class Sorter:
                 if coming is None:
                     sight = self._waiting.pop()
                     eye = sight.wanted
-            if coming is not None:
-                coming.ready = gaussians_of(coming.parts)
-            else:
-                bring_up_to_date(sight, eye)
+            try:
+                if coming is not None:
+                    coming.ready = gaussians_of(coming.parts)
+                else:
+                    bring_up_to_date(sight, eye)
+            except Exception:
+                # An object that was edited while it was read is read anew; the others must not wait for ever.
+                traceback.print_exc()
 
 
 def bring_up_to_date(sight: Sight, eye: Eye) -> None:
@@ -525,6 +530,9 @@ class Drawings:
 
 
 _drawings: Drawings | None = None
+_names: dict[tuple[int, str], tuple[str, ...]] = {}
+"""Of the splat objects of a scene's view layer, until anything changes: with thousands of objects a look at each takes
+longer than a redraw may."""
 _handle: object | None = None
 
 
@@ -586,7 +594,7 @@ def splats_shown(context: bpy.types.Context) -> list[tuple[bpy.types.Object, bpy
     def visible(thing: bpy.types.Object) -> bool:
         return thing.visible_get() and thing.visible_in_viewport_get(context.space_data)
 
-    found = [thing for thing in context.view_layer.objects if is_splat_object(thing) and not is_native(thing)]
+    found = [thing for thing in splats_in(context.view_layer) if not is_native(thing)]
     skies = {sky for thing in found for sky in sky_of(thing)}
     shown = []
     for thing in found:
@@ -595,6 +603,19 @@ def splats_shown(context: bpy.types.Context) -> list[tuple[bpy.types.Object, bpy
             skies_shown = (sky for sky in sky_of(thing) if not sky.users_scene or visible(sky))
             shown.append((thing, next(skies_shown, None)))
     return shown
+
+
+def splats_in(view_layer: bpy.types.ViewLayer) -> list[bpy.types.Object]:
+    """Returns the splat objects of a view layer; looks through all of its objects only where something has changed."""
+    key = (view_layer.id_data.session_uid, view_layer.name)
+    if key in _names:
+        found = [view_layer.objects.get(name) for name in _names[key]]
+        # A new name is no change that Blender tells of.
+        if all(is_splat_object(thing) for thing in found):
+            return found
+    found = [thing for thing in view_layer.objects if is_splat_object(thing)]
+    _names[key] = tuple(thing.name for thing in found)
+    return found
 
 
 def poll() -> float | None:
@@ -618,6 +639,7 @@ def redraw() -> None:
 @bpy.app.handlers.persistent
 def follow_edits(scene: bpy.types.Scene, depsgraph: bpy.types.Depsgraph) -> None:
     """Lets go of what was drawn of data that were edited or are gone."""
+    _names.clear()
     if _drawings is None:
         return
     kept = {uid for key in (*_drawings.gaussians, *_drawings.coming) for uid in key}
@@ -635,6 +657,7 @@ def follow_edits(scene: bpy.types.Scene, depsgraph: bpy.types.Depsgraph) -> None
 def forget_all(*_: object) -> None:
     """Ends the thread and lets go of everything, before another file comes."""
     global _drawings
+    _names.clear()
     if bpy.app.timers.is_registered(poll):
         bpy.app.timers.unregister(poll)
     if _drawings is not None:

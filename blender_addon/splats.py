@@ -20,6 +20,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.axes import transform
 from worldwarp_core.splat_files.cloud import SplatCloud
 
+from .scenes import collection_for, select_alone
 from .small_steps import Steps, run_through
 from .splat_nodes import make_renderable, splat_group
 
@@ -105,7 +106,9 @@ def add_splat_objects(
         replacing: an earlier splat object to fill anew, which keeps its name and its place; None adds one to the
             active collection.
     """
-    return run_through(bring_splats(context, name, prepare_splats(cloud), replacing))
+    made = run_through(bring_splats(context, name, prepare_splats(cloud), replacing))
+    select_alone(context, made)
+    return made
 
 
 def prepare_splats(cloud: SplatCloud) -> PreparedSplats:
@@ -119,7 +122,10 @@ def prepare_splats(cloud: SplatCloud) -> PreparedSplats:
 def bring_splats(
     context: bpy.types.Context, name: str, prepared: PreparedSplats, replacing: bpy.types.Object | None = None
 ) -> Steps[bpy.types.Object]:
-    """Makes what `add_splat_objects` returns, in small steps; nothing of it is seen before the last of them."""
+    """Makes what `add_splat_objects` returns, in small steps; nothing of it is seen before the last of them.
+
+    What is selected stays so: this may happen while the artist is at something else.
+    """
     skies = sky_of(replacing) if replacing is not None else []
     data = yield from _filled(name, prepared.near)
     sky_data = None
@@ -137,9 +143,6 @@ def bring_splats(
     if not is_native(made):
         make_renderable(context.scene, made, sky, prepared.sh_degree)
     context.view_layer.update()
-    for thing in list(context.view_layer.objects):
-        thing.select_set(thing == made)
-    context.view_layer.objects.active = made
     return made
 
 
@@ -275,7 +278,7 @@ def _with_data(
         _remove_data(thing, then=lambda: setattr(thing, "data", data))
         return thing
     made = bpy.data.objects.new(name, data)
-    context.collection.objects.link(made)
+    collection_for(context).objects.link(made)
     return made
 
 

@@ -22,7 +22,7 @@ from worldwarp_core.spec import BACKGROUND_DEPTH
 
 from .camera_export import export_camera_path, scene_frames
 from .pictures import stored_pixels
-from .results import find_sequence
+from .sequences import DATA, find_sequence, set_colorspace
 from .shot import PreparedShot, ShotSettings, shot_of
 from .start_frame import StartFrame, read_picture
 
@@ -55,7 +55,7 @@ def frame_of(take: Path, number: int) -> StartFrame:
         WorldWarpError: `missing_file` when the take has no such frame.
     """
     picture, depth = (
-        find_sequence(take / kind, suffix, "Non-Color") for kind, suffix in (("frames", ".png"), ("depth", ".exr"))
+        find_sequence(take / kind, suffix, DATA) for kind, suffix in (("frames", ".png"), ("depth", ".exr"))
     )
     files = [found.files[number] for found in (picture, depth) if found is not None and number in found.files]
     if len(files) < 2:
@@ -70,7 +70,7 @@ def read_world_depth(path: Path) -> np.ndarray:
     """Returns (H, W) float32 planar z as a shot's folder holds it, through Blender's own image loader."""
     image = bpy.data.images.load(str(path))
     try:
-        image.colorspace_settings.name = "Non-Color"
+        set_colorspace(image, DATA)
         depth = np.ascontiguousarray(stored_pixels(image)[..., 0])
     finally:
         bpy.data.images.remove(image)

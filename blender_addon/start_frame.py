@@ -24,6 +24,8 @@ from .render_layers import UnexpectedLayout, read_channel
 
 DEFAULT_SAMPLES = 64
 """Enough with the denoiser on; the render is a reference for one frame, not the film's final quality."""
+OWN_SLOT = "WorldWarp"
+"""Name of the slot of Blender's Render Result that our renders go into."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def render_start_frame(context: bpy.types.Context, frame: int, samples: int = DE
     Compositing, sequencer and burnt-in stamps are left out, so that picture and depth show the same geometry.
 
     Raises:
-        WorldWarpError: `no_camera`, `unsupported_camera`, `no_cycles` or `render_failed`.
+        WorldWarpError: `no_camera`, `unsupported_camera`, `no_cycles`, `render_busy` or `render_failed`.
     """
     scene, view_layer = context.scene, context.view_layer
     check_single_view(scene)
@@ -58,17 +60,17 @@ def render_start_frame(context: bpy.types.Context, frame: int, samples: int = DE
         stack.enter_context(frame_kept(scene))
         scene.frame_set(frame)
         camera = filming_camera(scene, context.evaluated_depsgraph_get(), frame).original
-        look = look_of(scene, camera)
         select_cycles(scene, stack)
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="worldwarp_")))
+        look = look_of(scene, camera)
+        folder = stack.enter_context(temporary_folder())
         stack.enter_context(sharp_render(scene, view_layer, camera))
         with picture_quality(scene, samples):
-            render(scene, view_layer)
+            render(scene)
             rgb = read_picture(save_render_result(scene, folder / "start.png", "PNG"))
         # A picture's pixel mixes what its filter covers; a depth must be of one point: a second render, of one ray
         # through each pixel's centre.
         with centre_rays(scene):
-            render(scene, view_layer)
+            render(scene)
             depth = read_depth(save_render_result(scene, folder / "depth.exr", "OPEN_EXR_MULTILAYER"))
     width, height = render_size(scene)
     assert rgb.shape == (height, width, 3), (rgb.shape, width, height)
@@ -119,15 +121,18 @@ def select_cycles(scene: bpy.types.Scene, stack: ExitStack) -> None:
 
 @contextmanager
 def sharp_render(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer, camera: bpy.types.Object) -> Iterator[None]:
-    """Renders geometry as it stands at the frame, all of the exported image, with a Z pass."""
+    """Renders geometry as it stands at the frame, all of the exported image, of `view_layer` alone, with a Z pass."""
     render_settings = scene.render
     with (
+        own_slot(),
+        without_other_layers(scene, view_layer),
         kept(
             render_settings,
             use_motion_blur=False,
             use_compositing=False,
             use_sequencer=False,
             use_stamp=False,
+            use_single_layer=False,
             # A border without a crop would leave the rest of the picture black.
             use_border=render_settings.use_border and render_settings.use_crop_to_border,
         ),
@@ -136,6 +141,41 @@ def sharp_render(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer, camera
         kept(getattr(scene, "cycles", None), time_limit=0.0),
     ):
         yield
+
+
+@contextmanager
+def own_slot() -> Iterator[None]:
+    """Renders into a slot of our own: the artist's last render, which may be nowhere else, stays in its place."""
+    result = render_result()
+    if result is None:
+        # Nothing was rendered yet, so there is nothing to keep.
+        yield
+        return
+    slots = result.render_slots
+    own = next((slot for slot in slots if slot.name == OWN_SLOT), None) or slots.new(name=OWN_SLOT)
+    before = slots.active_index
+    slots.active = own
+    try:
+        yield
+    finally:
+        slots.active_index = before
+
+
+@contextmanager
+def without_other_layers(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer) -> Iterator[None]:
+    """Renders nothing but `view_layer`: files of several layers do not say which one the exported camera sees."""
+    with ExitStack() as stack:
+        for other in scene.view_layers:
+            if other != view_layer:
+                stack.enter_context(kept(other, use=False))
+        yield
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yields a folder that is gone afterwards, unless another program still holds a file there, as on Windows."""
+    with tempfile.TemporaryDirectory(prefix="worldwarp_", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @contextmanager
@@ -181,18 +221,43 @@ def kept(owner: Any, **values: Any) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def render(scene: bpy.types.Scene, view_layer: bpy.types.ViewLayer) -> None:
-    """Renders the current frame into Blender's Render Result."""
+def render(scene: bpy.types.Scene) -> None:
+    """Renders the current frame into Blender's Render Result.
+
+    Raises:
+        WorldWarpError: `render_busy` while Blender renders something else, `render_failed`.
+    """
+    if is_rendering():
+        raise WorldWarpError("render_busy", "Blender is rendering. Wait until that is done, or cancel it (Esc).")
     try:
-        bpy.ops.render.render(layer=view_layer.name, scene=scene.name)
+        # Not by their names: a layer would be rendered beside those of earlier renders, not alone, and another scene
+        # of that name, which is linked, may be meant.
+        with bpy.context.temp_override(scene=scene):
+            ended = bpy.ops.render.render()
     except RuntimeError as error:
         raise WorldWarpError(
-            "render_failed", f"Blender could not render the start frame: {str(error).strip()}"
+            "render_failed", f"Blender could not render frame {scene.frame_current}: {str(error).strip()}"
         ) from error
+    if ended != {"FINISHED"}:
+        raise WorldWarpError("render_failed", f"The render of frame {scene.frame_current} was cancelled.")
+
+
+def is_rendering() -> bool:
+    """Returns whether Blender renders in the background of its window: nothing may be rendered beside it."""
+    return bpy.app.is_job_running("RENDER")
+
+
+def render_result() -> bpy.types.Image | None:
+    """Returns the image that renders go into, or None before the first."""
+    return next((image for image in bpy.data.images if image.type == "RENDER_RESULT"), None)
 
 
 def save_render_result(scene: bpy.types.Scene, path: Path, file_format: str) -> Path:
-    """Writes the Render Result, with the view transform for PNG and scene-linear for EXR; returns `path`."""
+    """Writes the Render Result, with the view transform for PNG and scene-linear for EXR; returns `path`.
+
+    Raises:
+        WorldWarpError: `render_failed`.
+    """
     picture = file_format == "PNG"
     with (
         # Blender 5.0 cannot write a multi-layer EXR of pixels that are not square.
@@ -208,7 +273,15 @@ def save_render_result(scene: bpy.types.Scene, path: Path, file_format: str) -> 
             color_management="FOLLOW_SCENE",
         ),
     ):
-        bpy.data.images["Render Result"].save_render(str(path), scene=scene)
+        result = render_result()
+        assert result is not None
+        try:
+            result.save_render(str(path), scene=scene)
+        except RuntimeError as error:
+            raise WorldWarpError(
+                "render_failed",
+                f"What was rendered could not be kept in {path.parent}, which may be full: {str(error).strip()}",
+            ) from error
     return path
 
 

@@ -30,14 +30,18 @@ def stored_path(file: Path, blend: str | None = None) -> str:
     if not blend:
         return str(file)
     try:
-        return bpy.path.relpath(str(file), start=os.path.dirname(blend))
+        relative = bpy.path.relpath(str(file), start=os.path.dirname(blend))
+        # Windows writes a/b as a\b, which no other system reads; / all of them do.
+        return relative.replace("\\", "/") if os.sep == "\\" else relative
     except ValueError:
         # Another drive on Windows.
         return str(file)
 
 
 def resolved_path(stored: str, blend: str | None = None) -> Path:
-    """Returns the absolute path that `stored_path` wrote."""
+    """Returns the absolute path that `stored_path` wrote, or that an artist picked on any system."""
+    if stored.startswith("//"):
+        stored = "//" + stored[2:].replace("\\", "/")
     start = os.path.dirname(blend) if blend else None
     return Path(os.path.normpath(bpy.path.abspath(stored, start=start)))
 
@@ -80,14 +84,15 @@ def before_saving(target: str, *_: object) -> None:
 
 @bpy.app.handlers.persistent
 def after_saving(target: str, *_: object) -> None:
-    """Writes them for the file that is in front now: the one that was saved, unless that was a copy."""
+    """Writes them for the file that is in front now: the saved one, unless that was a copy, or could not be saved."""
     if target and target != bpy.data.filepath:
         _rewrite(target, bpy.data.filepath)
 
 
 def _handlers() -> list[tuple[list, Callable]]:
     handlers = bpy.app.handlers
-    return [(handlers.save_pre, before_saving), (handlers.save_post, after_saving)]
+    after = (handlers.save_post, handlers.save_post_fail)
+    return [(handlers.save_pre, before_saving), *((list_of, after_saving) for list_of in after)]
 
 
 def _rewrite(before: str, after: str) -> None:

@@ -15,7 +15,7 @@ from . import session
 from .operators import absolute, reported
 from .preferences import connection
 from .shot import ShotSettings, Stop, layout_of, measured, printed, resume_shot, run_shot, with_layout
-from .shot_operators import new_folder, output_folder, told_in_panel, why_not
+from .shot_operators import check_writable, new_folder, output_folder, told_in_panel, why_not
 from .splice import prepare_splice
 from .takes import (
     RESUMABLE,
@@ -51,6 +51,33 @@ def take_in_front(context: bpy.types.Context) -> WORLDWARP_PG_take:
     return take
 
 
+def go_on(operator: bpy.types.Operator, context: bpy.types.Context, take: WORLDWARP_PG_take, address: str) -> set[str]:
+    """Takes the shot of `take` up again, beside the artist; in background it returns when the shot has ended.
+
+    Raises:
+        WorldWarpError: `missing_file` without the take's folder, and what stands in the way of going on.
+    """
+    address, key = connection(context, address)
+    out, show = folder_of(take), context.scene.worldwarp.show_results
+    if not out.is_dir():
+        raise WorldWarpError(
+            "missing_file",
+            f'The folder of "{take.name}", {out}, was moved or deleted. Put it back; or set Output to the folder that '
+            "it lies in now, and find takes there.",
+        )
+    if not bpy.app.background:
+        session.resume(out, address, show, read_cameras(out / "cameras.json").frames.tolist(), key)
+        return {"FINISHED"}
+    try:
+        resume_shot(out, address, printed, Stop(), key)
+    finally:
+        refresh(take)
+        if show and take.frames_done:
+            show_take(context, take)
+    operator.report({"INFO"}, f"{take.frames_done} of {take.frames} frames in {out}")
+    return {"FINISHED"}
+
+
 class WORLDWARP_OT_resume(bpy.types.Operator):
     """Go on with the selected take: fetch what the server made meanwhile, and have it make the rest"""
 
@@ -66,8 +93,11 @@ class WORLDWARP_OT_resume(bpy.types.Operator):
     def poll(cls, context: bpy.types.Context) -> bool:
         reason = why_not_take(context)
         take = active_take(context.scene)
-        if not reason and take is not None and take.state not in RESUMABLE:
-            reason = f'"{take.name}" is whole: there is nothing to go on with'
+        if not reason and take is not None:
+            if not take.job_id:
+                reason = f'Of "{take.name}" no shot is known: look for it again with Find Takes, beside the list'
+            elif take.state not in RESUMABLE:
+                reason = f'"{take.name}" is whole: there is nothing to go on with'
         if reason:
             cls.poll_message_set(reason)
         return not reason
@@ -75,21 +105,7 @@ class WORLDWARP_OT_resume(bpy.types.Operator):
     @reported
     @told_in_panel
     def execute(self, context: bpy.types.Context) -> set[str]:
-        take, address_and_key = take_in_front(context), connection(context, self.address)
-        out = folder_of(take)
-        show = context.scene.worldwarp.show_results
-        if not bpy.app.background:
-            frames = read_cameras(out / "cameras.json").frames.tolist()
-            session.resume(out, address_and_key[0], show, frames, address_and_key[1])
-            return {"FINISHED"}
-        try:
-            resume_shot(out, address_and_key[0], printed, Stop(), address_and_key[1])
-        finally:
-            refresh(take)
-            if show and take.frames_done:
-                show_take(context, take)
-        self.report({"INFO"}, f"{take.frames_done} of {take.frames} frames in {out}")
-        return {"FINISHED"}
+        return go_on(self, context, take_in_front(context), self.address)
 
 
 class WORLDWARP_OT_fetch_take(bpy.types.Operator):
@@ -108,9 +124,14 @@ class WORLDWARP_OT_fetch_take(bpy.types.Operator):
             cls.poll_message_set("A shot is being made already: cancel it, or wait until it is done")
         return not session.status().running
 
+    @reported
+    @told_in_panel
     def execute(self, context: bpy.types.Context) -> set[str]:
-        context.scene.worldwarp.active_take = self.index
-        return bpy.ops.worldwarp.resume(address=self.address)
+        group = context.scene.worldwarp
+        if not 0 <= self.index < len(group.takes):
+            raise WorldWarpError("no_take", "There is no such take: pick one in the list, or find those on disk.")
+        group.active_take = self.index
+        return go_on(self, context, take_in_front(context), self.address)
 
 
 class WORLDWARP_OT_regenerate(bpy.types.Operator):
@@ -122,7 +143,8 @@ class WORLDWARP_OT_regenerate(bpy.types.Operator):
         "Make another take: keep the selected one up to this frame, and go on from there with the prompt, seed and "
         "camera as they are now. It starts from that frame's picture and depth, so its splat world begins there"
     )
-    bl_options: ClassVar = {"REGISTER", "UNDO"}
+    # As with Generate.
+    bl_options: ClassVar = {"UNDO"}
 
     frame: IntProperty(name="From Frame", description="The last frame to keep as it is", options={"SKIP_SAVE"})
     directory: StringProperty(
@@ -162,6 +184,7 @@ class WORLDWARP_OT_regenerate(bpy.types.Operator):
         settings = ShotSettings.of(context, first_frame=False)
         shot = prepare_splice(context, settings, earlier, self.frame)
         out = absolute(self.directory) if self.directory else new_folder(scene)
+        check_writable(out)
         layout = layout_of(context, shot, settings)
         if not bpy.app.background:
             session.start(shot, address, out, settings.show_results, key, layout)

@@ -30,8 +30,10 @@ RESUMABLE = (*UNFINISHED, "failed", "cancelled")
 
 
 def _renamed(take: WORLDWARP_PG_take, context: bpy.types.Context) -> None:
-    """Has everything that the take brought into its scene follow its new name."""
-    if take.directory:
+    """Has everything that the take brought into its scene follow its new name; a take without one gets its first."""
+    if not take.name:
+        take.name = name_of(folder_of(take))
+    elif take.directory:
         rename_things(take.id_data, take)
 
 
@@ -61,11 +63,16 @@ def add_take(scene: bpy.types.Scene, out: Path, first_frame: int, based_on: str 
     take = find_take(scene, out)
     if take is None:
         take = group.takes.add()
-        take.name = out.name.replace("_", " ").capitalize()
+        take.name = name_of(out)
         take.directory = stored_path(out)
         take.state, take.first_frame, take.based_on = "queued", first_frame, based_on
     group.active_take = list(group.takes).index(take)
     return take
+
+
+def name_of(folder: Path) -> str:
+    """Returns what a take is called until the artist calls it something else."""
+    return folder.name.replace("_", " ").capitalize()
 
 
 def find_take(scene: bpy.types.Scene, out: Path) -> WORLDWARP_PG_take | None:
@@ -90,9 +97,22 @@ def refresh(take: WORLDWARP_PG_take) -> None:
         job = read_job(folder_of(take))
         state, message = str(job["state"]), str(job["message"])
         job_id, asked, written = str(job["job_id"]), int(job["frames"]["asked"]), int(job["frames"]["written"])
-    except (WorldWarpError, KeyError, TypeError, ValueError):
+        take.frames, take.frames_done = asked, written
+    except (WorldWarpError, KeyError, TypeError, ValueError, OverflowError):
         return
-    take.job_id, take.state, take.message, take.frames, take.frames_done = job_id, state, message, asked, written
+    take.job_id, take.state, take.message = job_id, state, message
+
+
+def was_left(take: WORLDWARP_PG_take) -> bool:
+    """Returns whether the take was sent, and has not ended as far as is known: the server may have gone on with it."""
+    return take.state in UNFINISHED and bool(take.job_id)
+
+
+def drop_unsent(scene: bpy.types.Scene, out: Path) -> None:
+    """Takes the take of the folder `out` off the list if nothing was ever sent: it has no job to go on with."""
+    take = find_take(scene, out)
+    if take is not None and not take.job_id and not (out / "job.json").is_file():
+        _off_the_list(scene, take)
 
 
 def find_more(scene: bpy.types.Scene, below: Path) -> int:
@@ -104,11 +124,11 @@ def find_more(scene: bpy.types.Scene, below: Path) -> int:
         try:
             job = read_job(file.parent)
             first, made_in = int(job["frames"]["first"]), job.get("scene", scene.name)
-        except (WorldWarpError, KeyError, TypeError, ValueError):
+            if made_in == scene.name:
+                add_take(scene, file.parent, first)
+                found += 1
+        except (WorldWarpError, KeyError, TypeError, ValueError, OverflowError):
             continue
-        if made_in == scene.name:
-            add_take(scene, file.parent, first)
-            found += 1
     for take in scene.worldwarp.takes:
         refresh(take)
     return found
@@ -237,7 +257,12 @@ def remove_take(scene: bpy.types.Scene, take: WORLDWARP_PG_take, delete_files: b
         shutil.rmtree(folder)
     set_visible(scene, folder, False)
     leave(scene, folder)
+    _off_the_list(scene, take)
+
+
+def _off_the_list(scene: bpy.types.Scene, take: WORLDWARP_PG_take) -> None:
     group = scene.worldwarp
     index = list(group.takes).index(take)
     group.takes.remove(index)
-    group.active_take = min(group.active_take, len(group.takes) - 1)
+    # The selection stays on the take that it was on.
+    group.active_take = min(group.active_take - (index < group.active_take), len(group.takes) - 1)

@@ -20,12 +20,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from engine_bridge.client import Client
-from engine_bridge.keys import ClientKey
+from engine_bridge.keys import ClientKey, is_loopback, parse_address
 from engine_bridge.live_view import LiveView
 from engine_bridge.messages import Picture
 from worldwarp_core import __version__
@@ -42,7 +41,6 @@ PATIENCE = 3
 """Pictures in a row that were slow."""
 QUALITY = 90
 """Of a JPEG."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Decoder = Callable[[bytes, int, int], np.ndarray]
 """(the file, width, height) -> (height, width, 3) uint8; raises where the file is another picture than that."""
@@ -61,7 +59,7 @@ class WorldWatcher:
         """How many have come."""
         self._key = key
         self._decode = jpeg_decoder()
-        self._slow = 0 if urlsplit(address).hostname in LOOPBACK else PATIENCE
+        self._slow = 0 if is_loopback(parse_address(address)[0]) else PATIENCE
         self._wanted: tuple[np.ndarray, np.ndarray, int, int] | None = None
         self._asked: deque[tuple[int, float]] = deque(maxlen=64)
         """(look, when) of those that may still be answered."""

@@ -53,6 +53,17 @@ def test_the_path_carries_real_frame_numbers_and_fractional_rates(camera: bpy.ty
     assert path.fps == pytest.approx(29.97, abs=1e-3)
 
 
+def test_a_border_is_truncated_to_whole_pixels_as_blender_does(camera: bpy.types.Object) -> None:
+    render = bpy.context.scene.render
+    render.use_border = render.use_crop_to_border = True
+    # In float32 these come out as whole numbers, in more digits just below.
+    for border, size, cropped in (((0.4, 0.9), 160, 80), ((0.1, 0.7), 60, 36), ((0.0, 0.9), 15, 13)):
+        render.resolution_x = render.resolution_y = size
+        render.border_min_x, render.border_max_x = border
+        render.border_min_y, render.border_max_y = border
+        assert render_size(bpy.context.scene) == (cropped, cropped)
+
+
 def test_the_current_frame_and_camera_are_put_back(camera: bpy.types.Object) -> None:
     bpy.context.scene.frame_set(2, subframe=0.25)
     export_camera_path(bpy.context)

@@ -20,6 +20,12 @@ NEAR, FAR = 4.0, 10.0
 RED = (1.0, 0.0, 0.0)
 
 
+needs_switch = pytest.mark.skipif(
+    "compositing_node_group" in bpy.types.Scene.bl_rna.properties,
+    reason="from Blender 5.0 on the compositor has no switch",
+)
+
+
 def frame_of(number: int) -> np.ndarray:
     """(H, W, 3) uint8: every value that a picture can have, in some order that changes with the frame."""
     return np.random.default_rng(number).integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
@@ -231,3 +237,19 @@ def test_which_of_several_shots_is_meant_is_asked(scene: bpy.types.Scene, shot: 
     tree_of(scene).nodes.active = None
     with pytest.raises(RuntimeError, match=r'2 shots .*"harbour Composite"'):
         bpy.ops.worldwarp.composite()
+
+
+@needs_switch
+def test_a_compositor_that_the_artist_switched_off_stays_off_until_it_is_asked_for(
+    scene: bpy.types.Scene, shot: Path
+) -> None:
+    scene.use_nodes = True
+    scene.node_tree.nodes.new("CompositorNodeGlare")
+    scene.use_nodes = False
+    bpy.ops.worldwarp.import_results(directory=str(shot))
+    assert not scene.use_nodes
+    assert composite.composites(scene)
+    bpy.ops.worldwarp.composite()
+    assert scene.use_nodes
+    bpy.ops.worldwarp.composite(enable=False)
+    assert not scene.use_nodes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from blender_addon import first_frame, server_facts, session
-from blender_addon.first_frame import SEED, drawing_size, keep, wish_of
+from blender_addon.first_frame import SEED, Drawn, drawing_size, keep, wish_of
 from blender_addon.first_frame_operators import take
 from blender_addon.pictures import picture_of
 from blender_addon.preferences import server_address
@@ -123,7 +123,8 @@ def test_beside_a_window_the_picture_comes_while_the_artist_goes_on(
     group.prompt, group.first_seed = "slow=0.005", 9
     wish = wish_of(scene)
     began_s = time.perf_counter()
-    first_frame.begin(server, None, wish, lambda drawn: take(scene.name, wish, drawn))
+    first_frame.begin(server, None, wish, lambda drawn: take(scene.session_uid, wish, drawn))
+    scene.name = "Renamed meanwhile"
     assert time.perf_counter() - began_s < 0.5
     assert not bpy.ops.worldwarp.draw_first_frame.poll()
     fractions: list[float] = []
@@ -157,3 +158,15 @@ def test_another_file_ends_it(group: bpy.types.PropertyGroup, scene: bpy.types.S
     bpy.ops.wm.read_factory_settings(use_empty=True)
     assert not first_frame.drawing().running
     assert not bpy.app.timers.is_registered(first_frame.look)
+
+
+def test_a_picture_that_cannot_be_written_is_kept_within_the_file(
+    group: bpy.types.PropertyGroup, scene: bpy.types.Scene, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    group.prompt, group.directory = "an abbey", str(tmp_path / "file/shots")
+    take(scene.session_uid, wish_of(scene), Drawn(np.zeros((32, 48, 3), np.uint8)))
+    assert group.start_image.packed_file is not None
+    assert "kept within this file" in session.status().error
+    take(-1, wish_of(scene), Drawn(np.zeros((32, 48, 3), np.uint8)))
+    assert "was removed meanwhile" in session.status().error

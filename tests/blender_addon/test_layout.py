@@ -386,6 +386,61 @@ def test_what_goes_wrong_while_measuring_is_kept_in_the_panel(
     assert sent == []
 
 
+def test_a_shot_that_was_measured_belongs_to_the_scene_that_it_was_begun_in(
+    monkeypatch: pytest.MonkeyPatch, scene: bpy.types.Scene, tmp_path: Path
+) -> None:
+    sent = start(monkeypatch, scene, tmp_path / "shot")
+    session._measure()
+    # The artist goes on in another scene, and gives this one another name.
+    other = bpy.data.scenes.new("Other")
+    bpy.context.window.scene = other
+    scene.name = "Renamed"
+    while session._measure() is not None:
+        pass
+    assert bpy.context.scene == other
+    assert session._session is not None
+    assert session._session.scene_uid == scene.session_uid
+    assert [len(other.worldwarp.takes), len(scene.worldwarp.takes)] == [0, 1]
+    until(lambda: not session.status().running)
+    assert len(sent) == 1
+
+
+def test_an_error_of_something_else_does_not_drop_the_shot(
+    monkeypatch: pytest.MonkeyPatch, scene: bpy.types.Scene, tmp_path: Path
+) -> None:
+    sent = start(monkeypatch, scene, tmp_path / "shot")
+    session.tell_error("The server draws no pictures.")
+    while session._measure() is not None:
+        pass
+    until(lambda: not session.status().running)
+    assert len(sent) == 1
+
+
+def test_a_render_of_the_artists_comes_first(
+    monkeypatch: pytest.MonkeyPatch, scene: bpy.types.Scene, tmp_path: Path
+) -> None:
+    start(monkeypatch, scene, tmp_path / "shot")
+    renders = True
+    monkeypatch.setattr(session, "is_rendering", lambda: renders)
+    assert session._measure() == session.RENDER_PAUSE_S
+    assert (session.status().frames_done, session.status().stage) == (0, "waiting for Blender's render")
+    renders = False
+    assert session._measure() == session.MEASURE_PAUSE_S
+    assert (session.status().frames_done, session.status().stage) == (1, "measuring the layout")
+    session.close()
+
+
+def test_a_collection_to_leave_out_that_is_gone_ends_the_measuring(
+    monkeypatch: pytest.MonkeyPatch, scene: bpy.types.Scene
+) -> None:
+    helpers = bpy.data.collections.new("Helpers")
+    layout = LayoutMeasurement(bpy.context, export_camera_path(bpy.context), "Helpers", every=1)
+    layout.step()
+    helpers.name = "Helpers of mine"
+    with pytest.raises(WorldWarpError, match=r'"Helpers", which is left out, was renamed'):
+        layout.step()
+
+
 def test_another_file_ends_the_measuring(
     monkeypatch: pytest.MonkeyPatch, scene: bpy.types.Scene, tmp_path: Path
 ) -> None:

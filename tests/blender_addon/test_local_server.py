@@ -14,6 +14,7 @@ import bpy
 import pytest
 
 from blender_addon import local_server, preferences, server_facts
+from blender_addon.local_server import words_of_options
 from blender_addon.preferences import server_address
 from engine_bridge.client import DEFAULT_ADDRESS
 from tests.support.ui_recorder import Recorder
@@ -51,6 +52,16 @@ def test_it_starts_on_a_free_port_is_used_and_stops(
     assert server_address(bpy.context) == started.address != DEFAULT_ADDRESS
     facts = server_facts.ask(started.address)
     assert facts.engine == "cache"
+    # It belongs to Blender, not to the file that was open when it was started.
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    assert started.process.poll() is None
+    # A key is for the server that it was made for.
+    keyed = SimpleNamespace(key_file="/not/there.key", address="tcp://127.0.0.1:5599")
+    monkeypatch.setattr(preferences, "preferences_of", lambda _: keyed)
+    assert preferences.connection(bpy.context) == (started.address, None)
+    with pytest.raises(WorldWarpError, match=r"there\.key"):
+        preferences.connection(bpy.context, keyed.address)
+    monkeypatch.undo()
     with pytest.raises(WorldWarpError, match="runs already"):
         local_server.start(Path("worldwarp"), started.folder, "", lambda: None)
     assert bpy.ops.worldwarp.stop_server() == {"FINISHED"}
@@ -100,6 +111,38 @@ def test_blender_s_own_python_settings_do_not_reach_it(tmp_path: Path, monkeypat
     local_server.close()
 
 
+def test_a_server_that_starts_late_is_used_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import sys, pathlib; place = pathlib.Path(sys.argv[sys.argv.index('--ready-file') + 1]); "
+    script += "sys.stdin.readline(); place.write_text('tcp://127.0.0.1:7'); sys.stdin.read()"
+    monkeypatch.setattr(local_server, "START_TIMEOUT_S", 0.0)
+    with pytest.raises(WorldWarpError, match="does not start"):
+        local_server.start(fake_program(tmp_path, script), tmp_path / "server", "", lambda: None)
+    server = local_server.running()
+    assert server is not None
+    server.process.stdin.write(b"now\n")
+    server.process.stdin.flush()
+    wait_until(lambda: local_server.watch() and local_server.address() != "")
+    assert (local_server.address(), server.words) == ("tcp://127.0.0.1:7", "")
+    local_server.close()
+
+
+def test_options_are_read_as_the_system_s_terminal_reads_them() -> None:
+    assert words_of_options("--weights '/a b/c' --engine wan", False) == ["--weights", "/a b/c", "--engine", "wan"]
+    assert words_of_options('--weights "C:\\a b\\c" --gpus 0', True) == ["--weights", "C:\\a b\\c", "--gpus", "0"]
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(WorldWarpError, match="Cannot write"):
+        local_server.start(Path("worldwarp"), tmp_path / "file/server", "", lambda: None)
+
+
+def test_an_address_that_is_none_is_said_to_be_none() -> None:
+    for address in ("gpu-machine", "tcp://[::1", "http://127.0.0.1:5577"):
+        with pytest.raises(WorldWarpError, match="An address is tcp://HOST:PORT"):
+            preferences.connection(bpy.context, address)
+
+
 def wait_until(done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not done():
@@ -123,6 +166,15 @@ def test_the_preferences_draw_only_what_exists(started: local_server.LocalServer
     assert drawn.props == ["environment", "server_options", "address", "key_file"]
     assert drawn.operators == ["worldwarp.stop_server", "worldwarp.test_connection"]
     assert drawn.labels[1] == f"Runs at {started.address}"
+
+
+def test_the_preferences_say_all_of_what_went_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "The server at tcp://127.0.0.1:5577 does not have this key on its list. " * 3
+    monkeypatch.setattr(server_facts, "_known", server_facts.Known(error=words))
+    drawn = Recorder()
+    preferences.draw_connection(drawn)
+    assert " ".join(drawn.labels).split() == words.split()
+    assert max(len(label) for label in drawn.labels) <= preferences.ERROR_LINE
 
 
 def test_two_blenders_do_not_share_one_folder(

@@ -65,7 +65,7 @@ def test_generate_says_why_it_is_grey(camera: bpy.types.Object) -> None:
 
 
 def test_generate_asks_for_a_folder_when_the_file_was_never_saved(camera: bpy.types.Object) -> None:
-    with pytest.raises(RuntimeError, match="never saved"):
+    with pytest.raises(RuntimeError, match="Save the file first"):
         bpy.ops.worldwarp.generate()
 
 
@@ -107,7 +107,7 @@ def test_every_panel_draws_only_what_exists(camera: bpy.types.Object, cls: type,
 def test_a_take_is_drawn_with_its_name_and_how_far_it_is(camera: bpy.types.Object, tmp_path: Path) -> None:
     scene = bpy.context.scene
     take = add_take(scene, tmp_path / "shot_001", 15, based_on="shot_000")
-    take.frames, take.frames_done, take.state = 8, 3, "running"
+    take.frames, take.frames_done, take.state, take.job_id = 8, 3, "running", "0" * 32
     drawn = Recorder()
     panel.WORLDWARP_UL_takes.draw_item(None, bpy.context, drawn, None, take, 0, None, "", 0)
     assert drawn.labels == ["from 15, 3 of 8"]
@@ -128,6 +128,12 @@ def test_an_unsaved_file_greys_generate_and_says_why(camera: bpy.types.Object) -
     drawn = Recorder()
     panel.WORLDWARP_PT_generate.draw(SimpleNamespace(layout=drawn), bpy.context)
     assert any("Save the file first" in label for label in drawn.labels)
+    bpy.context.scene.worldwarp.directory = ""
+    drawn = Recorder()
+    panel.WORLDWARP_PT_generate.draw(SimpleNamespace(layout=drawn), bpy.context)
+    assert any("Set an Output folder" in label for label in drawn.labels)
+    with pytest.raises(RuntimeError, match="Set an Output folder"):
+        bpy.ops.worldwarp.generate()
 
 
 def test_the_timeline_s_prompts_are_listed_with_a_way_to_their_frames(camera: bpy.types.Object) -> None:

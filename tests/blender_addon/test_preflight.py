@@ -247,3 +247,17 @@ def test_the_cost_comes_from_a_real_server(shot: bpy.types.Scene, server: str, t
     (said,) = costs(shot, "", facts)
     # The fake engine says that any shot takes a second.
     assert said.startswith("About 1 s on the server (cache)")
+
+
+def test_what_is_linked_and_what_is_cropped_is_told(shot: bpy.types.Scene, tmp_path: Path) -> None:
+    shot.render.use_border = shot.render.use_crop_to_border = True
+    shot.render.border_max_x = 0.5
+    assert [words for _, _, words in found(shot) if "Only the render region is made" in words]
+    shot.render.use_border = False
+    bpy.data.libraries.write(str(tmp_path / "set.blend"), {shot.camera})
+    with bpy.data.libraries.load(str(tmp_path / "set.blend"), link=True) as (_, linked):
+        linked.objects = [shot.camera.name]
+    shot.collection.objects.link(linked.objects[0])
+    shot.camera = linked.objects[0]
+    (warning,) = [words for severity, _, words in found(shot) if severity == "WARNING"]
+    assert "is linked from another file: frames behind it are not saved" in warning

@@ -37,6 +37,21 @@ def test_the_menus_hold_each_entry_once() -> None:
     assert entries() == 0
 
 
+def test_each_of_blenders_lists_has_our_functions_once() -> None:
+    def ours() -> list[object]:
+        lists = (getattr(bpy.app.handlers, name) for name in dir(bpy.app.handlers))
+        found = [function for functions in lists if isinstance(functions, list) for function in functions]
+        return [function for function in found if function.__module__.startswith("blender_addon")]
+
+    blender_addon.register()
+    once = ours()
+    assert len(once) >= 7
+    blender_addon.register()
+    assert ours() == once
+    blender_addon.unregister()
+    assert ours() == []
+
+
 def test_a_factory_reset_in_between_changes_nothing() -> None:
     blender_addon.register()
     try:

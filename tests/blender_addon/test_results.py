@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import bpy
@@ -124,6 +126,19 @@ def test_the_compositor_gets_frames_depth_and_mask(camera: bpy.types.Object, sho
     assert all((node.frame_start, node.frame_offset, node.frame_duration) == (10, 9, 5) for node in images.values())
 
 
+def test_a_shot_is_shown_behind_the_camera_that_it_was_filmed_with(camera: bpy.types.Object, shot: Path) -> None:
+    other = bpy.data.objects.new("Other", bpy.data.cameras.new("Other"))
+    bpy.context.scene.collection.objects.link(other)
+    bpy.context.scene.camera = other
+    (shot / "job.json").write_text(json.dumps({"job_id": "0" * 32, "camera": camera.name}))
+    bpy.ops.worldwarp.import_results(directory=str(shot))
+    assert [len(filming.data.background_images) for filming in (camera, other)] == [1, 0]
+    # A scene that has not got that camera shows it behind its own.
+    (shot / "job.json").write_text(json.dumps({"job_id": "0" * 32, "camera": "Long gone"}))
+    bpy.ops.worldwarp.import_results(directory=str(shot))
+    assert [len(filming.data.background_images) for filming in (camera, other)] == [1, 1]
+
+
 def test_splats_come_in_place_with_the_shots_name(camera: bpy.types.Object, shot: Path) -> None:
     bpy.ops.worldwarp.import_results(directory=str(shot))
     made = bpy.context.view_layer.objects.active
@@ -178,3 +193,15 @@ def test_a_folder_without_results_is_a_sentence(tmp_path: Path, name: str) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(RuntimeError, match=name):
         bpy.ops.worldwarp.import_results(directory=str(tmp_path / name))
+
+
+def test_takes_that_are_shown_in_turns_keep_their_places(camera: bpy.types.Object, shot: Path) -> None:
+    other = shot.with_name("forest")
+    shutil.copytree(shot, other)
+    for folder in (shot, other, shot, other, shot):
+        bpy.ops.worldwarp.import_results(directory=str(folder))
+    scene = bpy.context.scene
+    assert sorted(strip.channel for strip in strips_of(scene)) == [1, 2]
+    tops = [node.location.y for node in nodes_of(scene) if node.bl_idname == "NodeFrame"]
+    assert len(tops) == 2
+    assert abs(tops[0] - tops[1]) > 1000

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from pathlib import Path
+
 import bpy
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from mathutils import Vector
 
 from blender_addon import cloud_overlay
 from blender_addon.camera_export import export_camera_path
+from blender_addon.pictures import values_of
 from blender_addon.scale import depth_at, depth_of_values, picture_cloud, scaled_depth
 from blender_addon.scale_operators import place_in_frame
 from blender_addon.shot import ShotSettings, prepare_shot
@@ -70,6 +75,27 @@ def test_nearness_is_turned_into_distance() -> None:
     np.testing.assert_allclose(depth, [[1.0, 2.0, 100.0]])
     nothing = depth_of_values(np.float32([[0.5, 0.0, np.nan, np.inf]]), "DISTANCE")
     np.testing.assert_allclose(nothing, [[0.5, *[BACKGROUND_DEPTH] * 3]])
+
+
+def write_16_bit(path: Path, values: np.ndarray) -> Path:
+    """Writes (H, W) uint16 as a grey PNG, as depth estimators do."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("colorspace", ["sRGB", "Non-Color"])
+def test_a_map_of_16_bits_means_its_own_numbers_in_whatever_space_it_is_opened(tmp_path: Path, colorspace: str) -> None:
+    stored = np.linspace(0, 65535, 6 * 4).astype(np.uint16).reshape(4, 6)
+    image = bpy.data.images.load(str(write_16_bit(tmp_path / "depth.png", stored)))
+    image.colorspace_settings.name = colorspace
+    np.testing.assert_allclose(values_of(image), stored / 65535, atol=2e-4)
 
 
 def test_a_point_on_nothing_is_refused_and_the_old_one_stays(photo: bpy.types.Scene) -> None:

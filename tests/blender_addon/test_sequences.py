@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import bpy
@@ -11,6 +14,8 @@ import pytest
 from blender_addon.sequences import sequence_with
 from blender_addon.stored_paths import SOURCE, strips_of
 from worldwarp_core.errors import WorldWarpError
+
+from .conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("addon")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".tif": "TIFF", ".exr": "OPEN_EXR"}
@@ -92,3 +97,53 @@ def test_what_is_no_sequence_is_a_sentence(tmp_path: Path, name: str, says: str)
         (tmp_path / name).touch()
     with pytest.raises(WorldWarpError, match=says):
         sequence_with(tmp_path / name)
+
+
+ACES = """ocio_profile_version: 2
+roles: {{default: Raw, data: Raw, scene_linear: ACEScg, rendering: ACEScg, reference: ACEScg, color_picking: {srgb},
+  default_byte: {srgb}, default_float: ACEScg, default_sequencer: {srgb}, texture_paint: {srgb}, matte_paint: {srgb}}}
+displays:
+  sRGB - Display:
+    - !<View> {{name: ACES 1.0 - SDR Video, colorspace: {srgb}}}
+    - !<View> {{name: Un-tone-mapped, colorspace: {srgb}}}
+colorspaces:
+  - !<ColorSpace> {{name: ACEScg}}
+  - !<ColorSpace> {{name: Linear Rec.709 (sRGB)}}
+  - !<ColorSpace> {{name: {srgb}, to_scene_reference: !<ExponentTransform> {{value: [2.2, 2.2, 2.2, 1]}}}}
+  - !<ColorSpace> {{name: Raw, isdata: true}}
+""".format(srgb="sRGB - Texture")
+IN_A_STUDIO = """
+import os, sys
+import bpy
+import blender_addon
+from blender_addon.sequences import DATA, LINEAR, SRGB, set_colorspace
+from blender_addon.stored_paths import strips_of
+blender_addon.register()
+bpy.ops.worldwarp.import_sequence(filepath=sys.argv[1], behind_camera=False)
+image = bpy.data.images.new("Any", 4, 4)
+named = []
+for colorspace in (SRGB, LINEAR, DATA):
+    set_colorspace(image, colorspace)
+    named.append(image.colorspace_settings.name)
+bpy.ops.worldwarp.match_view()
+shown = strips_of(bpy.context.scene)[0].colorspace_settings.name
+print("told:", "|".join([*named, shown, bpy.context.scene.view_settings.view_transform]), flush=True)
+blender_addon.unregister()
+os._exit(0)
+"""
+
+
+def test_a_studio_s_own_colour_management_is_spoken_to_in_its_names(tmp_path: Path) -> None:
+    first = write_pictures(tmp_path / "plates", "a", range(1, 3), ".png")
+    (tmp_path / "config.ocio").write_text(ACES)
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_STUDIO, str(first)],
+        cwd=ROOT,
+        env={**os.environ, "OCIO": str(tmp_path / "config.ocio")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    srgb = "sRGB - Texture"
+    assert f"told: {srgb}|Linear Rec.709 (sRGB)|Raw|{srgb}|Un-tone-mapped" in done.stdout, done.stdout + done.stderr

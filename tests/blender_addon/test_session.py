@@ -13,9 +13,11 @@ import pytest
 
 from blender_addon import session
 from blender_addon.shot import PreparedShot, SplatsOnDisk, Stop
+from blender_addon.takes import active_take, add_take
 from engine_bridge.client import ConnectionLost
 from engine_bridge.job_folder import JobFolder
 from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
+from engine_bridge.png_writer import encode_png
 from tests.engine_bridge.fake_engine import large_cloud
 from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
@@ -247,6 +249,88 @@ def test_results_wait_while_another_scene_is_in_front(
     monkeypatch.undo()
     drain_until(lambda: not session.status().running)
     assert bpy.data.objects.get("shot_001") in list(bpy.context.scene.objects)
+
+
+def test_a_scene_that_is_renamed_meanwhile_gets_its_results(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    begin_the_end(monkeypatch, shot, tmp_path / "shot_001")
+    bpy.context.scene.name = "Harbour"
+    drain_until(lambda: not session.status().running)
+    assert bpy.data.objects.get("shot_001")
+
+
+def test_a_shot_that_ends_while_another_scene_is_in_front_is_booked_in_its_own(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    scene, other = bpy.context.scene, bpy.data.scenes.new("Other")
+    begin(monkeypatch, shot, tmp_path / "shot_001", finish, show=True)
+    bpy.context.window.scene = other
+    drain_until(lambda: not session.status().running)
+    assert (len(other.worldwarp.takes), len(scene.worldwarp.takes)) == (0, 1)
+    assert scene.worldwarp.takes[0].job_id == JOB
+    assert 'a take of the scene "Scene": show it there' in session.status().notices[-1]
+
+
+def test_a_scene_that_is_removed_meanwhile_ends_the_shot(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    begin_the_end(monkeypatch, shot, tmp_path / "shot_001")
+    scene = bpy.context.scene
+    bpy.context.window.scene = bpy.data.scenes.new("Other")
+    bpy.data.scenes.remove(scene)
+    session.drain(0.0)
+    assert not session.status().running
+
+
+def test_a_cancel_while_results_are_brought_in_ends_that_at_once(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    begin_the_end(monkeypatch, shot, tmp_path / "shot_001")
+    session.drain(0.0)
+    assert bpy.ops.worldwarp.cancel() == {"FINISHED"}
+    status = session.status()
+    assert (status.running, status.cancelling, status.error) == (False, False, "")
+    assert "2 of 2 frames" in status.outcome
+    assert "show the take under Results" in status.outcome
+    assert bpy.data.objects.get("shot_001") is None
+    bpy.ops.worldwarp.show_take(index=0)
+    assert bpy.data.objects.get("shot_001")
+
+
+def test_a_shot_that_was_never_sent_leaves_no_take(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path
+) -> None:
+    def refused(*_: object) -> None:
+        raise WorldWarpError("server_not_running", "No server answers. Start one.")
+
+    kept = add_take(bpy.context.scene, tmp_path / "shot_001", 1)
+    kept.job_id = JOB
+    begin(monkeypatch, shot, tmp_path / "shot_002", refused)
+    assert [take.name for take in bpy.context.scene.worldwarp.takes] == ["Shot 001", "Shot 002"]
+    drain_until(lambda: not session.status().running)
+    assert [take.name for take in bpy.context.scene.worldwarp.takes] == ["Shot 001"]
+    assert active_take(bpy.context.scene).name == "Shot 001"
+
+
+def test_frames_appear_behind_the_camera_that_films_the_shot(
+    monkeypatch: pytest.MonkeyPatch, shot: PreparedShot, tmp_path: Path, camera: bpy.types.Object
+) -> None:
+    scene = bpy.context.scene
+    other = camera.copy()
+    other.data = camera.data.copy()
+    scene.collection.objects.link(other)
+    for frame_number, filming in ((0, camera), (50, other)):
+        scene.timeline_markers.new(filming.name, frame=frame_number).camera = filming
+    # The timeline is in another shot, of another camera.
+    scene.frame_set(60)
+    assert scene.camera == other
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames/frame_0001.png").write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    begin(monkeypatch, shot, tmp_path, wait_for_stop, show=True)
+    drain_until(lambda: len(camera.data.background_images) + len(other.data.background_images) == 1)
+    session.close()
+    assert len(camera.data.background_images) == 1
 
 
 def test_splats_that_cannot_be_read_leave_the_frames_and_a_sentence(

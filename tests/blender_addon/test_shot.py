@@ -130,8 +130,20 @@ def test_a_server_that_is_not_there_is_said_before_anything_is_rendered(
     assert "worldwarp serve" in session.status().error
 
 
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_rendered(
+    scene: bpy.types.Scene, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blender_addon.shot.render_start_frame", pytest.fail)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RuntimeError, match=r"Cannot write .*Choose another Output"):
+        bpy.ops.worldwarp.generate(address=server, directory=str(tmp_path / "file/shot"))
+
+
 def test_the_session_beside_a_window_does_the_same(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
     shot = prepare_shot(bpy.context, ShotSettings(prompt="slow=0.02 progress=3", samples=1), lambda _: None)
+    # The artist goes on modelling meanwhile.
+    modelled = bpy.context.view_layer.objects.active
+    bpy.ops.object.mode_set(mode="EDIT")
     session.start(shot, server, tmp_path / "shot", show=True)
     stages: set[str] = set()
 
@@ -144,7 +156,8 @@ def test_the_session_beside_a_window_does_the_same(scene: bpy.types.Scene, serve
     assert session.status().frames_done == 8
     assert "fill" in stages
     assert frames_in(tmp_path / "shot") == list(range(11, 19))
-    assert bpy.context.view_layer.objects.active.name == "shot"
+    assert "shot" in scene.objects
+    assert (bpy.context.view_layer.objects.active, bpy.context.mode) == (modelled, "EDIT_MESH")
     # The last tick brings everything in; none of those before may hold the window up.
     assert longest_s < 0.05
 

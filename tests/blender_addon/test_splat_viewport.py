@@ -203,6 +203,20 @@ def test_of_many_views_the_newest_is_sorted_and_those_between_are_not(monkeypatc
     assert sight.wanted is eyes[4]
 
 
+def test_an_object_that_cannot_be_gone_through_does_not_hold_up_the_others(capsys: pytest.CaptureFixture) -> None:
+    sorter, broken = viewport.Sorter(), viewport.Coming(parts=[])
+    sorter.prepare(broken)
+    sight = a_sight()
+    sorter.want(sight, viewport.Eye(np.zeros(3), np.array([0.0, 1, 0])))
+    deadline = time.monotonic() + 10
+    while sight.ready is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    sorter.close()
+    assert broken.ready is None
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_in_background_nothing_is_hung_into_blender(addon: None) -> None:
     assert viewport.follow_edits not in bpy.app.handlers.depsgraph_update_post
 
@@ -218,6 +232,35 @@ def test_splats_are_shown_with_their_sky_unless_hidden(film: bpy.types.Object) -
     assert viewport.splats_shown(context) == [(made, None)]
     made.hide_set(True)
     assert viewport.splats_shown(context) == []
+
+
+def test_all_objects_are_looked_at_only_after_a_change(film: bpy.types.Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[bpy.types.Object] = []
+    is_splat_object = viewport.is_splat_object
+    monkeypatch.setattr(viewport, "is_splat_object", lambda thing: looked_at.append(thing) or is_splat_object(thing))
+    for number in range(20):
+        bpy.context.scene.collection.objects.link(bpy.data.objects.new(f"Prop {number}", None))
+    layer = bpy.context.view_layer
+    bpy.app.handlers.depsgraph_update_post.append(viewport.follow_edits)
+    try:
+        assert viewport.splats_in(layer) == []
+        looked_at.clear()
+        bpy.context.scene.frame_set(2)
+        assert viewport.splats_in(layer) == []
+        assert looked_at == []
+        made = add_splat_objects(bpy.context, "World", cloud_before_the_camera(500, 0))
+        splats = [made, *sky_of(made)]
+        assert viewport.splats_in(layer) == splats
+        made.name = "Another name"
+        assert viewport.splats_in(layer) == splats
+        looked_at.clear()
+        assert viewport.splats_in(layer) == splats
+        assert looked_at == splats
+        bpy.data.objects.remove(made)
+        layer.update()
+        assert viewport.splats_in(layer) == splats[1:]
+    finally:
+        bpy.app.handlers.depsgraph_update_post.remove(viewport.follow_edits)
 
 
 def test_a_large_object_is_gone_through_beside_the_viewport(

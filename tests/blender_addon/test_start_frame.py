@@ -10,7 +10,7 @@ import pytest
 
 from blender_addon.camera_export import export_camera_path
 from blender_addon.render_layers import UnexpectedLayout, read_channel
-from blender_addon.start_frame import render, render_start_frame
+from blender_addon.start_frame import OWN_SLOT, render, render_start_frame, save_render_result
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.pictures.exr_writer import encode_exr
 from worldwarp_core.spec import BACKGROUND_DEPTH
@@ -113,7 +113,7 @@ def test_a_blender_without_a_denoiser_renders_without_it(
     monkeypatch.setattr("blender_addon.start_frame.can_denoise", lambda: False)
     monkeypatch.setattr(
         "blender_addon.start_frame.render",
-        lambda scene, layer: (asked.append(scene.cycles.use_denoising), render(scene, layer)),
+        lambda scene: (asked.append(scene.cycles.use_denoising), render(scene)),
     )
     assert render_start_frame(bpy.context, frame=1, samples=1).look["denoised"] is False
     assert not any(asked)
@@ -157,6 +157,66 @@ def test_every_setting_is_put_back_also_after_a_failure(
     with pytest.raises(WorldWarpError, match="out of memory"):
         render_start_frame(bpy.context, frame=3, samples=2)
     assert snapshot(small_render) == before
+
+
+def rendered_pixels(scene: bpy.types.Scene, path: Path) -> bytes:
+    """Returns the picture that Blender's Render Result shows, as a file."""
+    return save_render_result(scene, path, "PNG").read_bytes()
+
+
+def test_the_artists_last_render_stays_where_it_is(small_render: bpy.types.Scene, tmp_path: Path) -> None:
+    small_render.render.engine = "CYCLES"
+    small_render.cycles.samples = 1
+    plane = add_plane((0.0, 0.0, -5.0), (0.0, 0.0, 0.0))
+    emit(plane, (0.5, 0.25, 0.05))
+    bpy.ops.render.render()
+    before = rendered_pixels(small_render, tmp_path / "before.png")
+    plane.hide_render = True
+    for _ in range(2):
+        assert render_start_frame(bpy.context, frame=1, samples=1).rgb.max() < 100
+    assert rendered_pixels(small_render, tmp_path / "after.png") == before
+    slots = next(image for image in bpy.data.images if image.type == "RENDER_RESULT").render_slots
+    assert [slot.name for slot in slots].count(OWN_SLOT) == 1
+
+
+@pytest.mark.parametrize("layer", ["ViewLayer", "Props"])
+def test_of_several_view_layers_the_one_in_front_is_rendered(small_render: bpy.types.Scene, layer: str) -> None:
+    wall, prop = (add_plane((0.0, 0.0, z), (0.0, 0.0, 0.0)) for z in (-9.0, -3.0))
+    emit(wall, (1.0, 0.0, 0.0))
+    emit(prop, (0.0, 1.0, 0.0))
+    props = bpy.data.collections.new("Props")
+    small_render.collection.children.link(props)
+    small_render.collection.objects.unlink(prop)
+    props.objects.link(prop)
+    small_render.view_layers.new("Props")
+    small_render.view_layers["ViewLayer"].layer_collection.children["Props"].exclude = True
+    small_render.render.engine = "CYCLES"
+    small_render.cycles.samples = 1
+    # What an earlier render left of both layers must not be taken for this one's.
+    bpy.ops.render.render()
+    with bpy.context.temp_override(scene=small_render, view_layer=small_render.view_layers[layer]):
+        start = render_start_frame(bpy.context, frame=1, samples=1)
+    near = layer == "Props"
+    np.testing.assert_allclose(start.depth, 3.0 if near else 9.0, rtol=1e-4)
+    assert start.rgb.mean(axis=(0, 1)).argmax() == (1 if near else 0)
+    assert all(view_layer.use for view_layer in small_render.view_layers)
+
+
+def test_nothing_is_rendered_beside_a_render_that_runs(
+    small_render: bpy.types.Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blender_addon.start_frame.is_rendering", lambda: True)
+    with pytest.raises(WorldWarpError, match="Wait until that is done"):
+        render_start_frame(bpy.context, frame=1, samples=1)
+
+
+def test_a_render_that_cannot_be_kept_is_a_sentence(small_render: bpy.types.Scene, tmp_path: Path) -> None:
+    small_render.render.engine = "CYCLES"
+    small_render.cycles.samples = 1
+    render(small_render)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(WorldWarpError, match="may be full"):
+        save_render_result(small_render, tmp_path / "file/start.png", "PNG")
 
 
 def test_an_orthographic_camera_is_refused_before_anything_renders(small_render: bpy.types.Scene) -> None:

@@ -103,6 +103,19 @@ def test_a_copy_saved_elsewhere_leaves_the_file_in_front_as_it_is(camera: bpy.ty
     check_all_found_in(tmp_path / "worldwarp/shot")
 
 
+def test_a_save_that_fails_leaves_the_file_in_front_as_it_is(camera: bpy.types.Object, tmp_path: Path) -> None:
+    first_saved(tmp_path)
+    with pytest.raises(RuntimeError, match="elsewhere"):
+        bpy.ops.wm.save_as_mainfile(filepath=str(tmp_path / "else/elsewhere/scene.blend"))
+    check_all_found_in(tmp_path / "worldwarp/shot")
+
+
+def test_a_file_that_was_saved_on_windows_finds_its_takes_elsewhere(tmp_path: Path) -> None:
+    blend = str(tmp_path / "scene.blend")
+    assert resolved_path("//worldwarp\\shot_001", blend) == tmp_path / "worldwarp/shot_001"
+    assert resolved_path("//..\\shots\\shot_001", blend) == tmp_path.parent / "shots/shot_001"
+
+
 def test_a_path_is_relative_only_to_a_file_that_has_one(tmp_path: Path) -> None:
     assert stored_path(tmp_path / "shot") == str(tmp_path / "shot")
     save(tmp_path / "scene.blend")

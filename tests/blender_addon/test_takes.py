@@ -472,3 +472,49 @@ def test_a_killed_server_leaves_the_frames_a_message_and_a_resume_that_completes
     assert (take.state, take.frames_done) == ("done", 8)
     assert sorted(number_in(file) for file in (out / "frames").iterdir()) == list(range(11, 19))
     assert (out / "splats.ply").is_file()
+
+
+def test_a_take_whose_folder_is_gone_is_a_sentence_by_every_way_to_go_on(
+    scene: bpy.types.Scene, server: str, tmp_path: Path
+) -> None:
+    generate(tmp_path / "shot_001", server)
+    take = active_take(scene)
+    take.state = "cancelled"
+    (tmp_path / "shot_001").rename(tmp_path / "moved")
+    for command in (
+        lambda: bpy.ops.worldwarp.resume(address=server),
+        lambda: bpy.ops.worldwarp.fetch_take(index=0, address=server),
+    ):
+        with pytest.raises(RuntimeError, match="was moved or deleted") as caught:
+            command()
+        assert "Traceback" not in str(caught.value)
+        assert "was moved or deleted" in session.status().error
+    with pytest.raises(RuntimeError, match="no such take"):
+        bpy.ops.worldwarp.fetch_take(index=7)
+    with pytest.raises(RuntimeError, match="was moved or deleted"):
+        bpy.ops.worldwarp.show_take(index=0)
+
+
+def test_a_take_without_a_name_gets_its_first_one_again(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+    generate(tmp_path / "shot_001", server)
+    take = active_take(scene)
+    for name, kept in (("Snow", "Snow"), ("", "Shot 001")):
+        take.name = name
+        assert take.name == kept
+        assert kept in bpy.data.objects
+
+
+@pytest.mark.parametrize("number", ["1e999", str(10**12), '"many"'])
+def test_a_damaged_record_of_one_take_leaves_the_others_alone(
+    scene: bpy.types.Scene, server: str, tmp_path: Path, number: str
+) -> None:
+    generate(tmp_path / "shot_002", server)
+    (tmp_path / "shot_001").mkdir()
+    frames = f'{{"asked": {number}, "written": 1, "first": {number}}}'
+    (tmp_path / "shot_001/job.json").write_text(
+        f'{{"job_id": "{"0" * 32}", "state": "done", "message": "", "frames": {frames}}}'
+    )
+    scene.worldwarp.takes.clear()
+    scene.worldwarp.directory = str(tmp_path)
+    assert bpy.ops.worldwarp.find_takes() == {"FINISHED"}
+    assert [take.frames_done for take in scene.worldwarp.takes if take.name == "Shot 002"] == [8]
