@@ -77,6 +77,7 @@ Key = Annotated[
     Path | None, typer.Option("--key", help="Key file for a server on another machine (see `worldwarp keys`).")
 ]
 ENGINE_HELP = "What fills in what has not been seen: cache, preview or wan"
+ENGINE_DEFAULT = "preview where its trained networks are here, else cache"
 DepthModel = Annotated[
     str | None,
     typer.Option("--depth-model", help="Depth model (name or folder, transformers) for pictures without depth."),
@@ -141,7 +142,7 @@ def serve(
     ray_workers: Annotated[
         int | None, typer.Option(help="With --executor ray: how many; one for each GPU there if not given.", min=1)
     ] = None,
-    engine: Annotated[str, typer.Option("--engine", help=f"{ENGINE_HELP}.")] = "cache",
+    engine: Annotated[str | None, typer.Option("--engine", help=f"{ENGINE_HELP} ({ENGINE_DEFAULT}).")] = None,
     device: Device = "auto",
     depth_model: DepthModel = None,
     weights: Weights = None,
@@ -172,6 +173,7 @@ def serve(
     verbose: Verbose = False,
 ) -> None:
     """Run the engine for clients, until Ctrl-C. A job that runs then goes on with the next start."""
+    from worldwarp_core.api import default_engine
     from worldwarp_core.atomic_write import atomic_write
 
     from .server import Server as JobServer
@@ -183,6 +185,7 @@ def serve(
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    engine = engine or default_engine()
     _check_engine(engine, engine_factory)
     learned = EngineArguments(
         weights,
@@ -265,7 +268,8 @@ def generate(
         typer.Option(help="Folder with the scene's depth along the path (EXR or NPY, named by frame): it is kept to."),
     ] = None,
     engine: Annotated[
-        str | None, typer.Option("--engine", help=f"{ENGINE_HELP} (cache; with --server, whichever it runs).")
+        str | None,
+        typer.Option("--engine", help=f"{ENGINE_HELP} (with --server, whichever it runs; {ENGINE_DEFAULT})."),
     ] = None,
     prompt: Annotated[str, typer.Option(help="What the world is like.")] = "",
     negative_prompt: Annotated[str, typer.Option(help="What it is not.")] = "",
@@ -322,6 +326,7 @@ def generate(
     """Make a shot: what a camera path sees, and the world of it."""
     import numpy as np
 
+    from worldwarp_core.api import default_engine
     from worldwarp_core.cameras.files import read_cameras
     from worldwarp_core.pictures.files import (
         read_depth,
@@ -345,7 +350,7 @@ def generate(
         mask_rule=mask_rule,
         noise=noise,
     )
-    own_engine = engine or "cache"
+    own_engine = engine or default_engine()
     options = ["--engine", own_engine, "--device", device, "--engine-factory", engine_factory]
     options += ["--depth-model", depth_model] if depth_model else []
     options += learned.arguments()

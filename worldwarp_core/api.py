@@ -10,6 +10,7 @@ import numpy as np
 from .cameras.path import CameraPath
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError, install_command
+from .preview.shipped import is_shipped
 from .spec import Event, FirstFrameSettings, GenerateSpec, OnDrawStep
 from .splat_files.cloud import SplatCloud
 
@@ -39,6 +40,11 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """Engine, device, rasteriser, versions and whether it `draws`, as plain values."""
         ...
+
+
+def default_engine() -> str:
+    """The engine that is taken where none is named: `preview` where its trained networks are here, else `cache`."""
+    return "preview" if is_shipped() else "cache"
 
 
 def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str | None = None, **options: Any) -> Engine:

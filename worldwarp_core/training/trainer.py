@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from ..atomic_write import atomic_write
 from ..errors import WorldWarpError
-from ..preview.weights import load_state, network_files, read_network, save_network
+from ..preview.shipped import network_files
+from ..preview.weights import load_state, read_network, save_network
 from .precision import half
 
 console = Console()
