@@ -21,7 +21,7 @@ from typing import Any
 import bpy
 
 from engine_bridge.errors import disk_errors
-from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.errors import WorldWarpError, install_command
 
 LOOK_EVERY_S = 0.5
 START_TIMEOUT_S = 60.0
@@ -63,8 +63,9 @@ def program_in(environment: Path) -> Path:
     if found is None:
         raise WorldWarpError(
             "no_environment",
-            f"There is no WorldWarp in {environment}: it should hold {PROGRAMS[0]}. Install it once, in a terminal "
-            f'(python -m venv FOLDER, then FOLDER/bin/pip install "worldwarp[engine]"), and set that folder here.',
+            f"There is no WorldWarp in {environment}: it should hold {PROGRAMS[os.name == 'nt']}. Install it once: in "
+            "a terminal, in the folder of WorldWarp's source, python -m venv .venv, then "
+            f".venv/{'Scripts' if os.name == 'nt' else 'bin'}/{install_command('engine')}. Then set that folder here.",
         )
     return found
 

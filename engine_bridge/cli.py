@@ -6,6 +6,7 @@ kept. What a command needs is imported when it runs, so that each works with no 
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -75,9 +76,8 @@ Server = Annotated[str, typer.Option("--server", help="Address of the server.")]
 Key = Annotated[
     Path | None, typer.Option("--key", help="Key file for a server on another machine (see `worldwarp keys`).")
 ]
-EngineName = Annotated[
-    str, typer.Option("--engine", help="What fills in what has not been seen: cache, preview or wan.")
-]
+ENGINE_HELP = "What fills in what has not been seen: cache, preview or wan"
+ENGINE_DEFAULT = "preview where its trained networks are here, else cache"
 DepthModel = Annotated[
     str | None,
     typer.Option("--depth-model", help="Depth model (name or folder, transformers) for pictures without depth."),
@@ -91,6 +91,9 @@ PRIVATE_GONE_TIMEOUT_S = 5.0
 
 def main() -> None:
     """The `worldwarp` program."""
+    # A pipe on Windows has an old code page: a name that it cannot hold must not cost a shot its success.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except WorldWarpError as error:
@@ -139,7 +142,7 @@ def serve(
     ray_workers: Annotated[
         int | None, typer.Option(help="With --executor ray: how many; one for each GPU there if not given.", min=1)
     ] = None,
-    engine: EngineName = "cache",
+    engine: Annotated[str | None, typer.Option("--engine", help=f"{ENGINE_HELP} ({ENGINE_DEFAULT}).")] = None,
     device: Device = "auto",
     depth_model: DepthModel = None,
     weights: Weights = None,
@@ -169,7 +172,8 @@ def serve(
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run the engine for clients, until Ctrl-C; a job that runs then goes on with the next start."""
+    """Run the engine for clients, until Ctrl-C. A job that runs then goes on with the next start."""
+    from worldwarp_core.api import default_engine
     from worldwarp_core.atomic_write import atomic_write
 
     from .server import Server as JobServer
@@ -181,6 +185,7 @@ def serve(
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    engine = engine or default_engine()
     _check_engine(engine, engine_factory)
     learned = EngineArguments(
         weights,
@@ -262,7 +267,10 @@ def generate(
         Path | None,
         typer.Option(help="Folder with the scene's depth along the path (EXR or NPY, named by frame): it is kept to."),
     ] = None,
-    engine: EngineName = "cache",
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help=f"{ENGINE_HELP} (with --server, whichever it runs; {ENGINE_DEFAULT})."),
+    ] = None,
     prompt: Annotated[str, typer.Option(help="What the world is like.")] = "",
     negative_prompt: Annotated[str, typer.Option(help="What it is not.")] = "",
     strength: Annotated[float, typer.Option(help="How much is made anew where the world is known, in (0, 1].")] = 0.8,
@@ -315,9 +323,10 @@ def generate(
     engine_factory: Factory = DEFAULT_FACTORY,
     verbose: Verbose = False,
 ) -> None:
-    """Make the frames that the camera path sees, and the world they show."""
+    """Make a shot: what a camera path sees, and the world of it."""
     import numpy as np
 
+    from worldwarp_core.api import default_engine
     from worldwarp_core.cameras.files import read_cameras
     from worldwarp_core.pictures.files import (
         read_depth,
@@ -341,7 +350,8 @@ def generate(
         mask_rule=mask_rule,
         noise=noise,
     )
-    options = ["--engine", engine, "--device", device, "--engine-factory", engine_factory]
+    own_engine = engine or default_engine()
+    options = ["--engine", own_engine, "--device", device, "--engine-factory", engine_factory]
     options += ["--depth-model", depth_model] if depth_model else []
     options += learned.arguments()
     if server is not None and (depth_model is not None or device != "auto" or learned != EngineArguments()):
@@ -349,7 +359,7 @@ def generate(
             "bad_settings", "Models, memory and device are the server's to choose: give them to `worldwarp serve`."
         )
     if server is None:
-        _check_engine(engine, engine_factory)
+        _check_engine(own_engine, engine_factory)
     picture = read_start_frame(start_frame)
     # A file that does not say its size is of the start frame's.
     path = read_cameras(cameras, width=picture.shape[1], height=picture.shape[0])
@@ -406,7 +416,7 @@ def make_shot(
     spec: Any,
     out: Path,
     *,
-    engine: str,
+    engine: str | None,
     server: str | None,
     server_options: list[str],
     inputs: dict[str, Any],
@@ -418,7 +428,8 @@ def make_shot(
 ) -> None:
     """Has a job made into `out` with a progress bar; returns only when all of it is there and whole.
 
-    With `resume` it is the job that is in `out` already, which goes on after what the server has of it.
+    With `resume` it is the job that is in `out` already, which goes on after what the server has of it. `engine` is the
+    one that the server must be running; None takes any.
 
     Raises:
         WorldWarpError: why it is not; `cancelled` after Ctrl-C.
@@ -473,7 +484,7 @@ def make_shot(
                 _client(address, key, private=private is not None, compress=compress)
             )
             stopped = open_until_done.enter_context(_stop_on_signal())
-            client.connect()
+            settings["engine"] = client.connect().engine
             # Only now: a server that is not there must cost nobody the shot that is in the folder.
             folder = JobFolder(
                 out,
@@ -484,9 +495,10 @@ def make_shot(
                 overwrite=overwrite,
                 linear_copies=linear_copies,
             )
+            (out / "server.log").unlink(missing_ok=True)  # of an earlier job here that failed
             # Once more the last event that is here: a job may have ended with it.
             after_seq = max(folder.last_seq - 1, 0) if resume else 0
-            client.submit(spec, engine=engine, job_id=job_id, after_seq=after_seq, resume=resume)
+            client.submit(spec, engine=engine or "", job_id=job_id, after_seq=after_seq, resume=resume)
 
             def stop() -> bool:
                 if private is not None:
@@ -513,13 +525,13 @@ def make_shot(
     if pictures := sequence(out / "frames"):
         write_video(pictures, out / "preview.mp4", spec.cameras.fps)
     if end.state != "done":
-        there = f"{len(pictures)} of {len(spec.cameras)} frames are in {out}."
+        kept = [f"{len(pictures)} of {len(spec.cameras)} frames are in {out}."] if pictures else []
         if server is not None or own.exists():
-            there += " The same command with --resume goes on after them."
+            kept.append("The same command with --resume goes on with it.")
         if end.state == "cancelled":
-            raise BridgeError("cancelled", f"Cancelled. {there}")
-        log = f" Its log is {out / 'server.log'}." if end.log_id and server is None else ""
-        raise WorldWarpError(end.code, f"{end.message}{log} {there}")
+            raise BridgeError("cancelled", " ".join(["Cancelled.", *kept]))
+        log = f"Its log is {out / 'server.log'}." if end.log_id and server is None else ""
+        raise WorldWarpError(end.code, "\n".join([end.message, log, " ".join(kept)]))
     if faults := folder.missing():
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise BridgeError("incomplete", f"Not all of the job is in {out}: {'; '.join(faults[:3])}{more}.")
@@ -602,7 +614,10 @@ def demo(
     blender: Annotated[Path | None, typer.Option(help="Blender's executable, where `bpy` is not installed.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Build a small scene in a headless Blender, fly through it, and leave everything in a folder."""
+    """Try everything at once, on a scene that is built for it.
+
+    A headless Blender builds a courtyard, and a server flies through it; all that they make is left in a folder.
+    """
     from . import demo as demonstration
 
     demonstration.run(out, blender=blender)
@@ -616,7 +631,7 @@ def cameras(
     ] = None,
     out: Annotated[Path, typer.Option(help="The camera path to write.")] = Path("cameras.json"),
     frames: Annotated[
-        int | None, typer.Option(help="Of a video: how many to look at; of a preset: its length.")
+        int | None, typer.Option(help="Of a video: how many to look at (120); of a preset: its length (49).")
     ] = None,
     fov: Annotated[
         float | None,
@@ -631,15 +646,15 @@ def cameras(
     ] = None,
     ttt3r_python: Annotated[str | None, typer.Option(help="The Python that TTT3R runs in (this one).")] = None,
     fps: Annotated[float | None, typer.Option(help="Preset: frames a second (24).")] = None,
-    width: Annotated[int | None, typer.Option(help="Preset: width of the pictures in pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Preset: height of the pictures in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Preset: width of the pictures in pixels (832).")] = None,
+    height: Annotated[int | None, typer.Option(help="Preset: height of the pictures in pixels (480).")] = None,
     distance: Annotated[
         float | None, typer.Option(help="Preset: scene units to what the camera moves about or towards (5).")
     ] = None,
     amount: Annotated[float | None, typer.Option(help="Preset: times the move's usual length (1).")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Make a camera path: estimated from a video, or of named moves."""
+    """Make a camera path of named moves, or from a video."""
     for_video = {
         "--estimator": estimator, "--scene-scale": scene_scale, "--ttt3r": ttt3r, "--ttt3r-python": ttt3r_python,
     }  # fmt: skip
@@ -658,30 +673,18 @@ def cameras(
             frames=frames,
             estimator=estimator or "pycolmap",
             fov_deg=fov,
-            scene_scale=_or(scene_scale, 5.0),
+            scene_scale=5.0 if scene_scale is None else scene_scale,
             ttt3r=ttt3r,
             ttt3r_python=ttt3r_python,
         )
     else:
-        needed = {"--frames": frames, "--width": width, "--height": height}
-        absent = [name for name, value in needed.items() if value is None]
-        if absent:
-            raise BridgeError("bad_settings", f"--preset needs {', '.join(absent)} too.")
-        _cameras_of_presets(
-            preset or [],
-            out,
-            frames=frames,
-            fps=_or(fps, 24.0),
-            width=width,
-            height=height,
-            fov_deg=_or(fov, 50.0),
-            distance=_or(distance, 5.0),
-            amount=_or(amount, 1.0),
-        )
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
+        if (width is None) != (height is None):
+            raise BridgeError("bad_settings", "Give both --width and --height, or neither for 832x480.")
+        given = {
+            "frames": frames, "fps": fps, "width": width, "height": height, "fov_deg": fov, "distance": distance,
+            "amount": amount,
+        }  # fmt: skip
+        _cameras_of_presets(preset or [], out, **{name: value for name, value in given.items() if value is not None})
 
 
 def _cameras_of_presets(presets: list[str], out: Path, **settings: Any) -> None:
@@ -730,7 +733,10 @@ def jobs(server: Server = DEFAULT_ADDRESS, key: Key = None, verbose: Verbose = F
 
 @app.command()
 def doctor(verbose: Verbose = False) -> None:
-    """Say what is installed, what is missing, and the command that brings it."""
+    """Say what is installed here, and what is missing.
+
+    For what is missing, with the command that brings it.
+    """
     from .doctor import examine, report
 
     found = examine()
@@ -746,7 +752,7 @@ def logs(
     data_dir: Annotated[Path | None, typer.Option(help="Where the server keeps its jobs.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Say what a server on this machine has logged, tracebacks included."""
+    """Show what a server on this machine has logged."""
     from .logs import read_logs
     from .store import default_data_dir
 
@@ -788,8 +794,9 @@ def _duration(seconds: float) -> str:
 
 
 def _say_error(message: str) -> None:
-    # What a peer says is shown on one line, without what a terminal would obey.
-    console.print(f"Error: {printable(message, 2000)}", soft_wrap=True, highlight=False, markup=False, style="red")
+    # Without what a terminal would obey, and indented, so that no line of a peer's passes for one of ours.
+    text = "\n       ".join(printable(line, 2000) for line in message.splitlines() if line.strip())
+    console.print(f"Error: {text}", soft_wrap=True, highlight=False, markup=False, style="red")
 
 
 cli_models.register(app)

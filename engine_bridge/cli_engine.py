@@ -15,7 +15,10 @@ from .errors import BridgeError
 
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", help="Engine wan: folder or name of the Wan 2.1 models (wan-1.3b)."),
+    typer.Option(
+        "--weights",
+        help="Engine wan: folder or name of the Wan 2.1 models (wan-1.3b). Engine preview: folder of trained networks.",
+    ),
 ]
 Transformer = Annotated[
     str | None,
@@ -55,7 +58,11 @@ Noise = Annotated[
     ),
 ]
 Preset = Annotated[
-    str | None, typer.Option("--preset", help="How fast against how exact: reference, balanced or fast.")
+    str | None,
+    typer.Option(
+        "--preset",
+        help="How fast against how exact. wan: reference, balanced or fast; preview: preview or careful.",
+    ),
 ]
 
 

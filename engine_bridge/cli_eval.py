@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.errors import WorldWarpError, install_command
 
-from .cli_engine import CaptionerName, EngineArguments, GpusPerJob, Loras, NoCompile, Preset, Transformer, Vram
+from .cli_engine import CaptionerName, EngineArguments, GpusPerJob, Loras, NoCompile, Preset, Transformer, Vram, Weights
 
 if TYPE_CHECKING:
     from worldwarp_core.evaluation.run import EvalOptions, Step
@@ -55,7 +55,10 @@ Revisits = Annotated[
 ]
 Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT, multiples of 16.")]
 LpipsFile = Annotated[
-    Path | None, typer.Option("--lpips", help="LPIPS weights with AlexNet (safetensors), for LPIPS and KID.")
+    Path | None,
+    typer.Option(
+        "--lpips", help="AlexNet's LPIPS weights (safetensors), for LPIPS and KID; else those of the package lpips."
+    ),
 ]
 InceptionFile = Annotated[
     Path | None, typer.Option("--inception", help="Inception weights (pytorch-fid's file), for FID.")
@@ -67,20 +70,14 @@ DepthModel = Annotated[
     str | None, typer.Option("--depth-model", help="Depth model (name or folder, transformers) for --depth estimated.")
 ]
 PosesEvery = Annotated[
-    int, typer.Option("--poses-every", help="Every how manieth frame is placed anew by COLMAP; 0 leaves poses out.")
+    int, typer.Option("--poses-every", help="Let COLMAP place one frame in so many anew; 0 leaves poses out.")
 ]
 WindowEvery = Annotated[
-    int, typer.Option("--window-every", help="Of the frames 45-55 and 190-200, every how manieth is judged.")
+    int, typer.Option("--window-every", help="Of the frames 45-55 and 190-200, judge one in so many.")
 ]
 Jobs = Annotated[int, typer.Option("--jobs", help="Paths at once, each in a process of its own.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the fills; the paths are a fixed list.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
-PreviewOrWanWeights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights", help="Engine preview: folder of a training run. Engine wan: folder or name of the Wan 2.1 models."
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -109,7 +106,7 @@ def evaluate(
     jobs: Jobs = 1,
     seed: Seed = 0,
     device: Device = "auto",
-    weights: PreviewOrWanWeights = None,
+    weights: Weights = None,
     transformer: Transformer = None,
     lora: Loras = None,
     vram: Vram = None,
@@ -118,7 +115,7 @@ def evaluate(
     gpus_per_job: GpusPerJob = None,
     preset: Preset = None,
 ) -> None:
-    """Measure fills on paths that nothing was trained on; writes preview_quality.json and a report."""
+    """Measure fills on paths that nothing was trained on. Leaves preview_quality.json and report.html."""
     if context.invoked_subcommand:
         return
     given = dict(locals())
@@ -151,7 +148,7 @@ def evaluate(
 
 @eval_app.command()
 def report(out: Annotated[Path, typer.Argument(help="Folder of an evaluation.")] = DEFAULT_OUT) -> None:
-    """Make the report again, of what a folder holds: one HTML page with all pictures in it."""
+    """Make the report again, of what a folder holds. One HTML page with all pictures in it."""
     write_page(out)
 
 
@@ -176,7 +173,7 @@ def experiment(
     jobs: Jobs = 1,
     seed: Seed = 0,
     device: Device = "auto",
-    weights: PreviewOrWanWeights = None,
+    weights: Weights = None,
     transformer: Transformer = None,
     lora: Loras = None,
     vram: Vram = None,
@@ -185,7 +182,7 @@ def experiment(
     gpus_per_job: GpusPerJob = None,
     preset: Preset = None,
 ) -> None:
-    """Run one of the paper's experiments; writes a JSON file, a table and a plot."""
+    """Run one of the paper's experiments. Leaves a JSON file, a table and a plot."""
     core = _core()
     from worldwarp_core.evaluation.experiments import EXPERIMENTS, arms_of, tabulate, variant_of
     from worldwarp_core.evaluation.provenance import provenance
@@ -279,7 +276,7 @@ def _core() -> Any:
         raise WorldWarpError(
             "engine_not_installed",
             f"An evaluation needs the Python package {error.name!r}, which is missing: "
-            'pip install -c constraints.txt -e ".[engine,evaluation]"',
+            f"{install_command('engine', 'evaluation')}",
         ) from error
     return run
 

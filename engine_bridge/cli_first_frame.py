@@ -38,7 +38,7 @@ def first_frame(
     base: Annotated[str, typer.Option(help="Wan 2.1 text to video: a name, or a folder.")] = "wan-1.3b",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Draw a start frame from words with the video model's own weights."""
+    """Draw a start frame from words. It takes the weights of the engine wan."""
     from worldwarp_core.atomic_write import atomic_write
 
     from .png_writer import encode_png

@@ -50,7 +50,7 @@ def allow(
 
 @keys_app.command("forbid")
 def forbid(name: Annotated[str, typer.Argument(help="The client's name.")], folder: Folder = None) -> None:
-    """Let a client in no more; connections that are open stay until they end."""
+    """Let a client in no more. Connections that are open stay until they end."""
     key_files.forbid_client(folder or key_files.default_keys_dir(), name)
     _say(f"{name} may not come in any more.")
 

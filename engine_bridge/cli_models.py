@@ -20,7 +20,7 @@ from worldwarp_core.model_files.store import KNOWN, HubName, base_config, bytes_
 from .doctor import INSTALL_ENGINE
 from .errors import BridgeError
 
-models_app = typer.Typer(help="The models of the learned engines: list, download, verify.", rich_markup_mode=None)
+models_app = typer.Typer(rich_markup_mode=None)
 out_console = Console()
 console = Console(stderr=True)
 
@@ -35,7 +35,10 @@ def register(app: typer.Typer) -> None:
 
 @models_app.callback(invoke_without_command=True)
 def models(context: typer.Context) -> None:
-    """List the models: what each is for, its size and licence, and whether it is here."""
+    """List, download and verify the models.
+
+    Without a command: what each is for, its size and licence, and whether it is here.
+    """
     if context.invoked_subcommand:
         return
     table = Table("name", "GB", "here", "what for")
@@ -59,7 +62,7 @@ def models(context: typer.Context) -> None:
 def download_model(
     name: Annotated[str, typer.Argument(help=f"One of {NAMES}; or owner/name on the Hub. @REVISION pins one.")],
 ) -> None:
-    """Fetch a model from the Hub, check every hash, convert what is a pickle. What is here is not fetched again."""
+    """Fetch a model from the Hub and check every hash. What is here is not fetched again; a pickle is converted."""
     on_hub = _named(name)
     if on_hub.known:
         console.print(f"Licence of {on_hub.repo}: {on_hub.known.licence}", soft_wrap=True, highlight=False)
@@ -76,7 +79,7 @@ def verify_models(
         list[str] | None, typer.Argument(help="Names or folders; without any, every model that is here.")
     ] = None,
 ) -> None:
-    """Read models and compare every file's hash with what the Hub stated, or with what a conversion wrote down."""
+    """Compare every file with its hash. The Hub stated it, or a conversion wrote it down."""
     wanted = names or [model.name for model in KNOWN if cached(HubName(model.repo))]
     if not wanted:
         out_console.print("No model is here. `worldwarp models` lists them.")
@@ -104,14 +107,14 @@ def convert(
     ] = "wan-1.3b",
     take: Annotated[str | None, typer.Option(help="Which of several transformers in the file (such as ema).")] = None,
 ) -> None:
-    """Convert a checkpoint to safetensors: read without running anything in it, every name and shape checked."""
+    """Convert a checkpoint to safetensors. Nothing in it is run, and every name and shape is checked."""
     config = base_config(base)
     try:
         from worldwarp_core.model_files.convert import convert_checkpoint
     except ModuleNotFoundError as error:
         raise BridgeError(
             "engine_not_installed",
-            f"Converting needs {error.name!r}, which is missing: {INSTALL_ENGINE}",
+            f"Converting needs the Python package {error.name!r}, which is missing: {INSTALL_ENGINE}",
         ) from error
     with _bar() as show:
         made = convert_checkpoint(checkpoint, out, config, take=take, progress=show)

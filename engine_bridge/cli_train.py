@@ -17,7 +17,7 @@ from rich.console import Console
 from .doctor import INSTALL_ENGINE
 
 train_app = typer.Typer(
-    help="Train the networks of the engine 'preview' (autoencoder, ST-Diff, depth), or a LoRA for 'wan'.",
+    help="Train the networks of the engine preview, or a LoRA for wan.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -34,7 +34,10 @@ Textures = Annotated[
 ]
 Lpips = Annotated[
     Path | None,
-    typer.Option("--lpips", help="LPIPS weights with AlexNet (safetensors), for the loss and the figures."),
+    typer.Option(
+        "--lpips",
+        help="AlexNet's LPIPS weights (safetensors), for loss and figures; else those of the package lpips.",
+    ),
 ]
 Size = Annotated[str, typer.Option("--size", help="Of the clips: WIDTHxHEIGHT, multiples of 16.")]
 Frames = Annotated[int | None, typer.Option("--frames", help="Of a clip, 4k + 1.")]
@@ -174,7 +177,7 @@ def lora(
     seed: Seed = 0,
     target: Annotated[str, typer.Option("--target", help="consistent with the sampler, or the paper's.")] = "paper",
 ) -> None:
-    """Train a LoRA of Wan's transformer, on your own footage or on worlds; use it with --lora FILE."""
+    """Train a LoRA of Wan's transformer. On your own footage or on worlds; --lora RUN then uses it."""
     _train("lora", locals())
 
 
@@ -191,9 +194,12 @@ def _train(kind: str, given: dict[str, Any]) -> None:
             "engine_not_installed",
             f"Training needs the Python package {error.name!r}, which is missing: {INSTALL_ENGINE}",
         ) from error
+    logging.basicConfig(format="%(message)s")
     logging.getLogger("worldwarp_core.training").setLevel(logging.INFO)
     given |= {"textures": given.pop("data"), "devices": given.pop("gpus"), "width": int(width), "height": int(height)}
     progress = train_network(kind, TrainOptions(**given))  # type: ignore[arg-type]
     console.print(
-        f"{progress.steps} steps on {progress.clips} clips so far; the weights are in {given['run']}.", highlight=False
+        f"{progress.steps} steps on {progress.clips} clips so far; the weights are in {given['run']}.",
+        highlight=False,
+        soft_wrap=True,
     )

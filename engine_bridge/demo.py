@@ -31,6 +31,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from worldwarp_core.api import default_engine
 from worldwarp_core.errors import WorldWarpError
 
 from .doctor import INSTALL_BLENDER
@@ -103,7 +104,7 @@ def run(
         tempfile.TemporaryDirectory(prefix="worldwarp_demo_", ignore_cleanup_errors=True) as scratch,
     ):
         bar.show("starting the server", 0.01)
-        with log_kept(Path(scratch), logs), own_server(Path(scratch), ["--engine", "cache"]) as server:
+        with log_kept(Path(scratch), logs), own_server(Path(scratch), ["--engine", default_engine()]) as server:
             report = Path(scratch) / "report.jsonl"
             options = {"out": out, "address": server.address, "report": report, "width": settings.width}
             options |= {"height": settings.height, "frames": settings.frames, "cache-steps": settings.cache_steps}

@@ -23,6 +23,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from worldwarp_core.errors import install_command
+
 State = Literal["ok", "missing", "optional"]
 
 CLIENT_PACKAGES = (
@@ -46,12 +48,11 @@ DEFAULT_CUDA_HOME = "/usr/local/cuda"
 """Where torch looks for nvcc last."""
 
 INSTALL_CLIENT = "pip install -c constraints.txt -e ."
-# Double quotes: Windows' cmd.exe hands single ones on as part of the name.
-INSTALL_ENGINE = 'pip install -c constraints.txt -e ".[engine]"'
-INSTALL_BLENDER = 'pip install -c constraints.txt -e ".[engine,blender]"'
-INSTALL_VIDEO = 'pip install -c constraints.txt -e ".[video]"'
-INSTALL_RAY = 'pip install -c constraints.txt -e ".[engine,ray]"'
-INSTALL_EVALUATION = 'pip install -c constraints.txt -e ".[evaluation]"'
+INSTALL_ENGINE = install_command("engine")
+INSTALL_BLENDER = install_command("engine", "blender")
+INSTALL_VIDEO = install_command("video")
+INSTALL_RAY = install_command("engine", "ray")
+INSTALL_EVALUATION = install_command("evaluation")
 # Forced: pip takes an installed CPU build of the same version for the one that is asked for. Alone: what torch needs is
 # not all on that index. The second command brings what the CUDA build needs and the CPU build did not.
 TORCH_CUDA = (
@@ -100,20 +101,30 @@ def examine() -> list[Check]:
 
 def report(checks: list[Check]) -> Group:
     """The checks as a table, and below it what to do: commands are not broken over the cells of a table."""
-    table = Table("", "", "found", title=f"WorldWarp on {platform.platform()}", title_justify="left")
+    table = Table(
+        "",
+        "",
+        "found",
+        title=f"WorldWarp {version_of('worldwarp') or ''} on {platform.platform()}",
+        title_justify="left",
+    )
     colour = {"ok": "green", "missing": "red", "optional": "yellow"}
     for check in checks:
         table.add_row(Text(check.state, colour[check.state]), check.name, Text(check.found))
     remedies = []
-    for check in checks:
-        if check.remedy:
+    for title, state in (("To do:", "missing"), ("If you want it:", "optional")):
+        wanted = [check for check in checks if check.state == state and check.remedy]
+        remedies += [Text(title, "bold")] if wanted else []
+        for check in wanted:
             lines = "\n".join(f"    {line}" for line in check.remedy.splitlines())
             remedies.append(Text(f"{check.name}:\n{lines}", overflow="ignore", no_wrap=True))
     if any(check.state == "missing" for check in checks):
-        verdict = "The engine cannot run here yet; this machine can still be a client."
+        verdict = "No engine can run here yet; this machine can still be a client."
     else:
-        verdict = "The cache engine can run here."
-    return Group(table, *([Text("To do:", "bold"), *remedies] if remedies else []), Text(verdict, "bold"))
+        verdict = (
+            "The engine cache can run here. The engine wan needs models too: `worldwarp models` says which are here."
+        )
+    return Group(table, *remedies, Text(verdict, "bold"))
 
 
 # ---------------------------------------------------------------- the checks
@@ -187,7 +198,7 @@ def _gpu(torch: dict[str, Any], system: str, driver: str | None) -> list[Check]:
         remedy = (
             "connect to a server on a machine with a GPU"
             if system == "Darwin"
-            else "install NVIDIA's driver, where there is a GPU"
+            else "where there is an NVIDIA GPU: install its driver; else connect to a server that has one"
         )
         return [Check("GPU", "optional", f"{why}: the CPU rasteriser is used", remedy)]
     checks = [Check("GPU", "ok", driver)]

@@ -70,7 +70,7 @@ class Metrics:
         except ModuleNotFoundError as error:
             raise BridgeError(
                 "engine_unavailable",
-                f"Metrics need prometheus_client: {INSTALL_ENGINE}",
+                f"Metrics need prometheus_client, which is not installed: {INSTALL_ENGINE}",
             ) from error
         registry = prometheus.CollectorRegistry()
         prometheus.ProcessCollector(registry=registry)

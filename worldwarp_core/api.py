@@ -9,7 +9,8 @@ import numpy as np
 
 from .cameras.path import CameraPath
 from .checkpoint import Checkpoint
-from .errors import WorldWarpError
+from .errors import WorldWarpError, install_command
+from .preview.shipped import is_shipped
 from .spec import Event, FirstFrameSettings, GenerateSpec, OnDrawStep
 from .splat_files.cloud import SplatCloud
 
@@ -41,6 +42,11 @@ class Engine(Protocol):
         ...
 
 
+def default_engine() -> str:
+    """The engine that is taken where none is named: `preview` where its trained networks are here, else `cache`."""
+    return "preview" if is_shipped() else "cache"
+
+
 def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str | None = None, **options: Any) -> Engine:
     """Returns an engine ready to make shots.
 
@@ -61,8 +67,7 @@ def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str |
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            f"The engine needs the Python package {error.name!r}, which is missing: "
-            'pip install -c constraints.txt "worldwarp[engine]"',
+            f"The engine needs the Python package {error.name!r}, which is missing: {install_command('engine')}",
         ) from error
     return make_engine(name, device, depth_model, options)
 

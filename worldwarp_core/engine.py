@@ -171,7 +171,7 @@ def _load_depth(name: str, device: str, depth_model: str | None, options: dict[s
 
 def _preview_weights(options: dict[str, Any]) -> Path:
     """The folder of the preview's networks: that of the package, or of somebody's own training."""
-    from .preview.load import WEIGHTS
+    from .preview.shipped import WEIGHTS
 
     return Path(options["weights"]) if "weights" in options else WEIGHTS
 

@@ -11,3 +11,9 @@ class WorldWarpError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+def install_command(*extras: str) -> str:
+    """The command, run in a checkout, that brings what an installation lacks."""
+    # Double quotes: Windows' cmd.exe hands single ones on as part of the name.
+    return f'pip install -c constraints.txt -e ".[{",".join(extras)}]"'

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from engine_bridge import cli
 from engine_bridge.job_folder import JobFolder
 from worldwarp_core.cameras.files import read_cameras, write_cameras
 from worldwarp_core.cameras.path import preset_path
@@ -40,9 +42,9 @@ def worldwarp(*arguments: Any, timeout_s: float = 90) -> subprocess.CompletedPro
 def fails(done: subprocess.CompletedProcess[str], says: str, code: int = 1) -> None:
     """Checks for one sentence on stderr, no traceback, and the exit code."""
     assert done.returncode == code, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    errors = re.findall(r"^Error: .*(?:\n       .*)*", done.stderr, re.MULTILINE)
     assert len(errors) == 1, done.stderr
-    assert re.search(says, errors[0]), errors[0]
+    assert re.search(says, errors[0], re.DOTALL), errors[0]
     assert "Traceback" not in done.stderr
 
 
@@ -178,7 +180,7 @@ def test_another_jobs_folder_is_not_mixed_with_this_one(files: Path) -> None:
 
 def test_an_engine_that_fails_keeps_its_frames_and_the_log_that_its_id_is_in(files: Path) -> None:
     done = worldwarp(*generation(files, "--prompt", "fail=5"))
-    fails(done, r"Its log is \S+server\.log\. 6 of 7 frames are in")
+    fails(done, r"Its log is \S+server\.log\.\s+6 of 7 frames are in")
     job = job_of(files)
     assert (job["state"], job["code"]) == ("failed", "engine_failed")
     assert len(list((files / "out" / "frames").iterdir())) == 6
@@ -186,6 +188,8 @@ def test_an_engine_that_fails_keeps_its_frames_and_the_log_that_its_id_is_in(fil
     assert f"[{job['log_id']}]" in log
     assert "Traceback" in log
     assert (files / "out" / "splats.ply").is_file()
+    assert worldwarp(*generation(files, "--overwrite")).returncode == 0
+    assert not (files / "out" / "server.log").exists()
 
 
 def test_a_worker_that_dies_keeps_its_frames(files: Path) -> None:
@@ -223,7 +227,7 @@ def test_a_job_that_was_stopped_goes_on_after_its_last_chunk(files: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "--resume goes on after them" in errors
+    assert "--resume goes on with it" in errors
     first = files / "out" / "frames" / "frame_-001.png"
     before_ns = first.stat().st_mtime_ns
     done = worldwarp(*arguments, "--resume")
@@ -374,6 +378,42 @@ def test_nobody_to_list_jobs_of_is_one_sentence() -> None:
     fails(worldwarp("jobs", "--server", "tcp://127.0.0.1:9"), "worldwarp serve --port 9")
 
 
+def test_what_is_made_is_the_servers_engines_unless_one_is_asked_for(
+    files: Path, start_server: Callable[..., RunningServer]
+) -> None:
+    server = start_server(engine="wan")
+    done = worldwarp(*generation(files, "--server", server.address, own_server=False))
+    assert done.returncode == 0, done.stderr
+    assert job_of(files)["settings"]["engine"] == "wan"
+    asked = generation(files, "--server", server.address, "--engine", "cache", out="other", own_server=False)
+    fails(worldwarp(*asked), "runs the engine 'wan', not 'cache'")
+
+
+def test_an_old_code_page_costs_no_shot_its_success(files: Path) -> None:
+    arguments = command(*generation(files, out="снег"))
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, encoding="cp1252", timeout=90)
+    assert done.returncode == 0, done.stderr
+    assert "7 frames" in done.stdout
+
+
+def test_a_message_of_several_lines_is_shown_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._say_error("It is not here. Run:\nworldwarp serve\x1b[31m\n\nand look.")
+    assert capsys.readouterr().err == (
+        "Error: It is not here. Run:\n       worldwarp serve\N{REPLACEMENT CHARACTER}[31m\n       and look.\n"
+    )
+
+
+@pytest.mark.parametrize("group", [[], ["keys"], ["models"], ["train"], ["eval"]])
+def test_what_each_command_is_for_fits_its_line(group: list[str]) -> None:
+    done = subprocess.run(
+        command(*group, "--help"), env=ENVIRONMENT | {"COLUMNS": "80"}, capture_output=True, text=True
+    )
+    commands = done.stdout.partition("Commands:\n")[2]
+    assert commands
+    assert "..." not in commands
+
+
 def test_wrong_usage_is_explained_with_its_own_code(files: Path) -> None:
     done = worldwarp("generate", "--out", files / "out")
     assert done.returncode == 2
@@ -415,12 +455,17 @@ def test_presets_make_the_path_that_they_are_named_for(tmp_path: Path) -> None:
     assert np.allclose(made.c2w[-1, :3, 3], [0, 2, 0])
 
 
+def test_a_preset_alone_is_a_path(tmp_path: Path) -> None:
+    done = worldwarp("cameras", "--preset", "DOLLY_IN", "--out", tmp_path / "cameras.json")
+    assert "49 cameras of 832x480" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ([], "a video, or camera moves with --preset; got neither"),
         (["clip.mp4", "--preset", "DOLLY_IN", *SIZED], "got both"),
-        (["--preset", "DOLLY_IN", "--frames", "9"], "--preset needs --width, --height too"),
+        (["--preset", "DOLLY_IN", "--width", "64"], "both --width and --height"),
         (["--preset", "FLY", *SIZED], "Unknown camera preset: FLY. Known: DOLLY_IN"),
         (["--preset", "DOLLY_IN", *SIZED, "--distance", "0"], "distance above 0"),
         (["--preset", "DOLLY_IN", *SIZED, "--scene-scale", "3"], "--scene-scale cannot be used with --preset"),

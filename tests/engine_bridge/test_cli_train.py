@@ -1,5 +1,6 @@
 """`worldwarp train`: a run that can be watched, goes on, and says in a sentence what is wrong."""
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -70,3 +71,34 @@ def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_p
 def test_mistakes_are_named(tmp_path, toy_worlds, words, said):
     with pytest.raises(WorldWarpError, match=said):
         train("train", *words, "--run", tmp_path, "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("stdiff", "--autoencoder", "nowhere"), "no weights of the preview network 'autoencoder'"),
+        (("vae", "--freeze-encoder", "--transformer", "nowhere"), "no weights of the preview network 'transformer'"),
+        (("vae", "--lpips", "nowhere.safetensors"), "no LPIPS weights at nowhere"),
+        (("depth", "--imagenet", "nowhere.safetensors"), "nowhere.safetensors holds no EfficientNet"),
+        (("depth", "--minutes", 0), "above 0"),
+        (("lora", "--weights", "nowhere/models"), "nowhere/models"),
+    ],
+)
+def test_mistakes_are_named_before_any_clip_is_made(tmp_path, monkeypatch, words, said):
+    def too_late(*args, **more):
+        raise AssertionError("clips are being made")
+
+    monkeypatch.setattr("worldwarp_core.training.run.build_bank", too_late)
+    with pytest.raises(WorldWarpError, match=said):
+        train("train", *words, "--run", tmp_path, "--device", "cpu")
+
+
+def test_what_is_being_done_and_left_out_is_said(tmp_path, toy_worlds, monkeypatch, capfd):
+    monkeypatch.setattr("worldwarp_core.evaluation.lpips.find_spec", lambda name: None)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as in a terminal, where no test listens
+    train(
+        "train", "vae", "--run", tmp_path, "--steps", 1, "--size", "32x32", "--batch", 2, "--pool", 4, "--device", "cpu"
+    )
+    said = capfd.readouterr().err
+    assert "LPIPS is left out" in said
+    assert "making clips to judge by" in said

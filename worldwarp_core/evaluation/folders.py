@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..cameras.path import CameraPath, blender_to_opencv
-from ..errors import WorldWarpError
+from ..errors import WorldWarpError, install_command
 from .held_out import FRAMES
 from .scenes import FPS, Scene, Truth
 
@@ -243,7 +243,7 @@ def _read_colmap(sparse: Path, width: int) -> Clip:
         import pycolmap
     except ImportError as error:
         raise WorldWarpError(
-            "not_installed", 'COLMAP\'s files need pycolmap. Run: pip install "worldwarp[evaluation]"'
+            "not_installed", f"COLMAP's files need pycolmap. Run: {install_command('evaluation')}"
         ) from error
     try:
         model = pycolmap.Reconstruction(sparse)
@@ -343,11 +343,12 @@ def _by_stem(folders: list[Path], stem: str) -> Path | None:
 
 def _picture(file: Path) -> Image.Image:
     try:
-        picture = Image.open(file)
+        # By these decoders alone, whatever the name says: some of Pillow's run other programs.
+        picture = Image.open(file, formats=("PNG", "JPEG"))
         if max(picture.size) > MAX_SIDE_PX:
             raise _bad(file, f"it is {picture.size[0]}x{picture.size[1]}; at most {MAX_SIDE_PX} a side are read")
         return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
         raise _bad(file, f"it cannot be read ({error})") from error
 
 

@@ -18,7 +18,7 @@ from ..loop.chunks import split_chunks
 from ..spec import BACKGROUND_DEPTH, Finished, Frame, GenerateSpec, Notice, Progress
 from .inception import Inception, inception_features
 from .lpips import Lpips
-from .metrics import PairMetric, alexnet_features, crops, psnr, spectrum_distance, ssim
+from .metrics import alexnet_features, crops, psnr, spectrum_distance, ssim
 from .poses import pose_errors
 from .scenes import Scene
 from .variants import Variant
@@ -44,15 +44,13 @@ class Judges:
     """What is measured, and with what.
 
     Attributes:
-        lpips: None leaves LPIPS out.
-        network: AlexNet, whose features KID compares; None leaves KID out.
+        lpips: and AlexNet, whose features KID compares; None leaves both out.
         inception: None leaves FID out.
         poses_every: frames between two whose pose is estimated anew; 0 leaves poses out.
         window_every: of the frames of a window, every how manieth is judged.
     """
 
-    lpips: PairMetric | None = None
-    network: Lpips | None = None
+    lpips: Lpips | None = None
     inception: Inception | None = None
     poses_every: int = 8
     window_every: int = 1
@@ -251,13 +249,13 @@ def _features(numbers: list[int], made: np.ndarray, truth: np.ndarray, judges: J
     found: dict[str, np.ndarray] = {}
     for window in WINDOWS:
         rows = [numbers.index(n) for n in window_numbers(window, judges.window_every) if n in numbers]
-        if not rows or (judges.network is None and judges.inception is None):
+        if not rows or (judges.lpips is None and judges.inception is None):
             continue
         for name, pictures in (("made", made[rows]), ("truth", truth[rows])):
             size = min(CROP_PX, *pictures.shape[1:3])
             some = crops(_tensor(pictures), CROPS, size, torch.Generator().manual_seed(window))
-            if judges.network is not None:
-                found[f"alexnet-{window}-{name}"] = alexnet_features(some, judges.network).half().numpy()
+            if judges.lpips is not None:
+                found[f"alexnet-{window}-{name}"] = alexnet_features(some, judges.lpips).half().numpy()
             if judges.inception is not None:
                 found[f"inception-{window}-{name}"] = inception_features(some, judges.inception).half().numpy()
     return found

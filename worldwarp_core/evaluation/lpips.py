@@ -1,11 +1,13 @@
 """LPIPS v0.1 with AlexNet: how different two pictures look (Zhang et al. 2018), as a loss and as a figure.
 
-Weights come from one safetensors file: `features.conv{0..4}.weight/bias`, AlexNet's convolutions, and
-`lin{0..4}.weight`, the metric's heads.
+Weights come from the package `lpips`, or from one safetensors file: `features.conv{0..4}.weight/bias`, AlexNet's
+convolutions, and `lin{0..4}.weight`, the metric's heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,6 +22,9 @@ CONVOLUTIONS = ((3, 64, 11, 4, 2), (64, 192, 5, 1, 2), (192, 384, 3, 1, 1), (384
 """Channels in and out, kernel, stride, padding."""
 POOLED = (1, 2)
 """Convolutions that follow a max-pooling."""
+PACKAGE = "package lpips"
+PACKAGED = ("net.slice1.0", "net.slice2.3", "net.slice3.6", "net.slice4.8", "net.slice5.10")
+"""What the package calls the convolutions."""
 
 
 class Lpips(nn.Module):
@@ -51,12 +56,41 @@ class Lpips(nn.Module):
                 f"There are no LPIPS weights at {path}: a safetensors file with features.conv0..4 and lin0..4 is "
                 "needed.",
             )
-        metric = cls()
         try:
-            found = {name.replace("lin", "heads."): values.float() for name, values in load_file(path).items()}
-            metric.load_state_dict(found | {"shift": metric.shift, "scale": metric.scale})
+            return cls.of(load_file(path), device)
         except (RuntimeError, SafetensorError) as error:
             raise WorldWarpError("bad_weights", f"{path} holds no LPIPS weights with AlexNet: {error}") from error
+
+    @classmethod
+    def of_package(cls, device: torch.device | str = "cpu") -> Lpips:
+        """Takes the weights of the package `lpips`, which fetches AlexNet's at its first use.
+
+        Raises:
+            WorldWarpError: `no_weights`.
+        """
+        if find_spec("lpips") is None:
+            raise WorldWarpError(
+                "no_weights",
+                "LPIPS needs AlexNet's weights: `pip install -c constraints.txt lpips` on a machine that is online, or "
+                "give a safetensors file with features.conv0..4 and lin0..4 (--lpips FILE).",
+            )
+        try:
+            import lpips
+
+            state = lpips.LPIPS(net="alex", verbose=False).state_dict()
+        except (OSError, ImportError, RuntimeError) as error:  # no connection, or a torchvision for another torch
+            raise WorldWarpError("no_weights", f"The package lpips cannot give its weights: {error}") from error
+        found = {f"lin{i}.weight": state[f"lin{i}.model.1.weight"] for i in range(len(CONVOLUTIONS))}
+        for i, name in enumerate(PACKAGED):
+            found |= {f"features.conv{i}.{part}": state[f"{name}.{part}"] for part in ("weight", "bias")}
+        return cls.of(found, device)
+
+    @classmethod
+    def of(cls, found: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Lpips:
+        """Of tensors under the names that a file has; raises `RuntimeError` where they are not these."""
+        metric = cls()
+        state = {name.replace("lin", "heads."): values.float() for name, values in found.items()}
+        metric.load_state_dict(state | {"shift": metric.shift, "scale": metric.scale})
         return metric.to(device).eval()
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -77,6 +111,20 @@ class Lpips(nn.Module):
             x = F.relu(self.features[f"conv{i}"](x))
             layers.append(x)
         return layers
+
+
+def find_lpips(path: Path | None, device: torch.device | str = "cpu") -> tuple[Lpips | None, str]:
+    """The metric of the file, or of the package where no file is given; None, and why, where that has none.
+
+    Raises:
+        WorldWarpError: as `Lpips.load`, where a file was asked for.
+    """
+    if path is not None:
+        return Lpips.load(path, device), ""
+    try:
+        return Lpips.of_package(device), ""
+    except WorldWarpError as error:
+        return None, error.message
 
 
 def _unit(features: Tensor) -> Tensor:

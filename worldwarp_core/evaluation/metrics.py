@@ -7,16 +7,12 @@ PSNR rewards blur where nothing is known: in holes, judge by the spectrum and by
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import WorldWarpError
 from .lpips import Lpips
 
 LUMA = (0.299, 0.587, 0.114)
@@ -31,9 +27,6 @@ KID_SUBSET = 500
 KID_SUBSETS = 100
 KID_FLOOR = 0.1
 """Least scale of a feature, over the median of all."""
-
-PairMetric = Callable[[Tensor, Tensor], Tensor]
-"""Two batches of pictures -> (N,) distances."""
 
 
 def psnr(made: Tensor, truth: Tensor, where: Tensor | None = None) -> Tensor:
@@ -67,31 +60,6 @@ def ssim(made: Tensor, truth: Tensor) -> Tensor:
     c1, c2 = 0.01**2, 0.03**2
     likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return (likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean((1, 2, 3))
-
-
-def load_lpips(path: str | Path | None = None, device: torch.device | str = "cpu") -> PairMetric:
-    """LPIPS v0.1 with AlexNet: from a safetensors file, or by the `lpips` package (which fetches its backbone).
-
-    Raises:
-        WorldWarpError: `no_weights` where neither is there, `bad_weights` where the file is something else.
-    """
-    if path is not None:
-        return Lpips.load(Path(path), device)
-    if find_spec("lpips") is None:
-        raise WorldWarpError(
-            "no_weights",
-            "LPIPS needs weights: give a safetensors file with features.conv0..4 and lin0..4, or `pip install lpips` "
-            "on a machine that is online.",
-        )
-    import lpips
-
-    network = lpips.LPIPS(net="alex", verbose=False).to(device).eval()
-
-    @torch.no_grad()
-    def distance(first: Tensor, second: Tensor) -> Tensor:
-        return network(first, second, normalize=True).flatten()
-
-    return distance
 
 
 def gradient_spectrum(pictures: Tensor, where: Tensor | None = None) -> Tensor:

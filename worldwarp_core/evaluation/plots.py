@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_write import atomic_write
-from ..errors import WorldWarpError
+from ..errors import WorldWarpError, install_command
 
 NAMES = {
     "psnr": "PSNR (dB)",
@@ -132,7 +132,7 @@ def _pyplot() -> Any:
         import matplotlib
     except ModuleNotFoundError as error:
         raise WorldWarpError(
-            "not_installed", 'Plots need matplotlib, which is not installed. Run: pip install "worldwarp[evaluation]"'
+            "not_installed", f"Plots need matplotlib, which is not installed. Run: {install_command('evaluation')}"
         ) from error
     matplotlib.use("Agg")
     from matplotlib import pyplot

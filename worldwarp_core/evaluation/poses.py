@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import WorldWarpError
+from ..errors import WorldWarpError, install_command
 
 LEAST_FRAMES = 3
 LEAST_TRAVEL = 0.03
@@ -185,7 +185,7 @@ def _pycolmap() -> Any:
     except ImportError as error:
         raise WorldWarpError(
             "not_installed",
-            'R_dist and T_dist need pycolmap, which is not installed. Run: pip install "worldwarp[evaluation]", or '
-            "leave them out with --poses-every 0.",
+            "R_dist and T_dist need pycolmap, which is not installed. Leave them out with --poses-every 0, or run: "
+            f"{install_command('evaluation')}",
         ) from error
     return pycolmap

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WorldWarpError
-from ..preview.load import WEIGHTS
-from ..preview.weights import network_files, read_network
+from ..preview.shipped import WEIGHTS, network_files
+from ..preview.weights import read_network
 from .provenance import provenance
 from .results import Measured, busy_note, by_group, summarise
 

@@ -16,8 +16,7 @@ from ..errors import WorldWarpError
 from .folders import Dl3dv, RealEstate10k
 from .inception import Inception
 from .judge import Judges, judge_scene
-from .lpips import Lpips
-from .metrics import load_lpips
+from .lpips import PACKAGE, find_lpips
 from .results import ResultFolder, plain
 from .scenes import HeldOutWorlds, Scene, SceneSet
 from .variants import Variant
@@ -88,7 +87,7 @@ class EvalOptions:
             "folder": None if self.folder is None else str(self.folder),
             "textures": None if self.textures is None else self.textures.name,
             "size": [self.width, self.height],
-            "lpips": "package lpips" if self.lpips is None else self.lpips.name,
+            "lpips": PACKAGE if self.lpips is None else self.lpips.name,
             "inception": None if self.inception is None else self.inception.name,
             "poses_every": self.poses_every,
             "window_every": self.window_every,
@@ -154,23 +153,15 @@ def open_engine(options: EvalOptions, name: str) -> Engine:
 def open_judges(options: EvalOptions) -> tuple[Judges, dict[str, str]]:
     """What measures, and figure by figure what cannot be measured and why."""
     missing: dict[str, str] = {}
-    network, distance = None, None
-    try:
-        distance = load_lpips(options.lpips)
-    except WorldWarpError as error:
-        if options.lpips is not None:
-            raise
-        missing["lpips"] = missing["kid"] = error.message
-    if isinstance(distance, Lpips):
-        network = distance
-    elif distance is not None:
-        missing["kid"] = "it needs AlexNet's weights as a file: --lpips FILE"
+    lpips, why = find_lpips(options.lpips)
+    if lpips is None:
+        missing |= {"lpips": why, "kid": "it compares the features of LPIPS's network, which is not here"}
     if options.inception is None:
         missing["fid"] = "it needs Inception's weights (pytorch-fid's file): --inception FILE; KID stands in its place"
     inception = None if options.inception is None else Inception.load(options.inception)
     if options.poses_every == 0:
         missing["r_dist"] = missing["t_dist"] = "left out, as asked"
-    return Judges(distance, network, inception, options.poses_every, options.window_every), missing
+    return Judges(lpips, inception, options.poses_every, options.window_every), missing
 
 
 def run_tasks(

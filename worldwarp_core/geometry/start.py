@@ -38,7 +38,7 @@ def start_depth(
         raise WorldWarpError(
             "no_depth",
             "The start frame has no depth. Give --depth FILE (Blender's Z pass as EXR, NPY or 16-bit PNG), or "
-            "--depth-model NAME (a depth model of transformers, such as depth-anything/Depth-Anything-V2-Small-hf).",
+            "--depth-model NAME, such as depth-anything-small (`worldwarp models` lists them).",
         )
     if scene_scale is None and monocular.kind == "depth":
         return start_depth_from_model(rgb, monocular, None), f"{monocular.name}, its metres taken for scene units"

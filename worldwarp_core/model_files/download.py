@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import WorldWarpError
+from ..errors import WorldWarpError, install_command
 from .manifest import MANIFEST, Manifest, Progress, faults_in, read_manifest, write_manifest
 from .store import (
     KNOWN,
@@ -93,7 +93,7 @@ def _convert(name: HubName, known: KnownModel, folder: Path, say: Progress) -> P
         raise WorldWarpError(
             "engine_not_installed",
             f"{known.checkpoint} is here; converting it needs {error.name!r}, which is not installed: "
-            'pip install -c constraints.txt -e ".[engine]"',
+            f"{install_command('engine')}",
         ) from error
     with _hub_errors(name):
         config = Path(hub().hf_hub_download(KNOWN[0].repo, TRANSFORMER_CONFIG))

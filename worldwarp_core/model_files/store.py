@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import WorldWarpError
+from ..errors import WorldWarpError, install_command
 from .manifest import MANIFEST, Manifest, Progress, faults_in, read_manifest
 from .shards import absent_shards
 
@@ -260,7 +260,7 @@ def hub() -> Any:
     except ModuleNotFoundError as error:
         raise WorldWarpError(
             "engine_not_installed",
-            'Models are fetched by huggingface_hub, which is missing: pip install -c constraints.txt -e ".[engine]"',
+            f"Models are fetched by huggingface_hub, which is missing: {install_command('engine')}",
         ) from error
     return huggingface_hub
 

@@ -22,11 +22,10 @@ from ..st_diff.fill import FixedModels, StDiffFill, StDiffModels
 from ..st_diff.presets import Preset
 from .autoencoder import AutoencoderConfig, PreviewAutoencoder
 from .depth import DepthNetwork, PreviewDepth
+from .shipped import WEIGHTS, network_files
 from .transformer import TEXT_DIM, make_transformer, no_text
-from .weights import NetworkFile, load_state, network_files, read_network
+from .weights import NetworkFile, load_state, read_network
 
-WEIGHTS = Path(__file__).with_name("weights")
-NETWORKS = ("autoencoder", "transformer", "depth")
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
@@ -65,11 +64,6 @@ class NoWords:
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         return no_text(len(prompts), self.text_dim, self.device)
-
-
-def is_shipped(folder: Path = WEIGHTS) -> bool:
-    """Whether all three networks are there."""
-    return all(network_files(folder, name) for name in NETWORKS)
 
 
 def load_fill(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewFill:
@@ -129,8 +123,9 @@ def _read(folder: Path, name: str) -> NetworkFile:
     if not network_files(folder, name):
         raise WorldWarpError(
             "no_weights",
-            f"This installation came without the preview's trained {name} (expected in {folder}). Install a released "
-            "package, or choose another engine: --engine cache needs no weights.",
+            f"This installation came without the preview's trained {name} (expected in {folder}). Train it "
+            "(`worldwarp train`) and give its folder with --weights, or choose another engine: --engine cache needs no "
+            "weights.",
         )
     return read_network(folder, name)
 

@@ -8,7 +8,6 @@ seconds of training, figures), the last two as JSON.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 
 from ..atomic_write import atomic_write
 from ..errors import WorldWarpError
+from .shipped import NAME, network_files
 
 FORMAT = "worldwarp-preview-1"
 FILE_BYTES = 15_000_000
-NAME = re.compile(r"^(?P<name>[a-z]+)(-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.safetensors$")
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,6 @@ def save_network(
         if stale not in paths:
             stale.unlink()
     return paths
-
-
-def network_files(folder: Path, name: str) -> list[Path]:
-    """The files of one network, in order; none where it is not there."""
-    found = [(path, NAME.match(path.name)) for path in sorted(folder.glob("*.safetensors"))]
-    return [path for path, match in found if match and match["name"] == name]
 
 
 def read_network(folder: Path, name: str) -> NetworkFile:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..cameras.path import BLENDER_FRONT, MAX_CAMERAS, MAX_SIDE_PX, CameraPath, jump_warning
-from ..errors import WorldWarpError
+from ..errors import WorldWarpError, install_command
 from ..spec import Notice
 from . import ttt3r as ttt3r_program
 
@@ -152,7 +152,7 @@ def _load_pycolmap() -> Any:
     except ImportError as error:
         raise WorldWarpError(
             "not_installed",
-            'Cameras from a video need pycolmap, which is not installed. Run: pip install "worldwarp[video]"',
+            f"Cameras from a video need pycolmap, which is not installed. Run: {install_command('video')}",
         ) from error
     return pycolmap
 

@@ -106,7 +106,7 @@ class ExamplePool:
         if self.made < self.settings.first:
             while self.made < self.settings.first:
                 self._add()
-            logger.info("first %d examples made in %.1f s", self.made, self.spent_s)
+                logger.info("%d of the first %d examples made in %.1f s", self.made, self.settings.first, self.spent_s)
         rows = torch.randint(len(self), (count,), generator=generator, device=generator.device)
         return {name: values[rows] for name, values in self._store.items()}
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import WorldWarpError
-from ..evaluation.lpips import Lpips
+from ..evaluation.lpips import Lpips, find_lpips
 from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
 from ..preview.transformer import make_transformer
-from ..preview.weights import load_state, read_network
+from ..preview.weights import NetworkFile, load_state, read_network
 from ..transformer.prepare import TransformerOptions, WorldWarpTransformer
 from ..worlds.textures import TextureBank, build_bank
 from .autoencoder import AutoencoderTask, AutoencoderTraining
@@ -37,6 +37,9 @@ from .pool import Clips, PoolSettings, Source
 from .precision import full
 from .stdiff import StDiffTask, StDiffTraining
 from .trainer import Progress, Task, TrainSettings, read_progress, train
+
+if TYPE_CHECKING:
+    from ..wan.weights import ModelFiles
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +91,8 @@ class TrainOptions:
     Attributes:
         run: folder of the run; one that holds a run goes on.
         textures: file of pictures for the worlds (see `worlds/textures.py`); None takes procedural ones alone.
-        lpips: weights of LPIPS with AlexNet; None leaves it out of the loss and of the figures.
+        lpips: weights of LPIPS with AlexNet; None takes the package `lpips`, and without it leaves LPIPS out of the
+            loss and of the figures.
         imagenet: weights of an EfficientNet-Lite0 for a new depth network to start from.
         autoencoder: folder with a trained autoencoder; `stdiff` needs it.
         transformer: folder with a trained transformer: the decoder learns from its latents, its own encoder frozen.
@@ -181,6 +185,7 @@ def train_network(kind: Kind, options: TrainOptions) -> Progress:
         raise WorldWarpError("no_cuda", "torch sees no CUDA device: install a driver and a CUDA build of torch.")
     if options.devices > max(found, 1):
         raise WorldWarpError("no_cuda", f"{options.devices} devices were asked for; torch sees {found}.")
+    _check_inputs(kind, options)
     if options.devices == 1:
         return _train_here(kind, options, torch.device("cuda" if found else "cpu"), 0, 1)
     with socket.socket() as free:
@@ -188,6 +193,22 @@ def train_network(kind: Kind, options: TrainOptions) -> Progress:
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     mp.spawn(_train_as_one_of, (kind, options, address), nprocs=options.devices, join=True)
     return read_progress(options.run, NAMES[kind])
+
+
+def _check_inputs(kind: Kind, options: TrainOptions) -> None:
+    """Raises where what the network starts from is not there: known at once, as making clips takes a while."""
+    _settings(kind, options)
+    read_progress(options.run, NAMES[kind])
+    if options.lpips is not None:
+        Lpips.load(options.lpips)
+    if kind == "vae" and options.transformer is not None:
+        read_network(options.transformer, NAMES["stdiff"])
+    if kind == "stdiff":
+        _read_autoencoder(options)
+    if kind == "depth":
+        _new_depth_network(options)
+    if kind == "lora":
+        _wan_files(options)
 
 
 def _train_as_one_of(rank: int, kind: Kind, options: TrainOptions, address: str) -> None:
@@ -235,6 +256,11 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
     size, frames = (options.height, options.width), options.frames or defaults.frames
+    settings = _settings(kind, options)
+    lpips, why = find_lpips(options.lpips, device) if kind != "depth" else (None, "")
+    if why:
+        logger.info("LPIPS is left out of the loss and the figures. %s", why)
+    logger.info("making clips to judge by")
     if options.footage is not None:
         source = _InFull(_footage(options, frames, device), device)
         judged = source.batch(options.judged or defaults.judged, JUDGED_FOOTAGE)
@@ -242,12 +268,11 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
     else:
         bank, judged_bank = (build_bank(split, options.textures, device=device) for split in ("train", "val"))
         photos, judged_photos = _photos(bank), _photos(judged_bank)
-        logger.info("pictures for the worlds: %.1f s", time.monotonic() - started)
         source = _InFull(ClipSource("train", options.seed, size, frames, device, bank=bank), device)
         judged = _InFull(ClipSource("val", 0, size, frames, device, bank=judged_bank), device).batch(
             options.judged or defaults.judged, 0
         )
-    logger.info("clips to judge by: %.1f s", time.monotonic() - started)
+    logger.info("loading the network, after %.1f s", time.monotonic() - started)
     capacity = options.pool or defaults.capacity
     made = min(defaults.made, capacity)
     pool = PoolSettings(capacity, min(defaults.first, capacity), made, options.share)
@@ -258,29 +283,31 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
         judged,
         photos,
         judged_photos,
-        Lpips.load(options.lpips, device) if options.lpips else None,
+        lpips,
         pool,
         read_progress(options.run, NAMES[kind]).clips + rank * made,
         made * world,
     )
     task = BUILD[kind](ready)
-    settings = TrainSettings(
-        minutes=options.minutes,
-        steps=options.steps,
-        learning_rate=options.learning_rate or defaults.learning_rate,
-        schedule=options.schedule,
-        average=defaults.average,
-        validate_every_s=options.validate_every_s,
-        save_every_s=options.save_every_s,
-        seed=options.seed,
-    )
-    logger.info("network: %.1f s", time.monotonic() - started)
     progress = train(task, options.run, settings, device, started)
     if kind == "lora" and rank == 0:
         from .lora import export_lora
 
         export_lora(options.run)
     return progress
+
+
+def _settings(kind: Kind, options: TrainOptions) -> TrainSettings:
+    return TrainSettings(
+        minutes=options.minutes,
+        steps=options.steps,
+        learning_rate=options.learning_rate or DEFAULTS[kind].learning_rate,
+        schedule=options.schedule,
+        average=DEFAULTS[kind].average,
+        validate_every_s=options.validate_every_s,
+        save_every_s=options.save_every_s,
+        seed=options.seed,
+    )
 
 
 def _autoencoder(ready: _Ready) -> Task:
@@ -318,11 +345,7 @@ def _trained_transformer(folder: Path, device: torch.device) -> WorldWarpTransfo
 
 def _transformer(ready: _Ready) -> Task:
     options = ready.options
-    if options.autoencoder is None:
-        raise WorldWarpError(
-            "no_weights", "ST-Diff learns on an autoencoder's latents: give the folder of a trained one."
-        )
-    found = read_network(options.autoencoder, NAMES["vae"])
+    found = _read_autoencoder(options)
     autoencoder = PreviewAutoencoder(AutoencoderConfig(**found.config))
     load_state(autoencoder, found, NAMES["vae"])
     plain = TransformerOptions(fused=False)  # fused kernels have no gradients
@@ -344,16 +367,24 @@ def _transformer(ready: _Ready) -> Task:
     )
 
 
+def _read_autoencoder(options: TrainOptions) -> NetworkFile:
+    if options.autoencoder is None:
+        raise WorldWarpError(
+            "no_weights", "ST-Diff learns on an autoencoder's latents: give the folder of a trained one."
+        )
+    return read_network(options.autoencoder, NAMES["vae"])
+
+
 def _lora(ready: _Ready) -> Task:
     # Imported here: these take seconds, and only a LoRA needs them.
     from ..wan.autoencoder import WanAutoencoder
     from ..wan.text import TextEmbedder
-    from ..wan.weights import load_transformer, load_vae, resolve_models
+    from ..wan.weights import load_transformer, load_vae
     from .lora import LoraTask, WanLatents, lora_training, with_adapter
 
     options, device = ready.options, ready.device
     precision = torch.bfloat16 if device.type == "cuda" else torch.float32
-    files = resolve_models(options.wan, None if options.base == "base" else options.base)
+    files = _wan_files(options)
     vae: Any = load_vae(files, precision)
     words = TextEmbedder(files, options.run / "prompts", device, torch.bfloat16).embed([options.prompt, ""])
     return LoraTask(
@@ -371,22 +402,20 @@ def _lora(ready: _Ready) -> Task:
     )
 
 
+def _wan_files(options: TrainOptions) -> ModelFiles:
+    from ..wan.weights import resolve_models
+
+    return resolve_models(options.wan, None if options.base == "base" else options.base)
+
+
 def _depth(ready: _Ready) -> Task:
     options = ready.options
-    network = DepthNetwork()
-    if options.imagenet is not None:
-        try:
-            load_imagenet(network, load_file(options.imagenet))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise WorldWarpError(
-                "bad_weights", f"{options.imagenet} holds no EfficientNet-Lite0 as safetensors: {error}"
-            ) from error
     pool = ready.pool
     pictures = PoolSettings(  # the pool counts pictures here
         pool.capacity * DepthTraining.frames, pool.first * DepthTraining.frames, pool.batch, pool.share
     )
     return DepthTask(
-        network.to(ready.device),
+        _new_depth_network(options).to(ready.device),
         ready.source,
         ready.judged,
         ready.judged_photos,
@@ -395,6 +424,18 @@ def _depth(ready: _Ready) -> Task:
         ready.first_seed,
         ready.stride,
     )
+
+
+def _new_depth_network(options: TrainOptions) -> DepthNetwork:
+    network = DepthNetwork()
+    if options.imagenet is not None:
+        try:
+            load_imagenet(network, load_file(options.imagenet))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WorldWarpError(
+                "bad_weights", f"{options.imagenet} holds no EfficientNet-Lite0 as safetensors: {error}"
+            ) from error
+    return network
 
 
 BUILD: dict[Kind, Callable[[_Ready], Task]] = {

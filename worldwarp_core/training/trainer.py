@@ -30,13 +30,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..atomic_write import atomic_write
 from ..errors import WorldWarpError
-from ..preview.weights import load_state, network_files, read_network, save_network
+from ..preview.shipped import network_files
+from ..preview.weights import load_state, read_network, save_network
 from .precision import half
 
 console = Console()
@@ -54,6 +55,7 @@ class TrainSettings:
         schedule: `cosine` falls to a twentieth over the time of the run, `constant` stays: for runs that go on later.
         warmup: steps over which the rate rises, after every start: moments may have been lost.
         average: decay of the exponential average of the weights.
+        log_every: steps between two lines of the log; fewer where they take `log_at_least_every_s`.
         clip: the largest norm of a gradient.
     """
 
@@ -67,6 +69,7 @@ class TrainSettings:
     average: float = 0.999
     clip: float = 1.0
     log_every: int = 25
+    log_at_least_every_s: float = 10.0
     validate_every_s: float = 120.0
     save_every_s: float = 60.0
     seed: int = 0
@@ -154,7 +157,7 @@ def train(
     saved = validated = time.monotonic()
     parts: dict[str, Tensor] = {}
     limit = settings.minutes * 60
-    waited = 0.0
+    waited = logged = 0.0
     interrupted = False
     try:
         while True:
@@ -166,9 +169,12 @@ def train(
             if done == 1:
                 waited = time.monotonic() - started
                 logger.info("%s: first step after %.1f s", task.name, time.monotonic() - started)
-            if done % settings.log_every == 0 or done == settings.steps:
+            # One process alone can stop at any step; several only where they ask each other.
+            elapsed = time.monotonic() - started
+            due = world == 1 and (elapsed > limit or elapsed - logged > settings.log_at_least_every_s)
+            if due or done % settings.log_every == 0 or done == settings.steps:
                 figures = {name: float(value) for name, value in parts.items()}  # waits for the device
-                elapsed = time.monotonic() - started
+                elapsed = logged = time.monotonic() - started
                 progress.seconds, progress.clips = seconds_before + world * elapsed, task.clips_seen()
                 if not all(map(math.isfinite, figures.values())):
                     session.recover(task)
@@ -201,11 +207,21 @@ def train(
 
 
 def read_progress(run: Path, name: str) -> Progress:
-    """What a run folder says was done so far; nothing where there is no run yet."""
+    """What a run folder says was done so far; nothing where there is no run yet.
+
+    Raises:
+        WorldWarpError: `bad_weights` where it cannot be read.
+    """
     exact = run / "resume.safetensors"
     if exact.exists():
-        with safe_open(exact, "pt") as opened:
-            return Progress(**json.loads(opened.metadata()["progress"]))
+        try:
+            with safe_open(exact, "pt") as opened:
+                return Progress(**json.loads(opened.metadata()["progress"]))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise WorldWarpError(
+                "bad_weights",
+                f"{exact} cannot be read ({error}). Delete it, and the run goes on from its averaged weights.",
+            ) from error
     if not network_files(run, name):
         return Progress()
     return Progress(**read_network(run, name).progress)

@@ -187,3 +187,17 @@ def test_no_folder_and_an_empty_one_are_told_apart(tmp_path):
         RealEstate10k(tmp_path / "nowhere", SIZE)
     with pytest.raises(WorldWarpError, match="no cameras were found"):
         Dl3dv(tmp_path, SIZE)
+
+
+def test_a_picture_that_is_a_program_in_disguise_is_not_run(tmp_path, flight, pictures, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    def run(*args, **more):
+        raise AssertionError("PostScript was run")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    write_re10k(tmp_path, flight, pictures)
+    for file in tmp_path.rglob("*.png"):
+        file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 64\n%%EndComments\n%%EOF\n")
+    with pytest.raises(WorldWarpError, match="cannot be read"):
+        RealEstate10k(tmp_path, SIZE).scene(0).truth([0])

@@ -28,9 +28,7 @@ def judged(engine):
     torch.manual_seed(0)
     network = Lpips()
     shares = []
-    result = judge_scene(
-        ToyScenes().scene(1), QUICK, engine, replace(NO_POSES, lpips=network, network=network), shares.append
-    )
+    result = judge_scene(ToyScenes().scene(1), QUICK, engine, replace(NO_POSES, lpips=network), shares.append)
     assert shares == sorted(shares)
     assert shares[-1] <= 1
     return result

@@ -4,16 +4,13 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.evaluation.metrics import (
     alexnet_features,
     crops,
     gradient_spectrum,
     kid,
-    load_lpips,
     psnr,
     spectrum_distance,
     ssim,
@@ -109,34 +106,6 @@ def test_the_spectrum_of_a_region_does_not_change_with_what_is_outside():
     torch.testing.assert_close(first, second, equal_nan=True)
     assert first[:3].isfinite().all()
     assert math.isnan(float(first[3]))
-
-
-def weights(tmp_path):
-    torch.manual_seed(0)
-    network = Lpips()
-    state = {
-        name.replace("heads.", "lin"): value.abs() if "heads" in name else value
-        for name, value in network.state_dict().items()
-        if name not in ("shift", "scale")
-    }
-    save_file(state, tmp_path / "lpips.safetensors")
-    return tmp_path / "lpips.safetensors"
-
-
-def test_lpips_from_a_file_is_zero_for_the_same_and_grows_with_the_damage(tmp_path):
-    metric = load_lpips(weights(tmp_path))
-    truth = pictures()
-    little, much = blurred(truth, 1), blurred(truth, 4)
-    assert metric(truth, truth).abs().max() < 1e-6
-    assert (metric(little, truth) > 0).all()
-    assert (metric(much, truth) > metric(little, truth)).all()
-
-
-def test_lpips_without_weights_says_how_to_get_them(monkeypatch):
-    monkeypatch.setattr("worldwarp_core.evaluation.metrics.find_spec", lambda name: None)
-    with pytest.raises(WorldWarpError, match="pip install lpips") as caught:
-        load_lpips(None)
-    assert caught.value.code == "no_weights"
 
 
 def test_kid_of_one_distribution_is_about_zero_and_its_interval_holds_it():

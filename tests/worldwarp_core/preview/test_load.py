@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from tests.support.tiny_preview import TINY, save_tiny_preview
+from worldwarp_core.api import default_engine
 from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.history import History
 from worldwarp_core.loop.chunks import split_chunks
 from worldwarp_core.loop.fill import FillStep
 from worldwarp_core.loop.priors import Priors
-from worldwarp_core.preview.load import PRESETS, is_shipped, load_autoencoder, load_depth, load_fill
+from worldwarp_core.preview.load import PRESETS, load_autoencoder, load_depth, load_fill
+from worldwarp_core.preview.shipped import is_shipped
 from worldwarp_core.preview.weights import save_network
 from worldwarp_core.spec import GenerateSpec
 
@@ -89,6 +91,13 @@ def test_the_depth_model_gives_disparity(shipped):
     disparity = depth.disparity(torch.rand(1, *SIZE, 3))
     assert disparity.shape == (1, *SIZE)
     assert depth.kind == "disparity"
+
+
+def test_the_preview_is_the_default_as_soon_as_its_networks_are_here(monkeypatch, shipped):
+    monkeypatch.setattr("worldwarp_core.api.is_shipped", lambda: is_shipped(shipped))
+    assert default_engine() == "preview"
+    monkeypatch.setattr("worldwarp_core.api.is_shipped", lambda: is_shipped(shipped / "none"))
+    assert default_engine() == "cache"
 
 
 @pytest.mark.parametrize("load", [load_fill, load_autoencoder, load_depth])

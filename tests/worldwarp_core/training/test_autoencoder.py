@@ -11,7 +11,7 @@ from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoenc
 from worldwarp_core.preview.weights import load_state, read_network
 from worldwarp_core.training.autoencoder import AutoencoderTask, AutoencoderTraining, pan_over
 from worldwarp_core.training.pool import PoolSettings
-from worldwarp_core.training.trainer import TrainSettings, _Session, train
+from worldwarp_core.training.trainer import TrainSettings, _Session, read_progress, train
 
 TINY = AutoencoderConfig(latents=8, encoder=(8, 16, 16), decoder=(8, 16, 16), guide=(8, 8))
 CPU = torch.device("cpu")
@@ -37,7 +37,9 @@ def task(seed=0, transformer=None, **settings):
 
 
 def settings(steps, learning_rate=2e-3, **more):
-    return TrainSettings(minutes=5, steps=steps, learning_rate=learning_rate, warmup=5, log_every=5, **more)
+    return TrainSettings(
+        minutes=5, steps=steps, learning_rate=learning_rate, warmup=5, log_every=5, log_at_least_every_s=1e9, **more
+    )
 
 
 def test_it_learns_and_the_weights_load(tmp_path):
@@ -70,6 +72,27 @@ def test_a_run_goes_on_exactly_where_it_stopped(tmp_path):
     assert all(float(m["step"]) == 6 for m in moments)
     assert any(m["exp_avg_sq"].any() for m in moments)
     assert train(again, tmp_path, settings(1), CPU).steps == 7
+
+
+def test_the_time_limit_holds_between_two_lines_of_the_log(tmp_path):
+    limit = TrainSettings(minutes=1e-4, log_every=10_000)
+    assert train(task(), tmp_path, limit, CPU).steps == 1
+    assert read_network(tmp_path, "autoencoder").progress["steps"] == 1
+
+
+def test_a_slow_run_is_logged_all_the_same(tmp_path):
+    train(task(), tmp_path, TrainSettings(steps=3, log_every=10_000, log_at_least_every_s=0), CPU)
+    assert len([line for line in (tmp_path / "log.jsonl").read_text().splitlines() if '"loss"' in line]) == 3
+
+
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
+    train(task(), tmp_path, settings(1), CPU)
+    file = tmp_path / "resume.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(WorldWarpError, match="Delete it"):
+        read_progress(tmp_path, "autoencoder")
+    file.unlink()
+    assert read_progress(tmp_path, "autoencoder").steps == 1
 
 
 def test_a_loss_that_is_not_finite_falls_back_to_the_average(tmp_path):
