@@ -191,7 +191,7 @@ class _Stage:
     ) -> Callable[[], Frame]:
         """Sends a finished frame off the device; what is returned waits for it and gives it, at the size asked for."""
         width, height = self.path.width, self.path.height
-        picture = torch.from_numpy(rgb) if isinstance(rgb, np.ndarray) else (rgb * 255).round().to(torch.uint8)
+        picture = torch.tensor(rgb) if isinstance(rgb, np.ndarray) else (rgb * 255).round().to(torch.uint8)
         scene_depth = torch.where(torch.isfinite(depth), depth * self.space.unit, BACKGROUND_DEPTH).float()
         valid = (validity >= VALID).to(torch.uint8) * 255
         sent = [send_to_host(t) for t in (picture, scene_depth, valid)]
