@@ -176,6 +176,18 @@ class Sight:
     textures: dict[str, gpu.types.GPUTexture] = field(default_factory=dict)
     ready: tuple[Eye, np.ndarray, np.ndarray | None] | None = None
     """Set by the thread: the eye, the order (N,), and the colours (N, 3) where they changed."""
+    told: object = None
+    """What was ready when a redraw was asked for; a hidden object does not take it."""
+
+    @property
+    def is_news(self) -> bool:
+        """Whether the thread has left what no redraw was asked for yet."""
+        return self.ready is not None and self.ready is not self.told
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether the thread is still to leave something."""
+        return self.ready is None and (self.eye is not self.wanted or not self.textures)
 
 
 @dataclass
@@ -187,6 +199,18 @@ class Coming:
     parts: list[Part] = field(default_factory=list)
     ready: Gaussians | None = None
     """Set by the thread."""
+    told: object = None
+    """As that of a sight."""
+
+    @property
+    def is_news(self) -> bool:
+        """As that of a sight."""
+        return self.ready is not None and self.ready is not self.told
+
+    @property
+    def is_coming(self) -> bool:
+        """As that of a sight."""
+        return self.ready is None
 
     def read(self, thing: bpy.types.Object, sky: bpy.types.Object | None) -> Steps[None]:
         """Reads the object, in small steps."""
@@ -510,17 +534,21 @@ class Drawings:
                 del self.coming[data]
             return
 
-    @property
-    def news(self) -> bool:
-        """Whether the thread has left something that is not yet drawn."""
-        coming = any(coming.ready is not None for coming in self.coming.values())
-        return coming or any(sight.ready is not None for sight in self.sights.values())
+    def tell_news(self) -> bool:
+        """Returns whether the thread has left something that is to be drawn; each thing is told of once."""
+        news = [one for one in self._awaited if one.is_news]
+        for one in news:
+            one.told = one.ready
+        return bool(news)
 
     @property
     def busy(self) -> bool:
-        """Whether something is still to come."""
-        waits = any(sight.ready is not None or sight.eye is not sight.wanted for sight in self.sights.values())
-        return bool(self.coming) or waits or any(not sight.textures for sight in self.sights.values())
+        """Whether something is still to come, or to be told of."""
+        return any(one.is_coming or one.is_news for one in self._awaited)
+
+    @property
+    def _awaited(self) -> list[Coming | Sight]:
+        return [*self.coming.values(), *self.sights.values()]
 
     def forget(self, data: set[int]) -> None:
         """Lets go of all that was made from these data, by their session_uid."""
@@ -623,7 +651,7 @@ def poll() -> float | None:
     if _drawings is None:
         return None
     _drawings.go_on(time.perf_counter() + BUDGET_S)
-    if _drawings.news:
+    if _drawings.tell_news():
         redraw()
     return POLL_S if _drawings.busy else None
 

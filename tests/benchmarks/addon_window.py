@@ -21,6 +21,9 @@ idle_gap_worst_ms, idle_gap_worst_cpu_ms
                       on: what this machine's drawing costs without the add-on.
 end_addon_worst_ms, end_addon_worst_cpu_ms, end_addon_worst_where, end_gap_worst_ms, end_gap_worst_cpu_ms
                       the same once the last frame has come, while the world and the frames are brought in.
+scrub_gap_worst_ms, scrub_gap_worst_cpu_ms
+                      the same gap when the timeline is moved through the frames afterwards: what Blender itself takes
+                      to show a new picture in the same editors.
 generate_s            from the click on Generate until Blender answers again: the start frame is rendered then.
 cancel_s              from the click on Cancel, in a shot of its own, until the server's word that it is cancelled has
                       come; cancel_shown_s: until the window shows it.
@@ -156,6 +159,12 @@ def measure(options: argparse.Namespace) -> Iterator[float]:
         "end_gap_worst_cpu_ms": end.gap_worst_cpu_ms,
         "error": session.status().error,
     }
+    for frame in range(1, 16):
+        scene.frame_set(frame)
+        redraw()
+        yield 0.2
+    scrubbed = watch.cut()
+    found |= {"scrub_gap_worst_ms": scrubbed.gap_worst_ms, "scrub_gap_worst_cpu_ms": scrubbed.gap_worst_cpu_ms}
     watch.stop()
     yield from draw_a_million(package, found)
     write(options.out, found)

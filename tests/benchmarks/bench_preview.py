@@ -40,8 +40,6 @@ from worldwarp_core.spec import GenerateSpec
 
 RESULTS = Path(__file__).parent / "results"
 FRAMES, WIDTH, HEIGHT = 49, 256, 144
-SOON_S = 20.0
-"""A cancel comes within so many seconds of the first denoising step."""
 
 
 def bench_preview(
@@ -58,7 +56,8 @@ def bench_preview(
             follow(client, client.submit(spec))  # the engine is loaded, and what is compiled is compiled
             shots = [follow(client, client.submit(spec)) for _ in range(repeats)]
             moments = random.Random(0)
-            waits = [cancel(client, client.submit(spec), moments.random()) for _ in range(cancels)]
+            most_s = 0.8 * min(shot["after_first_step_s"] for shot in shots)
+            waits = [cancel(client, client.submit(spec), moments.uniform(0, most_s)) for _ in range(cancels)]
     steps = [step for shot in shots for step in shot["steps"]]
     return {
         "frames": frames,
@@ -87,27 +86,30 @@ def write_random_weights(folder: Path) -> Path:
 
 def follow(client: Client, job_id: str) -> dict[str, Any]:
     """A shot to its end: its seconds, those of each denoising step, and what the engine said of it."""
-    began, steps, last = time.perf_counter(), [], None
+    began = first = time.perf_counter()
+    steps, last = [], None
     summary: dict[str, Any] = {}
     for event in client.events(job_id):
         if isinstance(event, Progress):
             now = time.perf_counter()
             if event.stage == "denoise" and last is not None:
+                first = first if steps else now
                 steps.append(now - last)
             last = now if event.stage == "denoise" else None
         elif isinstance(event, StateEvent) and event.state in ("done", "failed"):
             assert event.state == "done", event.message
             summary = dict(event.summary)
-    return {"seconds": time.perf_counter() - began, "steps": steps, "summary": summary}
+    end = time.perf_counter()
+    return {"seconds": end - began, "after_first_step_s": end - first, "steps": steps, "summary": summary}
 
 
-def cancel(client: Client, job_id: str, moment: float) -> float:
-    """Seconds from a cancel, at a moment in [0, 1) of what it takes, until the word that it is cancelled."""
+def cancel(client: Client, job_id: str, after_s: float) -> float:
+    """Seconds from a cancel, so long after the first denoising step, until the word that it is cancelled."""
     due, clicked = math.inf, 0.0
     while True:
         event = client.wait(0.01)
         if isinstance(event, Progress) and event.stage == "denoise" and due == math.inf:
-            due = time.perf_counter() + moment * SOON_S
+            due = time.perf_counter() + after_s
         if time.perf_counter() >= due and not clicked:
             client.cancel(job_id)
             clicked = time.perf_counter()

@@ -293,6 +293,22 @@ def test_a_large_object_is_gone_through_beside_the_viewport(
         drawings.sorter.close()
 
 
+def test_a_world_that_is_hidden_before_it_was_drawn_is_asked_to_be_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings, redraws = viewport.Drawings(), []
+    monkeypatch.setattr(viewport, "_drawings", drawings)
+    monkeypatch.setattr(viewport, "redraw", lambda: redraws.append(1))
+    sight = drawings.sights[(1, 2)] = a_sight()
+    assert viewport.poll() is not None
+    assert redraws == []
+    # What the thread does; nobody takes it over, as nothing is drawn of what is hidden.
+    viewport.bring_up_to_date(sight, viewport.Eye(np.zeros(3), np.array([0.0, 1, 0])))
+    assert [viewport.poll() for _ in range(3)] == [None] * 3
+    assert redraws == [1]
+    viewport.bring_up_to_date(sight, viewport.Eye(np.ones(3), np.array([0.0, 1, 0])))
+    viewport.poll()
+    assert redraws == [1, 1]
+
+
 def test_an_object_that_is_removed_while_it_is_read_is_forgotten(film: bpy.types.Object) -> None:
     made = add_splat_objects(bpy.context, "World", cloud_before_the_camera(viewport.AT_ONCE + 5_000, 0))
     drawings = viewport.Drawings()

@@ -123,7 +123,15 @@ class FakeEngine:
         if "deep" in does:
             yield Finished({"deep": nested(20)})
         took = {"frames": count, "delivered_size": [spec.cameras.width, spec.cameras.height], "memory_gib": 1.5}
-        yield Finished({"engine": "fake", "seconds": {"fill": np.float64(1.0)}, "versions": {"fake": "1"}, **took})
+        yield Finished(
+            {
+                "engine": "fake",
+                "seconds": {"fill": np.float64(1.0)},
+                "versions": {"fake": "1"},
+                "ended_s": time.time(),
+                **took,
+            }
+        )
 
     def _fit(self, done: int, spec: GenerateSpec, rng: np.random.Generator, does: dict[str, str]) -> Iterator[Event]:
         """The world after `done` frames."""
