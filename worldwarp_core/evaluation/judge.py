@@ -47,7 +47,7 @@ class Judges:
         lpips: and AlexNet, whose features KID compares; None leaves both out.
         inception: None leaves FID out.
         poses_every: frames between two whose pose is estimated anew; 0 leaves poses out.
-        window_every: of the frames of a window, every how manieth is judged.
+        window_every: of the frames of a window, one in so many is judged.
     """
 
     lpips: Lpips | None = None

@@ -68,7 +68,7 @@ class Lpips(nn.Module):
         Raises:
             WorldWarpError: `no_weights`.
         """
-        if find_spec("lpips") is None:
+        if not package_is_here():
             raise WorldWarpError(
                 "no_weights",
                 "LPIPS needs AlexNet's weights: `pip install -c constraints.txt lpips` on a machine that is online, or "
@@ -111,6 +111,11 @@ class Lpips(nn.Module):
             x = F.relu(self.features[f"conv{i}"](x))
             layers.append(x)
         return layers
+
+
+def package_is_here() -> bool:
+    """Whether the package `lpips` is installed."""
+    return find_spec("lpips") is not None
 
 
 def find_lpips(path: Path | None, device: torch.device | str = "cpu") -> tuple[Lpips | None, str]:

@@ -16,7 +16,7 @@ from ..errors import WorldWarpError
 from .folders import Dl3dv, RealEstate10k
 from .inception import Inception
 from .judge import Judges, judge_scene
-from .lpips import PACKAGE, find_lpips
+from .lpips import PACKAGE, find_lpips, package_is_here
 from .results import ResultFolder, plain
 from .scenes import HeldOutWorlds, Scene, SceneSet
 from .variants import Variant
@@ -87,7 +87,7 @@ class EvalOptions:
             "folder": None if self.folder is None else str(self.folder),
             "textures": None if self.textures is None else self.textures.name,
             "size": [self.width, self.height],
-            "lpips": PACKAGE if self.lpips is None else self.lpips.name,
+            "lpips": self.lpips.name if self.lpips is not None else PACKAGE if package_is_here() else None,
             "inception": None if self.inception is None else self.inception.name,
             "poses_every": self.poses_every,
             "window_every": self.window_every,

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import lpips
 from worldwarp_core.evaluation.lpips import Lpips, find_lpips
+from worldwarp_core.evaluation.run import EvalOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,6 +78,8 @@ def test_without_weights_it_says_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setattr(lpips, "find_spec", lambda name: None)
     found, why = find_lpips(None)
     assert found is None
+    # Shots that were judged without it are not taken for others.
+    assert EvalOptions(tmp_path).settings()["lpips"] is None
     assert "pip install -c constraints.txt lpips" in why
     with pytest.raises(WorldWarpError, match="no LPIPS weights at"):
         find_lpips(tmp_path / "nowhere.safetensors")
