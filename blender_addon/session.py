@@ -39,6 +39,7 @@ from .shot import Left, OnEvent, PreparedShot, SplatsOnDisk, Stop, resume_shot, 
 from .small_steps import Steps, run_until
 from .splats import PreparedSplats, prepare_splats
 from .start_frame import is_rendering
+from .stored_paths import stored_path
 from .takes import add_take, drop_unsent, find_take, refresh, show_take_in_steps
 
 TICK_S = 0.1
@@ -433,7 +434,7 @@ def _end(session: Session, ended: Ended) -> None:
     _status.lost = ""
     if ended.error is not None and ended.error.code != "cancelled":
         _status.error = in_words(ended.error)
-    done = f"{_status.frames_done} of {_status.frames} frames in {session.out}"
+    done = f"{_status.frames_done} of {_status.frames} frames in {stored_path(session.out)}"
     _status.outcome = f"Cancelled: {done}" if _status.cancelling else done
     _status.cancelling = False
     scene = _scene(session)
