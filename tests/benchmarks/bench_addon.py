@@ -23,7 +23,7 @@ proxy_mesh             the mesh that is fused from the demo shot's depth against
                        the start frame shows it covers.
 blender_versions       what passed of the add-on's own tests, but for those that compare with the engine, in the
                        Blender of the Python that runs this: one row for each, kept beside the others. Run it once
-                       under each; it needs pytest, hypothesis, Pillow and what the client needs.
+                       under each; it needs pytest, hypothesis, Pillow, filelock and what the client needs.
 """
 
 from __future__ import annotations

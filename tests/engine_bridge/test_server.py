@@ -54,7 +54,7 @@ def test_a_job_delivers_every_frame_in_order_and_bit_exact(connect: Connect, tmp
         assert (frame.validity == (255 if frame.index % 2 else 0)).all()
     assert [event.seq for event in logged(events)] == list(range(1, len(logged(events)) + 1))
     assert [event.state for event in events if isinstance(event, m.StateEvent)] == ["queued", "running", "done"]
-    took = {"frames": 12, "delivered_size": [48, 32], "memory_gib": 1.5}
+    took = {"frames": 12, "delivered_size": [48, 32], "memory_gib": 1.5, "ended_s": pytest.approx(time.time(), abs=60)}
     assert events[-1].summary == {"engine": "fake", "seconds": {"fill": 1.0}, "versions": {"fake": "1"}} | took
     assert any(isinstance(event, m.NoticeEvent) and event.code == "fake" for event in events)
     assert any(isinstance(event, m.Progress) for event in events)
