@@ -164,8 +164,21 @@ class Eye:
     """(3,) unit vector into the picture."""
 
 
+class Awaited:
+    """What the thread leaves in `ready` for a redraw to take; a hidden object takes nothing."""
+
+    ready: object
+    told: object
+    """What was ready when a redraw was asked for."""
+
+    @property
+    def is_news(self) -> bool:
+        """Whether the thread has left what no redraw was asked for yet."""
+        return self.ready is not None and self.ready is not self.told
+
+
 @dataclass
-class Sight:
+class Sight(Awaited):
     """What is known of one object in one viewport: the newest order and colours, and those that are on the way."""
 
     gaussians: Gaussians
@@ -177,12 +190,6 @@ class Sight:
     ready: tuple[Eye, np.ndarray, np.ndarray | None] | None = None
     """Set by the thread: the eye, the order (N,), and the colours (N, 3) where they changed."""
     told: object = None
-    """What was ready when a redraw was asked for; a hidden object does not take it."""
-
-    @property
-    def is_news(self) -> bool:
-        """Whether the thread has left what no redraw was asked for yet."""
-        return self.ready is not None and self.ready is not self.told
 
     @property
     def is_coming(self) -> bool:
@@ -191,7 +198,7 @@ class Sight:
 
 
 @dataclass
-class Coming:
+class Coming(Awaited):
     """A splat object whose Gaussians the thread works out."""
 
     reading: Steps[None] | None = None
@@ -200,12 +207,6 @@ class Coming:
     ready: Gaussians | None = None
     """Set by the thread."""
     told: object = None
-    """As that of a sight."""
-
-    @property
-    def is_news(self) -> bool:
-        """As that of a sight."""
-        return self.ready is not None and self.ready is not self.told
 
     @property
     def is_coming(self) -> bool:
