@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 
@@ -25,6 +26,9 @@ def follow(what: str) -> None:
         os._exit(0)  # whatever it waits for, there is nobody left to answer
 
     threading.Thread(target=end_with_leader, daemon=True).start()
+    # What a terminal or a service says to all its processes is the leader's to answer: it may finish its chunk first.
+    for told_to_all in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told_to_all, lambda *_: None)
     told = json.loads(what)
     ranks: Ranks = join_ranks(told["device"])
     source = WanSource(read_options(told["options"] | {"gpus": 1}), str(ranks.device))

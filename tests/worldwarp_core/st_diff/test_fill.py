@@ -623,8 +623,9 @@ engine = load_engine(
 )
 cameras = room.truck(2, width=32, height=16)
 spec = GenerateSpec(cameras, *room.render(cameras), chunk=9, overlap=5, cache_steps=2, steps=1)
-np.save(out, np.stack([event.rgb for event in engine.generate(spec) if isinstance(event, Frame)]))
 (follower,) = engine.models.fill._source._followers._processes
+follower.terminate()  # as a service that stops says to all of its processes
+np.save(out, np.stack([event.rgb for event in engine.generate(spec) if isinstance(event, Frame)]))
 follower.kill()
 list(engine.generate(spec))
 print("went on without its follower")
