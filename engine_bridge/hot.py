@@ -34,6 +34,8 @@ SLOTS = 4
 """Events that may be on their way at a time; while all are, more go by the disk."""
 HEAD_BYTES = 4096
 FREE, COPYING, WHOLE = range(3)
+SEND_LIMIT_S = 0.01
+"""How long the disk lets the network go first; a frame that a slow client is still to get is written meanwhile."""
 COPY_LIMIT_S = 0.05
 """How long the server waits for a copy: a worker that is held up must not hold up others' clients."""
 
@@ -44,6 +46,7 @@ class ShowCase:
     def __init__(self) -> None:
         self._memory: SharedMemory | None = None
         self._slot_bytes = 0
+        self._slot = 0
 
     def show(
         self, job_id: str, seq: int, parts: Sequence[Part], frames_done: int, report: Callable[[Shown], None]
@@ -73,7 +76,19 @@ class ShowCase:
             buffer[at : at + len(piece)] = piece
             at += len(piece)
         buffer[slot] = WHOLE
+        self._slot = slot
         return True
+
+    def wait_until_sent(self) -> None:
+        """Waits until the server has sent what was shown last, for `SEND_LIMIT_S` at most.
+
+        Sending and writing both move all of a frame through memory: beside each other both take longer.
+        """
+        deadline_s = time.monotonic() + SEND_LIMIT_S
+        while self._memory is not None and (buffer := self._memory.buf) is not None and buffer[self._slot] != FREE:
+            if time.monotonic() > deadline_s:
+                return
+            time.sleep(0.0002)
 
     def close(self) -> None:
         """Gives the memory back; what the server is sending stays until it is sent."""

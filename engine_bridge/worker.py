@@ -288,7 +288,7 @@ class _Run:
             with (
                 only_job_on(self._gpus, self._wait_for_gpu),
                 self._job.log.appending() as append,
-                _LogWriter(append, self._server.appending, self._report_log) as log,
+                _LogWriter(append, self._server.appending, self._show_case.wait_until_sent, self._report_log) as log,
             ):
                 summary = self._follow(log)
             if summary is not None:
@@ -442,11 +442,19 @@ class _LogWriter:
     Args:
         append: see `EventLog.appending`.
         appending: held while an event is shown and appended.
+        wait_until_sent: returns when the event that was shown has gone to the clients, or soon.
         appended: called with the `seq` of each event that is in the log.
     """
 
-    def __init__(self, append: Appender, appending: threading.Lock, appended: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        append: Appender,
+        appending: threading.Lock,
+        wait_until_sent: Callable[[], None],
+        appended: Callable[[int], None],
+    ) -> None:
         self._append, self._appending, self._appended = append, appending, appended
+        self._wait_until_sent = wait_until_sent
         self._thread = ThreadPoolExecutor(1, "log", initializer=_yield_to_others)
         self._behind: Future[None] | None = None
 
@@ -477,11 +485,11 @@ class _LogWriter:
         self._wait()
         # What was shown is on its way to clients: it must be in the log, too, whoever dies.
         self._appending.acquire()
-        shown = True
+        shown = False
         try:
             shown = show()
         finally:
-            self._behind = self._thread.submit(self._write, parts)
+            self._behind = self._thread.submit(self._write, parts, shown)
         if not shown:
             self._wait()
 
@@ -494,8 +502,10 @@ class _LogWriter:
         self._wait()
         self._append.sync()
 
-    def _write(self, parts: list[codec.Part]) -> None:
+    def _write(self, parts: list[codec.Part], shown: bool) -> None:
         try:
+            if shown:
+                self._wait_until_sent()
             self._appended(self._append(parts))
         finally:
             self._appending.release()

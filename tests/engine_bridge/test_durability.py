@@ -300,7 +300,7 @@ def test_a_job_is_made_where_threads_may_not_have_priorities(monkeypatch: pytest
 
     monkeypatch.setattr(os, "sched_setscheduler", forbidden, raising=False)
     written = []
-    with _LogWriter(lambda parts: written.append(parts) or 1, threading.Lock(), lambda seq: None) as log:  # type: ignore[arg-type, func-returns-value]
+    with _LogWriter(lambda parts: written.append(parts) or 1, threading.Lock(), list, lambda seq: None) as log:  # type: ignore[arg-type, func-returns-value]
         log.append([b"event"])
     assert written == [[b"event"]]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +88,23 @@ def test_larger_memory_takes_the_place_of_one_that_is_still_in_use(ends: tuple[S
     del held
     looker.close()
     assert set(hot._left) <= set(others)
+
+
+def test_the_disk_waits_for_the_network_but_not_for_a_client_that_does_not_read(
+    ends: tuple[ShowCase, Looker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, looker = ends
+    case.wait_until_sent()  # nothing was shown yet
+    first = show(case, 1)
+    assert first is not None
+    held = looker.take(first)
+    began = time.monotonic()
+    case.wait_until_sent()
+    assert time.monotonic() - began >= hot.SEND_LIMIT_S
+    monkeypatch.setattr(hot, "SEND_LIMIT_S", 60.0)
+    threading.Timer(0.05, lambda: held.clear() if held else None).start()
+    case.wait_until_sent()
+    assert time.monotonic() - began < 30
 
 
 def test_a_copy_that_takes_too_long_is_left_to_the_log(
