@@ -53,7 +53,7 @@ class ObjectiveSettings:
     """
 
     target: Target = "consistent"
-    strengths: tuple[float, float] = (0.3, 1.0)
+    strengths: tuple[float, float] = (0.15, 0.9)
     graded: float = 0.3
     independent: float = 0.1
     erased: float = 0.05

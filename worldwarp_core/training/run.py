@@ -318,6 +318,8 @@ def _autoencoder(ready: _Ready) -> Task:
         freeze_encoder=options.freeze_encoder,
         compile=options.compile,
     )
+    if options.transformer is not None:  # what the engine decodes, and little else
+        training = replace(training, photos=0.1, guided=0.9, imagined=0.75)
     network = PreviewAutoencoder().to(ready.device)
     return AutoencoderTask(
         network,

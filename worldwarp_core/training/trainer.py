@@ -303,7 +303,9 @@ class _Session:
             for name, parameter in self.learned.items():
                 self.average[name].copy_(average.get(name, parameter.detach()))
                 if name in adam["exp_avg"]:
-                    self.optimiser.state[parameter] = {kind: values[name] for kind, values in adam.items()}
+                    self.optimiser.state[parameter] = {
+                        kind: _laid_out_like(parameter, values[name]) for kind, values in adam.items()
+                    }
             self.averaged_steps = int(metadata["averaged_steps"])
             return Progress(**json.loads(metadata["progress"]))
         if not network_files(run, self.task.name):
@@ -374,6 +376,11 @@ def _rate(settings: TrainSettings, step: int, share: float) -> float:
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): values for key, values in tensors.items() if key.startswith(prefix)}
+
+
+def _laid_out_like(parameter: Tensor, values: Tensor) -> Tensor:
+    """Moments in the parameter's own memory format, which files do not keep: the fused optimiser takes no other."""
+    return values if values.shape != parameter.shape else torch.empty_like(parameter).copy_(values)
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
