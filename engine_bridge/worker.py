@@ -36,6 +36,7 @@ from worldwarp_core import spec as core
 from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.frame_memory import lending
 from worldwarp_core.splat_files.ply import write_ply
 
 from . import codec
@@ -289,6 +290,7 @@ class _Run:
                 only_job_on(self._gpus, self._wait_for_gpu),
                 self._job.log.appending() as append,
                 _LogWriter(append, self._server.appending, self._show_case.wait_until_sent, self._report_log) as log,
+                lending(self._show_case.lend),
             ):
                 summary = self._follow(log)
             if summary is not None:
@@ -426,6 +428,10 @@ class _Run:
         return isinstance(event, core.Notice) and (event.code[:200], event.message[:MAX_TEXT_CHARS]) in self._told
 
     def _log(self, event: core.Event, log: _LogWriter) -> None:
+        if isinstance(event, core.Frame):
+            # It is sent and written from where it lies: an engine that goes on writing there is to hear of it.
+            for array in (event.rgb, event.depth, event.validity):
+                array.flags.writeable = False
         seq = log.next_seq()
         parts = codec.encode(_logged(event, self._job, self._job_id, seq, self._attempt))
         self._frames_done += isinstance(event, core.Frame)

@@ -24,7 +24,10 @@ throughput_pushpull_gb_s, throughput_fraction_of_pushpull, throughput_aiohttp_gb
                        client. Measured in turn, several rounds, so that what else the machine does falls on all of
                        them: the median of each, and of each round's fraction (`throughput_fractions` has them all).
 added_latency_ms       from when the engine gives a frame away until the client has it, less the same over PUSH/PULL
-                       right after; the median of such pairs, and their quartiles.
+                       right after; the median of such pairs, and their quartiles. The engine's last step writes its
+                       frames into arrays that it was lent (worldwarp_core.frame_memory), as the project's engines do.
+added_latency_own_arrays_ms
+                       the same of an engine that makes its own arrays, which the worker copies.
 measured_under         of each part that measures speed: the load average when it began, and whether it ran ahead of
                        what else the machine did (a real-time scheduler, `chrt -r 1`).
 compression_ratio, compression_mb_s, decompression_mb_s
@@ -525,28 +528,36 @@ def run_throughput(short: bool) -> dict[str, Any]:
 class StampedEngine:
     """Frames of 1280x720, a few a second, and after each the same bytes over PUSH: both in the same weather.
 
-    The first depth pixels say when each was given away.
+    The first depth pixels say when each was given away. The prompt is where to push to, and whether frames are written
+    into arrays that were "lent" or are the engine's "own"; what goes over PUSH always lies in its own.
     """
 
     def describe(self) -> dict[str, Any]:
         return {"engine": "stamped"}
 
     def generate(self, spec: Any, resume: Any = None) -> Iterator[Any]:
+        from worldwarp_core.frame_memory import frame_arrays
         from worldwarp_core.spec import Finished, Frame
 
         pusher = zmq.Context.instance().socket(zmq.PUSH)
-        pusher.connect(spec.prompt)
+        address, arrays = spec.prompt.split()
+        pusher.connect(address)
         rgb, validity = np.zeros((HEIGHT, WIDTH, 3), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8)
 
-        def stamped() -> np.ndarray:
+        def stamped(arrays: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             time.sleep(0.05)
-            depth = np.ones((HEIGHT, WIDTH), np.float32)
-            depth[0, :2] = np.array([time.monotonic()]).view(np.float32)
-            return depth
+            if arrays == "lent":
+                frame = frame_arrays(HEIGHT, WIDTH)
+                frame[0][...], frame[2][...] = rgb, validity
+            else:
+                frame = rgb, np.empty((HEIGHT, WIDTH), np.float32), validity
+            frame[1][...] = 1
+            frame[1][0, :2] = np.array([time.monotonic()]).view(np.float32)
+            return frame
 
         for index, number in enumerate(spec.cameras.frames):
-            yield Frame(index, int(number), 0, rgb, stamped(), validity)
-            pusher.send_multipart([b"", rgb.data, stamped().data, validity.data], copy=False)
+            yield Frame(index, int(number), 0, *stamped(arrays))
+            pusher.send_multipart([b"", *(array.data for array in stamped("own"))], copy=False)
         pusher.close(60_000)
         yield Finished({})
 
@@ -555,8 +566,12 @@ def load_stamped(name: str = "", **options: Any) -> StampedEngine:
     return StampedEngine()
 
 
-def latencies_s(count: int, folder: Path) -> tuple[list[float], list[float]]:
-    """What each frame took from the engine to the client, and what it took over PUSH/PULL right after."""
+def latencies_s(count: int, arrays: str, folder: Path) -> tuple[list[float], list[float]]:
+    """What each frame took from the engine to the client, and what it took over PUSH/PULL right after.
+
+    Args:
+        arrays: see `StampedEngine`.
+    """
     bridge: list[float] = []
     plain: list[float] = []
 
@@ -576,7 +591,7 @@ def latencies_s(count: int, folder: Path) -> tuple[list[float], list[float]]:
     factory = "tests.benchmarks.bench_bridge:load_stamped"
     with running_server(folder, factory=factory) as (address, _), Client(address) as client:
         chunk = count // 4 * 4 + 1
-        prompt = f"tcp://127.0.0.1:{port}"
+        prompt = f"tcp://127.0.0.1:{port} {arrays}"
         job_id = client.submit(shot(count, prompt=prompt, width=WIDTH, height=HEIGHT, chunk=chunk))
         for event in client.events(job_id):
             if isinstance(event, m.FrameEvent):
@@ -587,20 +602,23 @@ def latencies_s(count: int, folder: Path) -> tuple[list[float], list[float]]:
 
 
 def run_latency(short: bool) -> dict[str, Any]:
-    bridge: list[float] = []
-    plain: list[float] = []
-    # Each with a server of its own: some of it is how its memory happens to lie.
-    for _ in range(1 if short else 5):
-        with tempfile.TemporaryDirectory() as folder:
-            ours, theirs = latencies_s(21 if short else 61, Path(folder))
-        bridge, plain = bridge + ours, plain + theirs
-    added = statistics.quantiles([a - b for a, b in zip(bridge, plain, strict=True)], n=4)
-    return {
-        "added_latency_ms": round(added[1] * 1000, 2),
-        "added_latency_quartiles_ms": [round(added[0] * 1000, 2), round(added[2] * 1000, 2)],
-        "latency_ms": round(statistics.median(bridge) * 1000, 2),
-        "latency_pushpull_ms": round(statistics.median(plain) * 1000, 2),
-    }
+    figures: dict[str, Any] = {}
+    for arrays, suffix in (("lent", ""), ("own", "_own_arrays")):
+        bridge: list[float] = []
+        plain: list[float] = []
+        # Each with a server of its own: some of it is how its memory happens to lie.
+        for _ in range(1 if short else 5):
+            with tempfile.TemporaryDirectory() as folder:
+                ours, theirs = latencies_s(21 if short else 61, arrays, Path(folder))
+            bridge, plain = bridge + ours, plain + theirs
+        added = statistics.quantiles([a - b for a, b in zip(bridge, plain, strict=True)], n=4)
+        figures |= {
+            f"added_latency{suffix}_ms": round(added[1] * 1000, 2),
+            f"added_latency{suffix}_quartiles_ms": [round(added[0] * 1000, 2), round(added[2] * 1000, 2)],
+            f"latency{suffix}_ms": round(statistics.median(bridge) * 1000, 2),
+            f"latency{suffix}_pushpull_ms": round(statistics.median(plain) * 1000, 2),
+        }
+    return figures
 
 
 def run_compression(short: bool) -> dict[str, Any]:

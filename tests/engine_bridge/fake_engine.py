@@ -22,6 +22,7 @@ import numpy as np
 
 from worldwarp_core.checkpoint import Checkpoint
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.frame_memory import frame_arrays
 from worldwarp_core.spec import (
     CacheUpdate,
     Event,
@@ -98,16 +99,12 @@ class FakeEngine:
             time.sleep(float(does.get("slow", 0)))
             size = (spec.cameras.height, spec.cameras.width)
             value = pixel_of(index)
-            rgb = np.full((*size, 3), value, np.uint8)
-            if "noise" in does:
-                rgb = rng.integers(0, 256, (*size, 3), np.uint8)
+            rgb, depth, validity = frame_arrays(*size)
+            rgb[...] = rng.integers(0, 256, (*size, 3), np.uint8) if "noise" in does else value
+            depth[...] = value + 0.5
+            validity[...] = 255 if index % 2 else 0
             yield Frame(
-                index=index,
-                number=int(number),
-                chunk=index // spec.chunk,
-                rgb=rgb,
-                depth=np.full(size, value + 0.5, np.float32),
-                validity=np.full(size, 255 if index % 2 else 0, np.uint8),
+                index=index, number=int(number), chunk=index // spec.chunk, rgb=rgb, depth=depth, validity=validity
             )
             if does.get("crash") == str(index):
                 os._exit(9)

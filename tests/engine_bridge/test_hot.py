@@ -115,7 +115,7 @@ def test_a_copy_that_takes_too_long_is_left_to_the_log(
     late = show(case, 1)
     assert late is not None
     assert case._memory is not None
-    case._memory.buf[late.slot] = hot.COPYING
+    case._memory.buf[late.slot] = hot.TAKEN
     assert looker.take(late) is None
     case._memory.buf[late.slot] = hot.WHOLE
     others = [show(case, seq) for seq in range(2, SLOTS + 1)]
@@ -124,6 +124,91 @@ def test_a_copy_that_takes_too_long_is_left_to_the_log(
     again = show(case, 10)
     assert again is not None
     assert again.slot == late.slot, "free again, though nobody has read it"
+
+
+def frame_of(case: ShowCase, value: int, height: int = 200, width: int = 300) -> m.FrameEvent:
+    """A frame in lent arrays, every byte of which is `value`."""
+    arrays = case.lend(height, width)
+    assert arrays is not None
+    for array in arrays:
+        array.reshape(-1).view(np.uint8)[:] = value
+    return event_of(*arrays)
+
+
+def event_of(rgb: np.ndarray, depth: np.ndarray, validity: np.ndarray) -> m.FrameEvent:
+    return m.FrameEvent(
+        job_id=JOB, seq=1, index=0, number=1, chunk=0, attempt=1, rgb=rgb, depth=depth, validity=validity
+    )
+
+
+def show_frame(case: ShowCase, frame: m.FrameEvent) -> m.Shown | None:
+    told: list[m.Shown] = []
+    case.show(JOB, frame.seq, codec.encode(frame), 7, told.append)
+    return told[0] if told else None
+
+
+def test_a_frame_in_lent_arrays_is_shown_where_it_lies(ends: tuple[ShowCase, Looker]) -> None:
+    case, looker = ends
+    frame = frame_of(case, 3)
+    shown = show_frame(case, frame)
+    assert shown is not None
+    parts = looker.take(shown)
+    assert parts is not None
+    assert codec.decode(parts, m.LoggedEvent) == frame
+    # Not a copy: what is written here is seen there.
+    frame.rgb[0, 0, 0] = 99
+    assert parts[1][0] == 99
+
+
+def test_a_lent_slot_is_taken_until_it_is_sent_and_nobody_here_has_it(ends: tuple[ShowCase, Looker]) -> None:
+    case, looker = ends
+    held = [frame_of(case, value) for value in range(SLOTS)]
+    assert case.lend(200, 300) is None, "every slot is lent"
+    shown = show_frame(case, held[0])
+    assert shown is not None
+    parts = looker.take(shown)
+    del held[0]
+    assert case.lend(200, 300) is None, "it is still being sent"
+    del parts
+    held.append(frame_of(case, 9))
+    shown = show_frame(case, held[-1])
+    assert shown is not None
+    looker.take(shown)
+    assert case.lend(200, 300) is None, "it is sent, but the log may still be written from it"
+    assert [frame.rgb[0, 0, 0] for frame in held] == [1, 2, 3, 9]
+    held.clear()
+    # Most were never shown.
+    assert all(case.lend(200, 300) is not None for _ in range(2 * SLOTS))
+
+
+def test_arrays_that_are_not_all_lent_or_were_shown_before_are_copied(ends: tuple[ShowCase, Looker]) -> None:
+    case, looker = ends
+    frame = frame_of(case, 3)
+    mixed = attrs.evolve(frame, depth=frame.depth.copy())
+    for event, in_place in ((mixed, False), (frame, True), (frame, False)):
+        shown = show_frame(case, event)
+        assert shown is not None
+        parts = looker.take(shown)
+        assert parts is not None
+        assert codec.decode(parts, m.LoggedEvent) == event
+        frame.rgb[0, 0, 0] ^= 1
+        assert (parts[1][0] == frame.rgb[0, 0, 0]) == in_place
+
+
+def test_lent_arrays_outlive_the_memory_that_a_larger_one_replaces(ends: tuple[ShowCase, Looker]) -> None:
+    case, looker = ends
+    small, large = frame_of(case, 3), frame_of(case, 4, 400, 600)
+    for frame in (small, large):
+        shown = show_frame(case, frame)
+        assert shown is not None
+        assert codec.decode(looker.take(shown) or [], m.LoggedEvent) == frame
+    case.close()
+    assert (large.rgb == 4).all()
+
+
+def test_small_frames_and_those_of_an_odd_size_are_not_lent_to(ends: tuple[ShowCase, Looker]) -> None:
+    assert ends[0].lend(20, 30) is None
+    assert ends[0].lend(201, 301) is None
 
 
 def test_what_cannot_be_had_is_in_the_log(ends: tuple[ShowCase, Looker], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +246,57 @@ def test_frames_are_the_same_in_memory_and_in_the_log(server: RunningServer) -> 
         late.subscribe(job_id)
         assert logged(run(late, job_id)) == events
         assert len(frames(events)) == 10
+
+
+def test_an_engine_that_writes_its_frames_into_lent_arrays_has_none_copied(
+    start_server: Callable[..., RunningServer],
+) -> None:
+    server = start_server(factory="tests.engine_bridge.test_hot:load_uncopied")
+    with Client(server.address) as client:
+        job_id = client.submit(shot(10, prompt="noise", width=320, height=180))
+        events = run(client, job_id)
+        assert (events[-1].state, events[-1].message) == ("done", "")
+        assert len(frames(events)) == 10
+
+
+def load_uncopied(name: str = "", **options: Any) -> Any:
+    """The fake engine in a worker that fails where it copies more than a page."""
+    from .fake_engine import load
+
+    put = ShowCase._put
+
+    def little(case: ShowCase, pieces: Any, *place: int) -> None:
+        assert codec.size_of(pieces) < hot.PAGE_BYTES, "copied"
+        put(case, pieces, *place)
+
+    ShowCase._put = little  # type: ignore[method-assign]
+    return load(name, **options)
+
+
+def test_an_engine_that_writes_into_a_frame_it_has_given_away_fails(start_server: Callable[..., RunningServer]) -> None:
+    server = start_server(factory="tests.engine_bridge.test_hot:load_forgetful")
+    with Client(server.address) as client:
+        job_id = client.submit(shot(10, width=320, height=180))
+        events = run(client, job_id)
+    assert (events[-1].state, events[-1].code) == ("failed", "engine_failed")
+    assert "read-only" in events[-1].message
+    assert len(frames(events)) == 1
+
+
+def load_forgetful(name: str = "", **options: Any) -> Any:
+    """The fake engine, which blackens each of its frames afterwards."""
+    from worldwarp_core.spec import Frame
+
+    from .fake_engine import FakeEngine
+
+    class Forgetful(FakeEngine):
+        def generate(self, *args: Any, **settings: Any) -> Any:
+            for event in super().generate(*args, **settings):
+                yield event
+                if isinstance(event, Frame):
+                    event.rgb[...] = 0
+
+    return Forgetful()
 
 
 def test_an_event_that_was_shown_is_in_the_log_though_the_worker_died_before(

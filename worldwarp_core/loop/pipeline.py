@@ -21,6 +21,7 @@ from torch import Tensor
 from ..cameras.path import CameraPath, jump_warning
 from ..checkpoint import Checkpoint
 from ..errors import WorldWarpError
+from ..frame_memory import frame_arrays
 from ..geometry.blockout import Blockout, hidden_by, in_front_of, start_of
 from ..geometry.complete import complete_depth
 from ..geometry.monocular import DepthModel
@@ -201,13 +202,15 @@ class _Stage:
             if arrived is not None:
                 arrived.synchronize()
             picture, scene_depth, valid = (t.numpy() for t in sent)
+            frame_rgb, frame_depth, frame_validity = frame_arrays(height, width)
+            frame_rgb[...] = resize_picture(picture, width, height)
             return Frame(
                 index=index,
                 number=int(self.path.frames[index]),
                 chunk=chunk,
-                rgb=resize_picture(picture, width, height),
-                depth=resize_map(scene_depth, width, height),
-                validity=resize_map(valid, width, height),
+                rgb=frame_rgb,
+                depth=resize_map(scene_depth, width, height, out=frame_depth),
+                validity=resize_map(valid, width, height, out=frame_validity),
             )
 
         return receive

@@ -25,10 +25,18 @@ def resize_picture(rgb: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def resize_map(values: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(h, w) depth or mask -> (height, width), nearest: values are never mixed across an edge."""
-    if values.shape == (height, width):
+def resize_map(values: np.ndarray, width: int, height: int, out: np.ndarray | None = None) -> np.ndarray:
+    """(h, w) depth or mask -> (height, width), nearest: values are never mixed across an edge.
+
+    Args:
+        out: filled and returned, where it is given; else a map of the right size is returned as it is.
+    """
+    if values.shape != (height, width):
+        rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(int)
+        cols = ((np.arange(width) + 0.5) * values.shape[1] / width).astype(int)
+        # Where every index is known to be in range, nothing is buffered on its way to `out`.
+        return np.take(values[rows], cols, axis=1, out=out, mode="clip")
+    if out is None:
         return values
-    rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(int)
-    cols = ((np.arange(width) + 0.5) * values.shape[1] / width).astype(int)
-    return np.ascontiguousarray(values[rows][:, cols])
+    out[...] = values
+    return out

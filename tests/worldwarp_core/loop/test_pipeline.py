@@ -7,6 +7,7 @@ import torch
 from tests.support import room
 from worldwarp_core.api import load_engine
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.frame_memory import lending
 from worldwarp_core.spec import BACKGROUND_DEPTH, CacheUpdate, Finished, Frame, GenerateSpec, Notice, Progress
 
 WIDTH, HEIGHT = 64, 48
@@ -120,6 +121,26 @@ def test_a_large_shot_is_made_smaller_delivered_whole_and_said(engine):
     events = run(small, spec(3, width=160, height=120))
     assert of(Frame, events)[-1].rgb.shape == (120, 160, 3)
     assert "working_size" in {n.code for n in of(Notice, events)}
+
+
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (101, 67)])
+def test_frames_are_put_where_room_for_them_is_lent(engine, size):
+    def lend(height, width):
+        size = (height, width)
+        lent.append((np.empty((*size, 3), np.uint8), np.empty(size, np.float32), np.empty(size, np.uint8)))
+        return lent[-1]
+
+    lent, shot = [], spec(2, width=size[0], height=size[1])
+    own = of(Frame, run(engine, shot))
+    with lending(lend):
+        frames = of(Frame, run(engine, shot))
+    for frame, other, (rgb, depth, validity) in zip(frames, own, lent, strict=True):
+        assert frame.rgb is rgb
+        assert frame.depth is depth
+        assert frame.validity is validity
+        assert np.array_equal(rgb, other.rgb)
+        assert np.array_equal(depth, other.depth)
+        assert np.array_equal(validity, other.validity)
 
 
 def test_odd_sizes_come_back_at_their_own_size(engine):

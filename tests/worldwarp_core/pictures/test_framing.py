@@ -27,3 +27,11 @@ def test_a_resized_map_holds_only_values_that_were_there():
     assert resized.shape == (70, 100)
     assert np.isin(resized, depth).all()
     assert (resize_map(resize_map(depth, 128, 72), 64, 36) == depth).all()
+
+
+@pytest.mark.parametrize("size", [(64, 36), (100, 70), (30, 20)])
+def test_a_map_is_put_where_it_is_wanted(size):
+    depth = np.random.default_rng(0).uniform(1, 9, (36, 64)).astype(np.float32)
+    out = np.empty(size[::-1], np.float32)
+    assert resize_map(depth, *size, out=out) is out
+    assert (out == resize_map(depth, *size)).all()
