@@ -24,6 +24,8 @@ class Engine(Protocol):
     def generate(self, spec: GenerateSpec, resume: Checkpoint | None = None) -> Iterator[Event]:
         """Yields events after every step, `Finished` last; stop asking for more to cancel.
 
+        A frame's arrays are its taker's once it is yielded; `frame_memory.frame_arrays` has some to write it into.
+
         `resume` is the join of the newest "fitted" state that an earlier run of the same shot yielded and of what it
         yielded after that: its frames are not made again, and the rest is as it would have been.
         """
