@@ -9,7 +9,8 @@ kills, kills_lost_frames, kills_twice_final
                        `cache` on the CPU, one thread), so many times in all, a third each; frames that were lost or are
                        not, to the bit, those of an uninterrupted run, and frames that were final twice.
                        `kills_jobs`: that it took; a kill counts while the job has not ended.
-kills_fake_engine, ... the same with the fake engine, whose every frame depends on all before it.
+kills_fake_engine, ... the same with the fake engine, whose every frame depends on all before it and is large enough to
+                       go through shared memory.
 fuzz_messages, fuzz_failures
                        random, mutated and truncated messages at the codec and the server's session; anything but a
                        message or a typed refusal is a failure.
@@ -177,9 +178,9 @@ def read_records(path: Path) -> Iterator[bytes]:
 
 
 def make_shot(frames: int, prompt: str, engine: str) -> Any:
-    """A shot of the fake engine's, or a small one of the real loop's."""
+    """A shot of the fake engine's, large enough for shared memory (hot.py), or a small one of the real loop's."""
     if engine == "fake":
-        return shot(frames, prompt=prompt, seed=5)
+        return shot(frames, prompt=prompt, seed=5, width=320, height=180)
     from tests.support import room
     from worldwarp_core.spec import GenerateSpec
 
