@@ -26,7 +26,8 @@ throughput_pushpull_gb_s, throughput_fraction_of_pushpull, throughput_aiohttp_gb
                        them: the median of each, and of each round's fraction (`throughput_fractions` has them all).
 added_latency_ms       from when the engine gives a frame away until the client has it, less the same over PUSH/PULL
                        right after; the median of such pairs, and their quartiles. The engine's last step writes its
-                       frames into arrays that it was lent (worldwarp_core.frame_memory), as the project's engines do.
+                       frames into arrays that it was lent (worldwarp_core.frame_memory), as the project's engines do;
+                       that it takes, as any making of a frame, is not counted.
 added_latency_own_arrays_ms
                        the same of an engine that makes its own arrays, which the worker copies.
 measured_under         of each part that measures speed: the load average when it began, and whether it ran ahead of
