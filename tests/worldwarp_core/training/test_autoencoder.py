@@ -71,6 +71,8 @@ def test_a_run_goes_on_exactly_where_it_stopped(tmp_path):
     moments = [session.optimiser.state[p] for p in again.network.parameters()]
     assert all(float(m["step"]) == 6 for m in moments)
     assert any(m["exp_avg_sq"].any() for m in moments)
+    for parameter, moment in zip(again.network.parameters(), moments, strict=True):
+        assert moment["exp_avg"].stride() == parameter.stride(), "the fused optimiser of a GPU takes no other"
     assert train(again, tmp_path, settings(1), CPU).steps == 7
 
 
