@@ -19,6 +19,7 @@ from ..loop.chunks import ChunkPlan
 from ..spec import GenerateSpec, Notice
 from ..st_diff.denoise import SamplerSettings
 from ..st_diff.fill import FixedModels, StDiffFill, StDiffModels
+from ..st_diff.noise_map import SMALL_PICTURES
 from ..st_diff.presets import Preset
 from .autoencoder import AutoencoderConfig, PreviewAutoencoder
 from .depth import DepthNetwork, PreviewDepth
@@ -85,7 +86,7 @@ def load_fill(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewFill:
         there,
     )
     trained = {name: found.progress.get(name) for name in ("steps", "clips")}
-    return PreviewFill(FixedModels(f"preview {trained}", models), PRESETS, "preview")
+    return PreviewFill(FixedModels(f"preview {trained}", models), PRESETS, "preview", SMALL_PICTURES)
 
 
 def load_autoencoder(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewAutoencoder:

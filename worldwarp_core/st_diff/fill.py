@@ -32,6 +32,7 @@ from ..loop.fill import FillStep
 from ..loop.priors import Priors
 from ..spec import GenerateSpec, Notice, Stage
 from .captions import Captioner, compose_prompt, describe_look, describe_scene
+from .close_holes import close_holes
 from .denoise import Transformer, compose_latents, denoise, draw_noise
 from .noise_map import NoiseSettings, build_sigma_map, sigma_schedule
 from .noise_map import Variant as NoiseVariant
@@ -287,7 +288,7 @@ class StDiffFill:
         texts = [described, *[spec.negative_prompt] * guided]
         prompt, *negatives = models.text.embed(texts).to(models.device).split(1)
         negative = negatives[0] if guided else None
-        encoded = models.autoencoder.encode(clip.rgb).to(models.device)
+        encoded = models.autoencoder.encode(_as_encoded(clip, self._noise)).to(models.device)
         if models.device.type == "cuda":
             torch.cuda.synchronize(models.device)  # a step is reported when it is done
         yield FillStep("encode", 1, 1)
@@ -348,6 +349,13 @@ def _whole_clip(context: History, priors: Priors, plan: ChunkPlan) -> Priors:
         return torch.cat(parts)
 
     return Priors(*(joined(name) for name in ("rgb", "alpha", "depth", "validity")))
+
+
+def _as_encoded(clip: Priors, noise: NoiseSettings) -> Tensor:
+    """(T, H, W, 3): the clip's colours as the autoencoder reads them."""
+    if not noise.closed:
+        return clip.rgb
+    return close_holes(clip.rgb.permute(0, 3, 1, 2), clip.validity).permute(0, 2, 3, 1)
 
 
 def _strength_offset(spec: GenerateSpec, plan: ChunkPlan, validity: Tensor) -> Tensor | None:

@@ -12,7 +12,7 @@ Loss: mean absolute error, the same of the pictures' gradients, and LPIPS on som
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +24,9 @@ from ..evaluation.lpips import Lpips
 from ..loop.priors import VALID
 from ..preview.autoencoder import PreviewAutoencoder, join_guide
 from ..preview.transformer import no_text
+from ..st_diff.close_holes import close_holes
 from ..st_diff.denoise import TIMESTEPS
-from ..st_diff.noise_map import LATENT_FRAMES, NoiseSettings, expand_to_latents, token_confidence
+from ..st_diff.noise_map import LATENT_FRAMES, SMALL_PICTURES, expand_to_latents, token_confidence
 from ..transformer.prepare import WorldWarpTransformer
 from .judge import contact_sheet, inpainted, psnr
 from .objective import draw_states
@@ -35,7 +36,7 @@ from .trainer import Validation
 
 STILL_FRAMES = 5
 """Length of a still clip of a photograph that is judged."""
-GRADED = NoiseSettings(graded=True)
+GRADED = replace(SMALL_PICTURES, graded=True)
 MOMENTUM = 0.01
 """How fast the latents' mean and deviation follow those of a batch."""
 
@@ -227,8 +228,10 @@ class AutoencoderTask:
     def _imagine(self, batch: Batch, raw: Tensor, generator: Generator) -> Tensor:
         """Like `raw`: the clean clip as the transformer sees it from a state that the sampler visits."""
         assert self._transformer is not None
-        prior, validity = batch.guide[:, :, :3].clone(), batch.guide[:, :, 3].clone()
+        validity = batch.guide[:, :, 3].clone()
+        prior = batch.guide[:, :, :3] / validity.clamp_min(1e-3)[:, :, None]  # as `join_guide` found it
         prior[:, 0], validity[:, 0] = batch.truth[:, 0], 1.0
+        prior = close_holes(prior.flatten(0, 1), validity.flatten(0, 1)).view_as(prior)
         drawn = draw_states(
             self.network.normalise(raw.detach().float()),
             self.network.encode_clips(prior),

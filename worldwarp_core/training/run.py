@@ -26,6 +26,7 @@ from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
 from ..preview.transformer import make_transformer
 from ..preview.weights import NetworkFile, load_state, read_network
+from ..st_diff.noise_map import SMALL_PICTURES
 from ..transformer.prepare import TransformerOptions, WorldWarpTransformer
 from ..worlds.textures import TextureBank, build_bank
 from .autoencoder import AutoencoderTask, AutoencoderTraining
@@ -363,6 +364,7 @@ def _transformer(ready: _Ready) -> Task:
         StDiffTraining(
             clips=options.batch or DEFAULTS["stdiff"].batch,
             objective=ObjectiveSettings(target=options.target, steps=options.sampler_steps),
+            noise=SMALL_PICTURES,
         ),
         ready.first_seed,
         ready.stride,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from ..errors import WorldWarpError
 from ..evaluation.lpips import Lpips
 from ..loop.priors import VALID, Priors
 from ..preview.transformer import no_text
+from ..st_diff.close_holes import close_holes
 from ..st_diff.denoise import TIMESTEPS, SamplerSettings, compose_latents, denoise
 from ..st_diff.noise_map import (
     LATENT_FRAMES,
@@ -42,7 +43,6 @@ MIRRORED = (False, True)
 """Every clip is learned from both ways: encoding costs less than rendering."""
 JUDGED_STATES = 4
 """States drawn for each judged clip: the loss of a single one is mostly luck."""
-GRADED = NoiseSettings(graded=True)
 ENCODED_AT_ONCE = 4
 """Clips: enough to fill a GPU."""
 
@@ -55,12 +55,14 @@ class StDiffTraining:
         clips: in a batch.
         objective: the states.
         steps, strength: of the sampler when validation clips are made.
+        noise: how validity becomes noise, and holes colours, where the network will be used.
     """
 
     clips: int = 16
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     steps: int = 7
     strength: float = 0.8
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
 
     def __post_init__(self) -> None:
         if self.clips < 1:
@@ -180,6 +182,9 @@ class StDiffTask:
         rgb, prior, validity = (x.flip(-1) if mirrored else x.clone() for x in (clips.rgb, clips.prior, clips.validity))
         for row, count in enumerate(context.tolist()):
             prior[row, :count], validity[row, :count] = rgb[row, :count], 1.0
+        if self.settings.noise.closed:
+            prior = close_holes(prior.float().flatten(0, 1), validity.float().flatten(0, 1)).view_as(prior)
+        graded = replace(self.settings.noise, graded=True)
         with half(device):
             truth, warped = (
                 torch.cat([self._autoencoder.encode_clips(part) for part in x.float().split(ENCODED_AT_ONCE)])
@@ -188,7 +193,7 @@ class StDiffTask:
         return {
             "truth": truth.half(),
             "prior": warped.half(),
-            "confidence": torch.stack([token_confidence(v.float(), GRADED) for v in validity]).half(),
+            "confidence": torch.stack([token_confidence(v.float(), graded) for v in validity]).half(),
             "context": torch.tensor([context_latents(count) for count in context.tolist()], device=device),
         }
 
@@ -204,7 +209,7 @@ class StDiffTask:
         """(1, C, T', H/8, W/8): the latents of a judged clip, as the sampler makes them."""
         settings, examples = self.settings, self._judged_latents
         device = self._judged.rgb.device
-        sigma_map = build_sigma_map(self._judged_validity(row), settings.strength, 1)[None]
+        sigma_map = build_sigma_map(self._judged_validity(row), settings.strength, 1, settings.noise)[None]
         truth, prior = (examples[name][row][None].float() for name in ("truth", "prior"))
         noise = torch.randn(truth.shape, generator=Generator(device).manual_seed(row), device=device)
         start = compose_latents(prior, truth[:, :, :1], noise, sigma_map)

@@ -23,7 +23,7 @@ from worldwarp_core.loop.priors import Priors
 from worldwarp_core.spec import Finished, Frame, GenerateSpec, Notice, PathDepth, Progress, PromptKey
 from worldwarp_core.st_diff.denoise import SamplerSettings
 from worldwarp_core.st_diff.fill import THE_METHOD, FixedModels, StDiffFill, StDiffModels
-from worldwarp_core.st_diff.noise_map import PUBLIC_RULE, REFERENCE_SIGMAS, NoiseSettings
+from worldwarp_core.st_diff.noise_map import PUBLIC_RULE, REFERENCE_SIGMAS, SMALL_PICTURES, NoiseSettings
 from worldwarp_core.st_diff.presets import PRESETS, Preset
 from worldwarp_core.transformer.prepare import prepare_transformer
 from worldwarp_core.wan import source as wan
@@ -227,7 +227,7 @@ def test_cancelling_takes_effect_within_one_step():
 # ---------------------------------------------------------------- what the models are given
 
 
-def chunk(new, context=5, hole=True, index=1, sure=1.0, **settings):
+def chunk(new, context=5, hole=True, index=1, sure=1.0, noise=THE_METHOD, **settings):
     """One chunk filled on its own: its frames, what the models were called with, and the clip's colours."""
     source = Watched()
     cameras = room.truck(context + new, width=WIDTH, height=HEIGHT)
@@ -242,7 +242,7 @@ def chunk(new, context=5, hole=True, index=1, sure=1.0, **settings):
     history = History(list(range(context)), rgb[:context], ones[:context], eye, eye[:, :3, :3])
     priors = Priors(rgb[context:], ones[context:], ones[context:], validity[context:])
     plan = ChunkPlan(index, range(context), range(context, context + new), -(-(context + new - 1) // 4) * 4 + 1)
-    fill = StDiffFill(source, QUICK, "quick")
+    fill = StDiffFill(source, QUICK, "quick", noise)
     made = list(fill.fill(history, priors, plan, shot))
     return [m for m in made if isinstance(m, torch.Tensor)], source, rgb
 
@@ -258,6 +258,16 @@ def test_the_clip_is_history_then_priors_then_the_last_prior_again():
     (clip,) = [value for what, value in source.calls if what == "encode"]
     assert len(frames) == 2
     assert torch.equal(clip, torch.cat([rgb, rgb[-1:], rgb[-1:]]))
+
+
+def test_holes_are_closed_for_the_encoder_alone_and_only_where_the_model_learned_it_so():
+    _, source, rgb = chunk(new=8, noise=SMALL_PICTURES)
+    (clip,) = [value for what, value in source.calls if what == "encode"]
+    assert torch.equal(clip[:5], rgb[:5])
+    assert torch.equal(clip[:, :, 16:], rgb[:, :, 16:])
+    assert not torch.equal(clip[5:, :, :16], rgb[5:, :, :16])
+    guide = next(value for what, value in source.calls if what == "decode")
+    assert torch.equal(guide.rgb, rgb)
 
 
 def test_history_is_clean_holes_are_noise_and_the_rest_lies_between():

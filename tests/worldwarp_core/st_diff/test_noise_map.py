@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.st_diff.noise_map import (
     PUBLIC_RULE,
     REFERENCE_SIGMAS,
+    SMALL_PICTURES,
     NoiseSettings,
     build_sigma_map,
     context_latents,
@@ -186,6 +189,24 @@ def test_the_image_s_border_is_no_edge_in_our_rule_only():
     assert public[1:, 1:].all()
 
 
+def test_a_token_of_small_pictures_needs_most_of_its_pixels_and_no_guard():
+    validity = torch.ones(5, H, W)
+    validity[:, ::2, ::2] = 0  # cracks: three quarters are left
+    validity[1:, :, 32:] = 0
+    validity[1:3, :, 32:48] = 1  # half of the frames of the second latent
+    tokens = token_confidence(validity, SMALL_PICTURES)
+    assert tokens[0].all()
+    assert tokens[1].amin(0).tolist() == tokens[1].amax(0).tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert not token_confidence(validity, NoiseSettings()).any()
+
+
+def test_a_graded_token_of_small_pictures_is_as_sure_as_its_valid_pixels():
+    validity = torch.full((1, H, W), 0.75)
+    validity[:, :4] = 0
+    graded = token_confidence(validity, replace(SMALL_PICTURES, graded=True))
+    torch.testing.assert_close(graded, torch.full_like(graded, 0.5))
+
+
 def test_the_threshold_is_where_validity_begins():
     settings = NoiseSettings(threshold=0.7)
     assert token_confidence(torch.full((1, H, W), 0.7), settings).all()
@@ -199,7 +220,7 @@ def test_the_threshold_is_where_validity_begins():
         ({"threshold": float("nan")}, "above 0 and below 1; got nan"),
         ({"variant": "neither"}, "variant must be one of both, spatial, temporal, uniform, full_noise; got 'neither'"),
         ({"frames": "first"}, "frames must be one of all, last; got 'first'"),
-        ({"erosion": ""}, "erosion must be one of spare_thin, box; got ''"),
+        ({"erosion": ""}, "erosion must be one of spare_thin, box, majority; got ''"),
     ],
 )
 def test_settings_off_the_list_are_refused(wrong, said):

@@ -9,6 +9,8 @@ from tests.support.toy_clips import ToySource
 from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from worldwarp_core.preview.transformer import CONFIG, make_transformer
 from worldwarp_core.preview.weights import load_state, read_network
+from worldwarp_core.st_diff.close_holes import close_holes
+from worldwarp_core.st_diff.noise_map import SMALL_PICTURES
 from worldwarp_core.training.objective import ObjectiveSettings
 from worldwarp_core.training.pool import PoolSettings
 from worldwarp_core.training.stdiff import StDiffTask, StDiffTraining
@@ -21,7 +23,7 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def task(seed=0, objective=None):
+def task(seed=0, objective=None, **settings):
     torch.manual_seed(seed)
     autoencoder = PreviewAutoencoder(TINY_AUTOENCODER).eval()
     autoencoder.std.fill_(0.3)
@@ -33,7 +35,7 @@ def task(seed=0, objective=None):
         source.batch(2, 1000),
         None,
         PoolSettings(capacity=8, first=8, batch=4, share=0.0),
-        StDiffTraining(clips=4, objective=objective or ObjectiveSettings(), steps=2),
+        StDiffTraining(clips=4, objective=objective or ObjectiveSettings(), steps=2, **settings),
     )
 
 
@@ -78,6 +80,22 @@ def test_history_is_in_place_before_a_prior_is_encoded():
     torch.testing.assert_close(made["prior"][2, :, :2], made["truth"][2, :, :2])
     assert (made["prior"][2, :, 2] != made["truth"][2, :, 2]).any()
     assert (made["confidence"][2, :2] == 1).all()
+
+
+def test_a_prior_s_holes_are_closed_and_its_tokens_counted_as_the_engine_will():
+    clips = ToySource(frames=9).batch(3, 0)
+    clips.validity[:, 1:, ::4, ::4] = 0  # cracks
+    context = torch.tensor([0, 1, 5])
+    plain = task()._encode(clips, context)
+    one = task(noise=SMALL_PICTURES)
+    made = one._encode(clips, context)
+    assert torch.equal(made["truth"], plain["truth"])
+    assert not torch.equal(made["prior"], plain["prior"])
+    assert (made["confidence"] > 0).float().mean() > (plain["confidence"] > 0).float().mean()
+    rows = torch.arange(9)[:, None, None]
+    closed = close_holes(clips.prior[1].float(), torch.where(rows < 1, 1.0, clips.validity[1].float()))
+    closed[0] = clips.rgb[1, 0]
+    torch.testing.assert_close(made["prior"][1], one._autoencoder.encode_clips(closed[None])[0].half())
 
 
 def test_a_mirrored_clip_is_mirrored_as_a_whole():
