@@ -77,7 +77,7 @@ Key = Annotated[
     Path | None, typer.Option("--key", help="Key file for a server on another machine (see `worldwarp keys`).")
 ]
 ENGINE_HELP = "What fills in what has not been seen: cache, preview or wan"
-ENGINE_DEFAULT = "preview where its trained networks are here, else cache"
+ENGINE_DEFAULT = "cache"
 DepthModel = Annotated[
     str | None,
     typer.Option("--depth-model", help="Depth model (name or folder, transformers) for pictures without depth."),

@@ -72,7 +72,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "strength",
             "How much of the schedule should warped regions go through, by kind of place?",
             "strength",
-            tuple(Arm(f"{s:g}", {"strength": s}, s) for s in (0.35, 0.5, 0.6, 0.7, 0.8, 0.9)),
+            tuple(Arm(f"{s:g}", {"strength": s}, s) for s in (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9)),
             "paths",
             (*WINDOWED, "psnr_valid@200", "kid@200"),
             ("lpips@50", "lpips@200", "psnr@200", "kid@200"),

@@ -35,6 +35,8 @@ PRESETS: dict[str, Preset] = {
         Preset("careful", 24, SamplerSettings(guidance=1.0), experimental=False),
     )
 }
+KEEPS_WHAT_IS_KNOWN = 0.35
+"""Strength up to which the network makes use of its prior; above it, valid tokens start from little but noise."""
 WORDS = ("prompt", "negative_prompt", "prompt_keys", "auto_prompt", "style_image")
 """Settings that say what to make in words or pictures: the networks were trained without."""
 
@@ -46,6 +48,12 @@ class PreviewFill(StDiffFill):
 
     def prepare(self, spec: GenerateSpec, plans: Sequence[ChunkPlan]) -> Iterator[Notice]:
         yield from super().prepare(spec, plans)
+        if spec.strength > KEEPS_WHAT_IS_KNOWN:
+            yield Notice(
+                "high_strength",
+                f"At strength {spec.strength:g} the small network loses sight of what is known, and pictures come out "
+                f"soft. A strength of 0.2 to {KEEPS_WHAT_IS_KNOWN:g} keeps it.",
+            )
         given = [name.replace("_", " ") for name in WORDS if _is_given(getattr(spec, name))]
         if spec.guidance not in (None, 1.0):
             given.append("guidance")
