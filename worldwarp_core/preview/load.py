@@ -94,7 +94,9 @@ def load_fill(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewFill:
         there,
     )
     trained = {name: found.progress.get(name) for name in ("steps", "clips")}
-    return PreviewFill(FixedModels(f"preview {trained}", models), PRESETS, "preview", SMALL_PICTURES)
+    # Its presets' few steps are what it learns: there is no longer schedule that they fall short of.
+    source = FixedModels(f"preview {trained}", models, distilled=True)
+    return PreviewFill(source, PRESETS, "preview", SMALL_PICTURES)
 
 
 def load_autoencoder(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewAutoencoder:
