@@ -73,19 +73,31 @@ def test_control_is_answered_while_a_frame_is_being_compressed(
 
 
 def test_a_frame_is_compressed_once_and_forgotten_when_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressor, "KEEP_S", 0.05)
+    may_begin = threading.Event()
+    compress = codec.compress
+
+    def when_told(parts: list[codec.Part]) -> list[codec.Part]:
+        assert may_begin.wait(20)
+        return compress(parts)
+
+    monkeypatch.setattr(codec, "compress", when_told)
     frames_of = Compressor()
     parts = codec.encode(smooth_frame())
     assert frames_of.take(JOB, 1, parts) is None
+    frames_of.tidy()
+    assert frames_of.busy, "what is being done is not forgotten"
+    may_begin.set()
     while frames_of.busy:
         time.sleep(0.005)
     taken = frames_of.take(JOB, 1, parts)
     assert taken is not None
     assert np.array_equal(codec.decode(taken, m.ServerMessage).rgb, smooth_frame().rgb)
     assert frames_of.take(JOB, 1, parts) is taken, "for the next client too"
+    monkeypatch.setattr(compressor, "KEEP_S", 1000.0)
     frames_of.tidy()
     assert frames_of.take(JOB, 1, parts) is taken
-    time.sleep(0.1)
+    monkeypatch.setattr(compressor, "KEEP_S", 0.0)
+    time.sleep(0.05)
     frames_of.tidy()
     assert not frames_of._frames
     assert not frames_of._asked_s
