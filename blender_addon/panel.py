@@ -137,7 +137,7 @@ class WORLDWARP_PT_look(WorldWarpPanel, bpy.types.Panel):
         column.prop(group, "prompt", text="", icon="GREASEPENCIL", placeholder="What the world looks like")
         column.prop(group, "negative_prompt", text="", icon="CANCEL", placeholder="What should not appear")
         draw_timeline_prompts(layout, context.scene)
-        layout.prop(group, "strength")
+        draw_strength(layout, context)
         layout.template_ID(group, "strength_mask", new="image.new", open="image.open", text="Strength Mask")
         if group.strength_mask is not None:
             layout.prop(group, "strength_mask_amount")
@@ -154,6 +154,19 @@ def draw_timeline_prompts(layout: bpy.types.UILayout, scene: bpy.types.Scene) ->
         row.operator("worldwarp.go_to_frame", text=str(marker.frame), icon="MARKER_HLT").frame = marker.frame
         row.label(text=shortened(prompt_of(marker)) or "(says nothing)")
     column.operator("worldwarp.add_prompt", icon="MARKER")
+
+
+def draw_strength(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
+    """Draws whose choice the strength is: the artist's with a slider, or the server's with what it takes."""
+    group = context.scene.worldwarp
+    row = layout.row(heading="Strength")
+    row.prop(group, "own_strength", text="")
+    if group.own_strength:
+        row.prop(group, "strength", text="")
+        return
+    facts = server_facts.facts_at(server_address(context))
+    known = f": {facts.strength:.2f}" if facts is not None and facts.strength is not None else ""
+    row.label(text=f"The server's choice{known}")
 
 
 def draw_preset(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:

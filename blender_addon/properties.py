@@ -15,7 +15,8 @@ from bpy.props import (
     StringProperty,
 )
 
-from . import takes
+from . import server_facts, takes
+from .preferences import server_address
 from .start_frame import DEFAULT_SAMPLES
 from .takes import WORLDWARP_PG_take
 
@@ -73,6 +74,13 @@ def _whole_chunk(self: bpy.types.PropertyGroup, context: bpy.types.Context) -> N
 def _fitting_layout(self: bpy.types.PropertyGroup, context: bpy.types.Context) -> None:
     """A render is of the scene, so its shapes are the scene's; of a picture that is the artist's to say."""
     self.keep_layout = "START" if self.start_source == "RENDER" else "OFF"
+
+
+def _begin_at_the_server_s(self: bpy.types.PropertyGroup, context: bpy.types.Context) -> None:
+    """The slider appears where the server would have set it, unless the artist has moved it before."""
+    facts = server_facts.facts_at(server_address(context))
+    if self.own_strength and not self.is_property_set("strength") and facts is not None and facts.strength is not None:
+        self.strength = facts.strength
 
 
 def _is_still(self: bpy.types.PropertyGroup, image: bpy.types.Image) -> bool:
@@ -187,6 +195,12 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         description="Let the server look at what each part of the shot begins with, and add a description of it to "
         "your prompt",
         default=False,
+    )
+    own_strength: BoolProperty(
+        name="Own Strength",
+        description="Choose how freely known surfaces are repainted. Off, the server takes what suits its engine best",
+        default=False,
+        update=_begin_at_the_server_s,
     )
     strength: FloatProperty(
         name="Strength",

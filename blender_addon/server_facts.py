@@ -48,6 +48,7 @@ class ServerFacts:
         presets: the names that a shot's preset may have; none where the engine has only one way.
         draws: whether the engine draws start frames from words; None where it does not say.
         preset: the one that a shot which names none is made with.
+        strength: what a shot that chooses none is made with; None where the engine has no use for it.
         device_gib: the GPU's memory; None without a GPU.
         plan_gib: of it, what the engine keeps within; None where it sets itself no bound.
         speeds: of the shots that it has made, the newest kind last.
@@ -63,6 +64,7 @@ class ServerFacts:
     presets: tuple[str, ...] = ()
     draws: bool | None = None
     preset: str = ""
+    strength: float | None = None
     device_gib: float | None = None
     plan_gib: float | None = None
     speeds: tuple[Speed, ...] = ()
@@ -99,6 +101,7 @@ def facts_of(address: str, welcome: Welcome) -> ServerFacts:
         presets=tuple(name for name in presets if isinstance(name, str)) if isinstance(presets, list) else (),
         draws=info["draws"] if isinstance(info.get("draws"), bool) else None,
         preset=text_in(map_in(fill, "preset"), "name"),
+        strength=number_in(fill, "strength"),
         device_gib=number_in(info, "device_gib"),
         plan_gib=number_in(map_in(fill, "memory_plan"), "gib"),
         speeds=speeds_in(info),
@@ -176,7 +179,13 @@ def note(facts: ServerFacts) -> None:
 
 def presets_at(address: str) -> tuple[str, ...]:
     """Returns the presets of the server at `address`; none where it was not asked yet."""
-    return _known.facts.presets if _known.facts is not None and _known.facts.address == address else ()
+    facts = facts_at(address)
+    return facts.presets if facts is not None else ()
+
+
+def facts_at(address: str) -> ServerFacts | None:
+    """Returns what the server at `address` said of itself; None where it was not asked yet."""
+    return _known.facts if _known.facts is not None and _known.facts.address == address else None
 
 
 def begin(address: str, key: ClientKey | None, then: Callable[[], None]) -> None:

@@ -54,7 +54,7 @@ class ShotSettings:
 
     prompt: str = ""
     negative_prompt: str = ""
-    strength: float = 0.8
+    strength: float | None = None
     chunk: int = 49
     overlap: int = 5
     steps: int | None = None
@@ -111,7 +111,7 @@ class ShotSettings:
             prompt=group.prompt,
             negative_prompt=group.negative_prompt,
             # Blender stores float32, which would read 0.800000011920929.
-            strength=round(group.strength, 6),
+            strength=round(group.strength, 6) if group.own_strength else None,
             chunk=group.chunk,
             overlap=group.overlap,
             steps=group.steps or None,

@@ -315,8 +315,7 @@ def add_cost(found: Report, preset: str, folder: Path | None) -> None:
 
 def facts_of_server(context: bpy.types.Context) -> ServerFacts | None:
     """Returns what the connected server says of itself; None where it was not asked yet."""
-    facts = server_facts.known().facts
-    return facts if facts is not None and facts.address == server_address(context) else None
+    return server_facts.facts_at(server_address(context))
 
 
 def output_folder(scene: bpy.types.Scene) -> Path | None:

@@ -273,7 +273,9 @@ def generate(
     ] = None,
     prompt: Annotated[str, typer.Option(help="What the world is like.")] = "",
     negative_prompt: Annotated[str, typer.Option(help="What it is not.")] = "",
-    strength: Annotated[float, typer.Option(help="How much is made anew where the world is known, in (0, 1].")] = 0.8,
+    strength: Annotated[
+        float | None, typer.Option(help="How much is made anew where the world is known, in (0, 1]; else the engine's.")
+    ] = None,
     chunk: Annotated[int, typer.Option(help="Frames made together, 4k + 1.")] = 49,
     overlap: Annotated[int, typer.Option(help="Frames shared by neighbouring chunks, 4k + 1.")] = 5,
     preset: Preset = None,

@@ -234,7 +234,7 @@ class Client:
                 engine=engine,
                 prompt=spec.prompt,
                 negative_prompt=spec.negative_prompt,
-                strength=float(spec.strength),
+                strength=None if spec.strength is None else float(spec.strength),
                 chunk=int(spec.chunk),
                 overlap=int(spec.overlap),
                 steps=spec.steps,

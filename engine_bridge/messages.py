@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from attrs import cmp_using, field, frozen, validators
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5577"
 """Where a server listens and a client looks for one, unless they are told."""
 
@@ -138,7 +138,8 @@ class Submit:
     """The engine asked for; "" takes whatever the server runs."""
     prompt: str = field(validator=_TEXT)
     negative_prompt: str = field(validator=_TEXT)
-    strength: float = field(validator=_FRACTION)
+    strength: float | None = field(validator=validators.optional(_FRACTION))
+    """None takes the engine's own."""
     chunk: int = field(validator=_between(1, 10_000))
     overlap: int = field(validator=_between(1, 10_000))
     steps: int | None = field(validator=validators.optional(_between(1, 1000)))

@@ -132,8 +132,9 @@ class GenerateSpec:
     """(h, w) float32 planar z of the start frame in scene units; `BACKGROUND_DEPTH` or inf where it sees nothing."""
     prompt: str = ""
     negative_prompt: str = ""
-    strength: float = 0.8
-    """tau of the method (section 2): the fraction of the schedule that warped regions go through."""
+    strength: float | None = None
+    """tau of the method (section 2): the fraction of the schedule that warped regions go through. None takes the
+    engine's own."""
     chunk: int = 49
     overlap: int = 5
     steps: int | None = None
@@ -199,7 +200,9 @@ class GenerateSpec:
             f"overlap ({self.overlap}) must be smaller than chunk ({self.chunk}).",
         )
         settle(
-            0.0 < self.strength <= 1.0, "bad_settings", f"strength must be above 0 and at most 1; got {self.strength}."
+            self.strength is None or 0.0 < self.strength <= 1.0,
+            "bad_settings",
+            f"strength must be above 0 and at most 1; got {self.strength}.",
         )
         settle(
             self.cache_steps is None or 1 <= self.cache_steps <= 100_000,

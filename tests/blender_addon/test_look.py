@@ -8,9 +8,12 @@ import bpy
 import numpy as np
 import pytest
 
+from blender_addon import server_facts
 from blender_addon.look import add_prompt, prompt_keys, strength_mask, style_picture
 from blender_addon.pictures import cropped_to_aspect, picture_of, reduced
+from blender_addon.preferences import server_address
 from blender_addon.scale import FALLBACK_DISTANCE, default_distance
+from blender_addon.server_facts import ServerFacts
 from blender_addon.shot import ShotSettings, prepare_shot, settings_of, write_inputs
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.spec import PromptKey
@@ -108,7 +111,7 @@ def image_shot(camera: bpy.types.Object) -> bpy.types.Scene:
 def test_everything_that_the_artist_sets_is_in_what_is_sent(image_shot: bpy.types.Scene, tmp_path: Path) -> None:
     group = image_shot.worldwarp
     group.prompt, group.preset, group.guidance, group.strength = "a street", "fast", 4.5, 0.6
-    group.auto_prompt = group.graded_validity = True
+    group.auto_prompt = group.graded_validity = group.own_strength = True
     group.style_image, group.strength_mask = image_of(ramp(8, 8)), image_of(np.ones((4, 4, 3)))
     group.strength_mask_amount, group.scene_scale = 0.2, 7.5
     add_prompt(image_shot, 3, "fog")
@@ -133,6 +136,21 @@ def test_everything_that_the_artist_sets_is_in_what_is_sent(image_shot: bpy.type
         "style_image.png",
         "strength_mask.exr",
     }
+
+
+def test_strength_is_the_server_s_until_the_artist_takes_it(
+    image_shot: bpy.types.Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = image_shot.worldwarp
+    assert ShotSettings.of(bpy.context).strength is None
+    facts = ServerFacts(server_address(bpy.context), "render-1", "0.1.0", 4, "preview", strength=0.2)
+    monkeypatch.setattr(server_facts.known(), "facts", facts)
+    group.own_strength = True
+    assert ShotSettings.of(bpy.context).strength == 0.2, "the slider appears where the server had it"
+    group.strength, group.own_strength = 0.6, False
+    assert ShotSettings.of(bpy.context).strength is None
+    group.own_strength = True
+    assert ShotSettings.of(bpy.context).strength == 0.6, "and stays where the artist left it"
 
 
 def test_generate_is_grey_until_the_picture_is_picked(image_shot: bpy.types.Scene) -> None:

@@ -32,8 +32,9 @@ def welcome(**info: object) -> Welcome:
 
 
 def test_device_model_and_presets_are_told() -> None:
-    fill = {"models": "Wan2.1-T2V-1.3B", "presets": ["reference", "fast"]}
+    fill = {"models": "Wan2.1-T2V-1.3B", "presets": ["reference", "fast"], "strength": 0.8}
     facts = facts_of(ADDRESS, welcome(device="NVIDIA H100", fill=fill))
+    assert facts.strength == 0.8
     assert facts.presets == ("reference", "fast")
     words = "\n".join(facts.in_words())
     for word in ("render-1", "NVIDIA H100", "Wan2.1-T2V-1.3B", f"Protocol version {PROTOCOL_VERSION}", "fast"):

@@ -252,7 +252,7 @@ def test_earlier_versions_of_the_extension_are_told_to_update(hello: dict[str, o
     # As they sent it, byte for byte.
     error = refusal([msgpack.packb(["hello", hello, []])])
     assert error.message == (
-        f"The client speaks protocol {hello['protocol_version']} and the server protocol 3: "
+        f"The client speaks protocol {hello['protocol_version']} and the server protocol {m.PROTOCOL_VERSION}: "
         "update the client (in Blender: the WorldWarp extension)."
     )
 

@@ -135,7 +135,7 @@ class Variant:
             cache_steps=self.cache_steps,
             preset=self.preset,
             scene_scale=None if self.depth == "given" else scale,
-            strength=GenerateSpec.strength if self.strength is None else self.strength,
+            strength=self.strength,
         )
 
 

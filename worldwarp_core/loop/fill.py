@@ -95,7 +95,7 @@ class CacheFill:
             "negative prompt": spec.negative_prompt,
             "auto prompt": spec.auto_prompt,
             "style image": spec.style_image is not None,
-            "strength": spec.strength != GenerateSpec.strength,
+            "strength": spec.strength is not None,
             "strength mask": spec.strength_mask is not None,
             "graded validity": spec.graded_validity,
             "steps": spec.steps,

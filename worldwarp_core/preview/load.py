@@ -45,14 +45,15 @@ class PreviewFill(StDiffFill):
     """ST-Diff with the networks that ship."""
 
     name = "preview"
+    strength = 0.2
 
     def prepare(self, spec: GenerateSpec, plans: Sequence[ChunkPlan]) -> Iterator[Notice]:
         yield from super().prepare(spec, plans)
-        if spec.strength > KEEPS_WHAT_IS_KNOWN:
+        if self._strength(spec) > KEEPS_WHAT_IS_KNOWN:
             yield Notice(
                 "high_strength",
                 f"At strength {spec.strength:g} the small network loses sight of what is known, and pictures come out "
-                f"soft. A strength of 0.2 to {KEEPS_WHAT_IS_KNOWN:g} keeps it.",
+                f"soft. A strength of {self.strength:g} to {KEEPS_WHAT_IS_KNOWN:g} keeps it.",
             )
         given = [name.replace("_", " ") for name in WORDS if _is_given(getattr(spec, name))]
         if spec.guidance not in (None, 1.0):

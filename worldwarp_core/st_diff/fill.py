@@ -177,6 +177,8 @@ class StDiffFill:
     name = "st-diff"
     holes_agree = True
     frame_stage: Stage = "decode"
+    strength = 0.8
+    """tau where a shot names none: the method's."""
 
     def __init__(
         self,
@@ -208,6 +210,7 @@ class StDiffFill:
             "description": "spatio-temporal diffusion over the rendered cache",
             "preset": preset.describe(),
             "presets": list(self._presets),
+            "strength": self.strength if spec is None else self._strength(spec),
             "noise": asdict(self._noise if spec is None else self._noise_of(spec)),
             **self._source.describe(),
         }
@@ -274,8 +277,11 @@ class StDiffFill:
     def _noise_of(self, spec: GenerateSpec) -> NoiseSettings:
         return replace(self._noise, graded=spec.graded_validity)
 
+    def _strength(self, spec: GenerateSpec) -> float:
+        return self.strength if spec.strength is None else spec.strength
+
     def _sigmas(self, spec: GenerateSpec) -> list[float]:
-        return sigma_schedule(self._preset(spec).steps, [spec.strength])
+        return sigma_schedule(self._preset(spec).steps, [self._strength(spec)])
 
     def _latents(
         self, clip: Priors, context: History, plan: ChunkPlan, spec: GenerateSpec
@@ -294,7 +300,7 @@ class StDiffFill:
         yield FillStep("encode", 1, 1)
         sigma_map = build_sigma_map(
             clip.validity,
-            spec.strength,
+            self._strength(spec),
             len(plan.context),
             self._noise_of(spec),
             _strength_offset(spec, plan, clip.validity),

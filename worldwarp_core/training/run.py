@@ -24,6 +24,7 @@ from ..errors import WorldWarpError
 from ..evaluation.lpips import Lpips, find_lpips
 from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
+from ..preview.load import PreviewFill
 from ..preview.transformer import make_transformer
 from ..preview.weights import NetworkFile, load_state, read_network
 from ..st_diff.noise_map import SMALL_PICTURES
@@ -365,6 +366,7 @@ def _transformer(ready: _Ready) -> Task:
             clips=options.batch or DEFAULTS["stdiff"].batch,
             objective=ObjectiveSettings(target=options.target, steps=options.sampler_steps),
             noise=SMALL_PICTURES,
+            strength=PreviewFill.strength,
         ),
         ready.first_seed,
         ready.stride,

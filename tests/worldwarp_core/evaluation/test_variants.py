@@ -32,7 +32,7 @@ def test_the_cache_s_parts_arrive_in_the_engine(engine):
 
 def test_the_shot_is_the_scene_s_with_the_settings(engine):
     shot = Variant(cache_steps=7, seed=5).shot(ToyScenes().scene(0))
-    assert (shot.cache_steps, shot.seed, shot.strength) == (7, 5, 0.8)
+    assert (shot.cache_steps, shot.seed, shot.strength) == (7, 5, None)
     assert shot.depth is not None
     assert shot.scene_scale is None
 

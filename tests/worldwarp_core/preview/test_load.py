@@ -79,6 +79,7 @@ def test_words_are_named_as_without_effect(shipped):
 def test_a_strength_that_loses_what_is_known_is_named_and_one_that_keeps_it_needs_no_word(shipped):
     fill = load_fill(folder=shipped)
     plans = split_chunks(9, 9, 5)
+    assert list(fill.prepare(spec(9), plans)) == []
     assert list(fill.prepare(spec(9, strength=0.2), plans)) == []
     (said,) = fill.prepare(spec(9, strength=0.8), plans)
     assert said.code == "high_strength"

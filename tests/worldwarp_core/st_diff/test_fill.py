@@ -227,7 +227,7 @@ def test_cancelling_takes_effect_within_one_step():
 # ---------------------------------------------------------------- what the models are given
 
 
-def chunk(new, context=5, hole=True, index=1, sure=1.0, noise=THE_METHOD, **settings):
+def chunk(new, context=5, hole=True, index=1, sure=1.0, noise=THE_METHOD, kind=StDiffFill, **settings):
     """One chunk filled on its own: its frames, what the models were called with, and the clip's colours."""
     source = Watched()
     cameras = room.truck(context + new, width=WIDTH, height=HEIGHT)
@@ -242,7 +242,7 @@ def chunk(new, context=5, hole=True, index=1, sure=1.0, noise=THE_METHOD, **sett
     history = History(list(range(context)), rgb[:context], ones[:context], eye, eye[:, :3, :3])
     priors = Priors(rgb[context:], ones[context:], ones[context:], validity[context:])
     plan = ChunkPlan(index, range(context), range(context, context + new), -(-(context + new - 1) // 4) * 4 + 1)
-    fill = StDiffFill(source, QUICK, "quick", noise)
+    fill = kind(source, QUICK, "quick", noise)
     made = list(fill.fill(history, priors, plan, shot))
     return [m for m in made if isinstance(m, torch.Tensor)], source, rgb
 
@@ -317,6 +317,20 @@ def test_the_decoder_sees_the_priors_of_the_whole_clip():
 def test_less_strength_starts_valid_places_with_less_noise():
     _, source, _ = chunk(new=4, strength=0.5)
     assert first_call(source)[1][2:, :, 1] == pytest.approx(1000 * REFERENCE_SIGMAS[25])
+
+
+def test_a_shot_that_names_no_strength_gets_the_engine_s_own():
+    class Careful(StDiffFill):
+        strength = 0.2
+
+    shot = make(2)[1]
+    assert shot.strength is None
+    assert StDiffFill(Watched(), QUICK, "quick").describe(shot)["strength"] == 0.8
+    careful = Careful(Watched(), QUICK, "quick")
+    assert (careful.describe()["strength"], careful.describe(shot)["strength"]) == (0.2, 0.2)
+    assert careful.describe(replace(shot, strength=0.5))["strength"] == 0.5
+    _, source, _ = chunk(new=4, kind=Careful)
+    assert first_call(source)[1][2:, :, 1] == pytest.approx(1000 * REFERENCE_SIGMAS[40])
 
 
 def test_a_strength_mask_changes_its_region_and_frames_alone():
