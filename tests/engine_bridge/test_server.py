@@ -593,16 +593,19 @@ def test_another_protocol_version_gets_a_sentence(server: RunningServer, monkeyp
         raw.say(msgpack.packb(["hello", {"request_id": 5, "protocol_version": 7, "new": True}, []]))
         answer = raw.hear()
     assert (answer.code, answer.request_id) == ("wrong_protocol_version", 5)
-    assert answer.message == "The client speaks protocol 7 and the server protocol 3: update the server."
+    assert (
+        answer.message
+        == f"The client speaks protocol 7 and the server protocol {m.PROTOCOL_VERSION}: update the server."
+    )
     # As the add-ons of earlier versions say it.
     hello = {"request_id": 0, "client": "worldwarp-blender", "version": "0.1.0"}
-    for version, more in ((1, {}), (2, {"client_id": JOB})):
+    for version, more in ((1, {}), (2, {"client_id": JOB}), (3, {"client_id": JOB})):
         with Raw(server.address) as raw:
             raw.say(msgpack.packb(["hello", {**hello, "protocol_version": version, **more}, []]))
             tag, fields, _ = msgpack.unpackb(raw.socket.recv_multipart()[0])
         assert (tag, set(fields)) == ("error", {"request_id", "code", "message", "job_id"}), "as they can read it"
         assert fields["message"] == (
-            f"The client speaks protocol {version} and the server protocol 3: "
+            f"The client speaks protocol {version} and the server protocol {m.PROTOCOL_VERSION}: "
             "update the client (in Blender: the WorldWarp extension)."
         )
     monkeypatch.setattr("engine_bridge.session.PROTOCOL_VERSION", 0)
