@@ -44,8 +44,12 @@ def make_transformer(
     model: Any = WanTransformer3DModel(**config)
     if state is not None:
         model.load_state_dict(state)
+    for name, parameter in model.named_parameters():
+        # Norms and what makes the levels stay in single precision, as when diffusers loads the big one.
+        if set(model._keep_in_fp32_modules).isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
     # Changed over where it will run: what is fastest depends on that.
-    return prepare_transformer(model.to(device, dtype), options or TransformerOptions())
+    return prepare_transformer(model.to(device), options or TransformerOptions())
 
 
 def no_text(clips: int, text_dim: int = TEXT_DIM, device: torch.device | str = "cpu") -> Tensor:
