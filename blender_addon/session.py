@@ -22,9 +22,10 @@ from typing import Any
 
 import bpy
 
-from engine_bridge.client import Connected, ConnectionLost
+from engine_bridge.client import Connected, ConnectionLost, Sending
 from engine_bridge.keys import ClientKey
-from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
+from engine_bridge.messages import Accepted, FrameEvent, NoticeEvent, Progress
+from engine_bridge.stages import sending_in_words
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.splat_files.files import read_splats
 
@@ -386,6 +387,11 @@ def note(status: Status, event: object) -> None:
         status.step, status.steps, status.chunk, status.chunks = event.step, event.steps, event.chunk, event.chunks
     elif isinstance(event, Connected):
         status.lost = ""
+    elif isinstance(event, Sending):
+        status.stage = sending_in_words(event.received_bytes, event.size_bytes)
+        status.fraction = event.received_bytes / event.size_bytes
+    elif isinstance(event, Accepted):
+        status.stage, status.fraction = "waiting for the engine", 0.0
     elif isinstance(event, NoticeEvent):
         status.notices.append(event.message)
     elif isinstance(event, SplatsOnDisk):

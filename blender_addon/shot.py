@@ -22,13 +22,14 @@ from typing import Any
 import bpy
 import numpy as np
 
-from engine_bridge.client import Client, Connected, ConnectionLost
+from engine_bridge.client import Client, Connected, ConnectionLost, Sending
 from engine_bridge.deliver import deliver
 from engine_bridge.errors import BridgeError, disk_errors
 from engine_bridge.job_folder import JobFolder, read_job
 from engine_bridge.keys import ClientKey
 from engine_bridge.messages import CacheEvent, FrameEvent, NoticeEvent, Progress
 from engine_bridge.png_writer import encode_png
+from engine_bridge.stages import sending_in_words
 from worldwarp_core import __version__
 from worldwarp_core.cameras.files import read_cameras, write_cameras
 from worldwarp_core.cameras.path import CameraPath
@@ -502,6 +503,8 @@ def printed(event: object) -> None:
             print(f"WorldWarp: the world has {event.splats} splats", flush=True)
         case NoticeEvent():
             print(f"WorldWarp: {event.message}", flush=True)
+        case Sending():
+            print(f"WorldWarp: {sending_in_words(event.received_bytes, event.size_bytes)}", flush=True)
         case ConnectionLost():
             print(f"WorldWarp: {event.message}", flush=True)
         case SplatsOnDisk():

@@ -44,13 +44,13 @@ from .cli_engine import (
     share_gpus,
 )
 from .cli_keys import keys_app
-from .client import GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost
+from .client import GONE_TIMEOUT_S, Client, ClientEvent, ConnectionLost, Sending
 from .commits import Commits
 from .errors import BridgeError, printable
 from .keys import default_keys_dir, read_client_key
 from .messages import DEFAULT_ADDRESS, NoticeEvent, StateEvent
 from .messages import Progress as ProgressEvent
-from .stages import stage_in_words
+from .stages import sending_in_words, stage_in_words
 
 app = typer.Typer(
     help="Fly an animated camera through a world that does not exist yet.",
@@ -603,8 +603,11 @@ class _Bar:
             self._progress.console.print(f"Note: {event.message}", soft_wrap=True, highlight=False, markup=False)
         elif isinstance(event, ConnectionLost):
             self._progress.console.print(event.message, soft_wrap=True, highlight=False, markup=False)
+        elif isinstance(event, Sending):
+            sending = sending_in_words(event.received_bytes, event.size_bytes)
+            self._progress.update(self._task, completed=event.received_bytes / event.size_bytes, description=sending)
         elif isinstance(event, StateEvent) and event.state == "queued":
-            self._progress.update(self._task, description="waiting for the engine")
+            self._progress.update(self._task, completed=0.0, description="waiting for the engine")
 
 
 # ---------------------------------------------------------------- the other commands

@@ -9,8 +9,9 @@ Events are plain typed objects: those of messages.py (FrameEvent, CacheEvent, No
 and the few below about the connection. Whoever takes an event from `poll` or `events` gives the server leave to send
 more; an unread client therefore holds at most `credit_bytes`, however long the shot.
 
-Frames and control (submit, cancel, list, ping) go over a connection each, so that a cancel never waits behind frames. A
-lost connection is made again, and every job continues after the last event that arrived.
+Frames and control (submit, cancel, list, ping) go over a connection each, so that a cancel never waits behind frames; a
+large job goes over that of the frames, in pieces, one job after the other. A lost connection is made again, and every
+job continues after the last event that arrived, or after the last piece that did.
 
 Needs NumPy, pyzmq, msgpack, attrs and cattrs; never torch, never bpy.
 """
@@ -68,9 +69,11 @@ from .messages import (
     StateEvent,
     Submit,
     Subscribed,
+    Uploaded,
     Welcome,
 )
 from .session import FINAL, LARGE_MESSAGE_LIMIT_S, UNANSWERED_LIMIT_S, ClientSession, Follower
+from .uploads import LARGE_BYTES, Outgoing, OutOfStep
 from .version import package_version
 
 CREDIT_BYTES = 64 * 2**20
@@ -117,6 +120,15 @@ class RequestFailed:
 
 
 @dataclass(frozen=True)
+class Sending:
+    """A job that takes a while to send is on its way: the server has so much of it."""
+
+    job_id: str
+    received_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class SplatsFetched:
     """The job's newest splat file is whole at `path`."""
 
@@ -126,7 +138,7 @@ class SplatsFetched:
 
 
 ClientEvent = (
-    Connected | ConnectionLost | Disconnected | RequestFailed | SplatsFetched
+    Connected | ConnectionLost | Disconnected | RequestFailed | Sending | SplatsFetched
     | Accepted | Cancelling | Jobs | Progress | FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent
 )  # fmt: skip
 
@@ -300,8 +312,11 @@ class Client:
         self._do(lambda: self._wire.follow(Follower(job_id, self._credit_bytes, last_seq=after_seq)))
 
     def cancel(self, job_id: str) -> None:
-        """Asks for the job to stop at the engine's next step; its StateEvent says when it has."""
-        self._do(lambda: self._wire.request(Cancel(request_id=next(self._request_ids), job_id=job_id)))
+        """Asks for the job to stop at the engine's next step; its StateEvent says when it has.
+
+        One that is still being sent ends with RequestFailed (`cancelled`), at once.
+        """
+        self._do(lambda: self._wire.cancel(Cancel(request_id=next(self._request_ids), job_id=job_id)))
 
     def resume(self, job_id: str, after_seq: int = 0) -> None:
         """Lets a failed or cancelled job go on after its last committed chunk, and follows it after that event."""
@@ -633,6 +648,8 @@ class _Wire:
         self._control: _Link | None = None
         self._data: _Link | None = None
         self._pending: dict[int, _Pending] = {}
+        self._uploads: dict[int, Outgoing] = {}
+        """Of those, the jobs that go in pieces; only the first of them is on its way."""
         self._followers: dict[str, Follower] = {}
         self._unread: dict[str, int] = {}
         self._to_resume: set[str] = set()
@@ -758,8 +775,9 @@ class _Wire:
         if not self.welcome.done():
             self.welcome.set_result(self._control.session.welcome)
         self._client._inbox.put(Connected(self._control.session.welcome))
-        for pending in self._pending.values():
-            self._control.send(pending.message)
+        for request_id, pending in self._pending.items():
+            if request_id not in self._uploads:
+                self._control.send(pending.message)
         if self._client._compress:
             assert self._data is not None
             self._data.send(Compress())
@@ -769,6 +787,7 @@ class _Wire:
                 self._subscribe(follower)
         for request_id, fetch in self._fetches.items():
             self._ask_block(request_id, fetch)
+        self._begin_upload()
 
     def _converse(self, wake: zmq.Socket) -> None:
         """Takes what comes until the client is closed; looks whether the server is still there now and then.
@@ -856,7 +875,30 @@ class _Wire:
         self._followers[message.job_id] = Follower(message.job_id, self._client._credit_bytes, last_seq=after_seq)
         if resume:
             self._to_resume.add(message.job_id)
-        self.request(message)
+        if isinstance(message, Draw) or codec.size_of(codec.encode(message)) <= LARGE_BYTES:
+            self.request(message)
+            return
+        self._pending[message.request_id] = _Pending(message, None)
+        self._uploads[message.request_id] = Outgoing(message)
+        if len(self._uploads) == 1:
+            self._begin_upload()
+
+    def cancel(self, message: Cancel) -> None:
+        sending = next((r for r, outgoing in self._uploads.items() if outgoing.message.job_id == message.job_id), None)
+        if sending is None:
+            self.request(message)
+            return
+        del self._pending[sending]
+        self._followers.pop(message.job_id, None)
+        self._to_resume.discard(message.job_id)
+        # Whatever the server answers, here it has ended. By the way that the pieces go: one that overtook the last of
+        # them would find no job.
+        self._pending[message.request_id] = _Pending(message, Future())
+        if self._open and self._data is not None:
+            self._data.send(message)
+        ended = RequestFailed("cancelled", "The job was cancelled before all of it was sent.", message.job_id)
+        self._client._inbox.put(ended)
+        self._end_upload(sending)
 
     def resume(self, message: Resume, after_seq: int) -> None:
         # Followed once it is accepted: before, its log may still end with the last attempt.
@@ -896,6 +938,18 @@ class _Wire:
         unread = self._unread.get(follower.job_id, 0)
         self._data.send(follower.subscribe(next(self._client._request_ids), unread))
 
+    def _begin_upload(self) -> None:
+        """Sends the first of the jobs that go in pieces, from where the server has it."""
+        if self._uploads and self._open and self._data is not None:
+            self._data.send(next(iter(self._uploads.values())).ask())
+
+    def _end_upload(self, request_id: int) -> None:
+        """Goes on with the next of the jobs that go in pieces, where the request was the one on its way."""
+        was_first = next(iter(self._uploads), None) == request_id
+        self._uploads.pop(request_id, None)
+        if was_first:
+            self._begin_upload()
+
     def _ask_block(self, request_id: int, fetch: _Fetch) -> None:
         assert self._data is not None
         self._data.send(
@@ -920,6 +974,8 @@ class _Wire:
             self._refused(message)
         elif isinstance(message, SplatsBlock):
             self._take_block(message)
+        elif isinstance(message, Uploaded):
+            self._send_on(message)
         elif isinstance(message, Subscribed):
             self._last_seqs[message.job_id] = message.last_seq
             follower = self._followers.get(message.job_id)
@@ -933,7 +989,21 @@ class _Wire:
         self._unread[event.job_id] = self._unread.get(event.job_id, 0) + size_bytes
         self._client._inbox.put(event, event.job_id, size_bytes)
 
+    def _send_on(self, message: Uploaded) -> None:
+        outgoing = self._uploads.get(message.request_id)
+        if outgoing is None:
+            return
+        assert self._data is not None
+        try:
+            pieces = outgoing.answered(message, time.monotonic())
+        except OutOfStep:
+            raise _Lost("the server had forgotten what had been sent") from None
+        for piece in pieces:
+            self._data.send(piece)
+        self._client._inbox.put(Sending(message.job_id, outgoing.received_bytes, outgoing.size_bytes))
+
     def _answered(self, message: Any) -> None:
+        self._end_upload(message.request_id)
         pending = self._pending.pop(message.request_id, None)
         if pending is None:
             return
@@ -951,6 +1021,7 @@ class _Wire:
         if error.code == "hello_first":
             # We were held up for too long, by a machine that slept or a host that let no thread run.
             raise _Lost("the server had not heard of us for too long")
+        self._end_upload(error.request_id)
         fetch = self._fetches.get(error.request_id)
         if fetch is not None:
             if error.code == "splats_replaced" and fetch.restarts < FETCH_RESTARTS:

@@ -27,6 +27,7 @@ MAX_SHORT_CHARS = 200
 MAX_TEXT_CHARS = 10_000
 MAX_PROMPT_KEYS = 1000
 MAX_BLOCK_BYTES = 4 * 2**20
+MAX_PIECE_BYTES = 2**20
 MAX_VIEW_SIDE_PX = 4096
 MAX_INT = 2**53
 
@@ -97,6 +98,7 @@ _COUNT = _between(0, MAX_INT)
 _SHORT: Check = validators.max_len(MAX_SHORT_CHARS)
 _TEXT: Check = validators.max_len(MAX_TEXT_CHARS)
 _JOB_ID = _matches(r"[0-9a-f]{32}", "32 lower-case hexadecimal digits")
+_SHA256 = _matches(r"[0-9a-f]{64}", "64 hexadecimal digits")
 _SIDE = _between(1, MAX_SIDE_PX)
 _FRACTION = _between(0, 1)
 _FRAME_NUMBER = _between(-MAX_INT, MAX_INT)
@@ -210,6 +212,29 @@ class Submit:
 
 
 @frozen(kw_only=True)
+class Upload:
+    """A piece of a Submit that is too large to go in one message: bytes `offset` ... of its record (codec.join)."""
+
+    request_id: int = field(validator=_REQUEST)
+    job_id: str = field(validator=_JOB_ID)
+    engine: str = field(validator=_SHORT)
+    """As in the Submit, to be refused before all of it has come."""
+    size_bytes: int = field(validator=_between(1, MAX_INT))
+    """Of the whole record."""
+    offset: int = field(validator=_COUNT)
+    sha256: str = field(validator=_SHA256)
+    """Of the whole record."""
+    data: np.ndarray = field(validator=_array("uint8", "N"), eq=_BY_VALUE)
+    """At most MAX_PIECE_BYTES; none, to ask how much the server has."""
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.data) > min(MAX_PIECE_BYTES, self.size_bytes - self.offset):
+            raise ValueError(
+                f"{len(self.data)} bytes are more than a piece, or than the record has after {self.offset}"
+            )
+
+
+@frozen(kw_only=True)
 class Draw:
     """A picture to make from words, for a shot to begin with: a job of one frame, without depth."""
 
@@ -313,7 +338,8 @@ class Look:
 
 
 ClientMessage = (
-    Hello | Submit | Draw | Subscribe | Credit | Compress | Cancel | Resume | ListJobs | FetchSplats | Ping | Look
+    Hello | Submit | Upload | Draw | Subscribe | Credit | Compress | Cancel | Resume | ListJobs | FetchSplats | Ping
+    | Look
 )  # fmt: skip
 
 
@@ -356,6 +382,15 @@ class Accepted:
     request_id: int = field(validator=_REQUEST)
     job_id: str = field(validator=_JOB_ID)
     position: int = field(validator=_COUNT)
+
+
+@frozen(kw_only=True)
+class Uploaded:
+    """So much of an upload's record has come; the next piece begins there."""
+
+    request_id: int = field(validator=_REQUEST)
+    job_id: str = field(validator=_JOB_ID)
+    received_bytes: int = field(validator=_COUNT)
 
 
 @frozen(kw_only=True)
@@ -414,7 +449,7 @@ class SplatsBlock:
     revision: int = field(validator=_between(1, MAX_INT))
     offset: int = field(validator=_COUNT)
     size_bytes: int = field(validator=_COUNT)
-    sha256: str = field(validator=_matches(r"[0-9a-f]{64}", "64 hexadecimal digits"))
+    sha256: str = field(validator=_SHA256)
     data: np.ndarray = field(validator=_array("uint8", "N"), eq=_BY_VALUE)
 
 
@@ -532,7 +567,7 @@ class StateEvent:
 
 
 ServerMessage = (
-    Welcome | Error | Accepted | Subscribed | Cancelling | Jobs | SplatsBlock | Picture | Pong
+    Welcome | Error | Accepted | Uploaded | Subscribed | Cancelling | Jobs | SplatsBlock | Picture | Pong
     | Progress | FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent
 )  # fmt: skip
 LoggedEvent = FrameEvent | ChunkCommitted | CacheEvent | NoticeEvent | StateEvent

@@ -64,6 +64,8 @@ from .messages import (
     Submit,
     Subscribe,
     Subscribed,
+    Upload,
+    Uploaded,
 )
 from .metrics import Counted, Metrics, NoMetrics
 from .security import Gate, Lock, bind_address, lock_for
@@ -71,6 +73,7 @@ from .session import FINAL, LARGE_MESSAGE_LIMIT_S, JobTable, ServerFacts, Server
 from .speeds import Speeds
 from .store import JobStore, StoredState, default_data_dir
 from .store_lock import claim_store
+from .uploads import Uploads
 from .version import package_version
 from .viewer import ViewConfig, ViewProcess
 from .worker import read_spec, read_wish
@@ -180,6 +183,7 @@ class Server:
             self._close(0)
             raise
         self._jobs = JobTable(config.max_queued, config.max_queued_by_client)
+        self._uploads = Uploads(config.data_dir, config.limits)
         self._stored: dict[str, StoredState] = {}
         """Of every job, what its `state.json` says, or will as soon as the disk takes it."""
         self._sizes: dict[str, int] = {}
@@ -269,6 +273,7 @@ class Server:
             return
         self._next_house_s = now_s + TICK_MS / 1000
         self._forget_silent()
+        self._uploads.tidy(now_s)
         self._compressor.tidy()
         if self._view is not None:
             self._view.keep_up()
@@ -291,6 +296,7 @@ class Server:
         while self._send_events() and time.monotonic() < deadline:
             pass
         self._compressor.close()
+        self._uploads.close()
         self._workers.close()
         self._close(1000)
         self._store_lock.release()
@@ -387,10 +393,12 @@ class Server:
         try:
             if isinstance(request, Submit | Draw):
                 return self._submit(session, request)
+            if isinstance(request, Upload):
+                return self._upload(session, request)
             if isinstance(request, Subscribe):
                 return self._subscribe(session, request)
             if isinstance(request, Cancel):
-                return self._cancel(request)
+                return self._cancel(session, request)
             if isinstance(request, Resume):
                 return self._resume(request)
             if isinstance(request, ListJobs):
@@ -407,6 +415,24 @@ class Server:
             _log.exception("[%s] serving %s", log_id, type(request).__name__, extra={"log_id": log_id})
             message = f"The server met an unexpected error. Its log has the details under {log_id}."
             return _refusal(request, "engine_failed", message, job_id)
+
+    def _upload(self, session: ServerSession, piece: Upload) -> Uploaded | Accepted:
+        stored = self._stored.get(piece.job_id)
+        if stored is not None and stored.digest == piece.sha256:
+            return self._accepted(piece.request_id, piece.job_id)
+        if not piece.offset:
+            # What would refuse the job in the end does so before all of it is sent.
+            self._check_engine(piece.engine)
+            if stored is None:
+                self._jobs.check_room(session.owner)
+        received_bytes, record = self._uploads.take(session.owner, piece, time.monotonic())
+        if record is None:
+            return Uploaded(request_id=piece.request_id, job_id=piece.job_id, received_bytes=received_bytes)
+        limits = self.config.limits
+        request = codec.decode(codec.split(record, limits), ClientMessage, limits)
+        if not isinstance(request, Submit) or request.job_id != piece.job_id:
+            raise ProtocolError("bad_message", "What was uploaded is not the submit of the job that it came as.")
+        return self._submit(session, attrs.evolve(request, request_id=piece.request_id))
 
     def _submit(self, session: ServerSession, request: Submit | Draw) -> Accepted:
         # Stored without its request id, so that a repeat has the same bytes.
@@ -475,7 +501,9 @@ class Server:
             last_seq=job.last_seq,
         )
 
-    def _cancel(self, request: Cancel) -> Cancelling:
+    def _cancel(self, session: ServerSession, request: Cancel) -> Cancelling:
+        if self._uploads.drop(session.owner, request.job_id) and request.job_id not in self._jobs:
+            return Cancelling(request_id=request.request_id, job_id=request.job_id, state="queued")
         job = self._jobs[request.job_id]
         if job.state == "queued":
             self._move(job.job_id, "cancelled", "cancelled", "The job was cancelled before it started.")

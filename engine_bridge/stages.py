@@ -24,6 +24,11 @@ PICTURE = {
 }
 
 
+def sending_in_words(received_bytes: int, size_bytes: int) -> str:
+    """Returns how much of a job the server has while it is being sent."""
+    return f"sending, {received_bytes / 1e6:.1f} of {size_bytes / 1e6:.1f} MB"
+
+
 def stage_in_words(stage: str, of_picture: bool = False) -> str:
     """Returns what is being done; the name itself for a stage of a newer server.
 

@@ -14,9 +14,9 @@ import pytest
 from blender_addon import session
 from blender_addon.shot import PreparedShot, SplatsOnDisk, Stop
 from blender_addon.takes import active_take, add_take
-from engine_bridge.client import ConnectionLost
+from engine_bridge.client import ConnectionLost, Sending
 from engine_bridge.job_folder import JobFolder
-from engine_bridge.messages import FrameEvent, NoticeEvent, Progress
+from engine_bridge.messages import Accepted, FrameEvent, NoticeEvent, Progress
 from engine_bridge.png_writer import encode_png
 from tests.engine_bridge.fake_engine import large_cloud
 from worldwarp_core.cameras.path import CameraPath
@@ -331,6 +331,14 @@ def test_frames_appear_behind_the_camera_that_films_the_shot(
     drain_until(lambda: len(camera.data.background_images) + len(other.data.background_images) == 1)
     session.close()
     assert len(camera.data.background_images) == 1
+
+
+def test_it_is_shown_how_much_of_the_shot_has_been_sent() -> None:
+    status = session.Status(running=True, frames=2)
+    session.note(status, Sending("0" * 32, 2_500_000, 10_000_000))
+    assert (status.stage, status.fraction) == ("sending, 2.5 of 10.0 MB", 0.25)
+    session.note(status, Accepted(request_id=1, job_id="0" * 32, position=0))
+    assert (status.stage, status.fraction) == ("waiting for the engine", 0.0)
 
 
 def test_splats_that_cannot_be_read_leave_the_frames_and_a_sentence(

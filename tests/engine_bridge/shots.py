@@ -91,6 +91,14 @@ def one_of_each() -> list[Any]:
             request_id=2, job_id=JOB, prompt="an abbey in the snow", negative_prompt="fog", width=832, height=480,
             seed=7, steps=50, guidance=5.0,
         ),
+        m.Upload(
+            request_id=2, job_id=JOB, engine="", size_bytes=9, offset=4, sha256="0" * 64,
+            data=rng.integers(0, 256, 5, np.uint8),
+        ),
+        m.Upload(
+            request_id=2, job_id=JOB, engine="cache", size_bytes=9, offset=0, sha256="0" * 64,
+            data=np.zeros(0, np.uint8),
+        ),
         m.Subscribe(request_id=2, job_id=JOB, after_seq=0, credit_bytes=100),
         m.Credit(job_id=JOB, credit_bytes=5),
         m.Compress(),
@@ -110,6 +118,7 @@ def one_of_each() -> list[Any]:
         ),
         m.Error(request_id=1, code="no_depth", message="Give depth.", job_id=JOB),
         m.Accepted(request_id=1, job_id=JOB, position=3),
+        m.Uploaded(request_id=2, job_id=JOB, received_bytes=9),
         m.Subscribed(request_id=2, job_id=JOB, state="running", after_seq=1, last_seq=4),
         m.Cancelling(request_id=3, job_id=JOB, state="queued"),
         m.Jobs(request_id=4, jobs=()),

@@ -19,7 +19,9 @@ import pytest
 from PIL import Image
 
 from engine_bridge import cli
+from engine_bridge.client import Sending
 from engine_bridge.job_folder import JobFolder
+from engine_bridge.messages import StateEvent
 from worldwarp_core.cameras.files import read_cameras, write_cameras
 from worldwarp_core.cameras.path import preset_path
 
@@ -402,6 +404,15 @@ def test_a_message_of_several_lines_is_shown_as_such(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == (
         "Error: It is not here. Run:\n       worldwarp serve\N{REPLACEMENT CHARACTER}[31m\n       and look.\n"
     )
+
+
+def test_the_bar_says_how_much_of_a_job_has_been_sent() -> None:
+    with cli._Bar(7) as bar:
+        bar.show(Sending(JOB, 2_500_000, 10_000_000))
+        (task,) = bar._progress.tasks
+        assert (task.description, task.completed) == ("sending, 2.5 of 10.0 MB", 0.25)
+        bar.show(StateEvent(job_id=JOB, seq=1, state="queued"))
+        assert (task.description, task.completed) == ("waiting for the engine", 0.0)
 
 
 @pytest.mark.parametrize("group", [[], ["keys"], ["models"], ["train"], ["eval"]])

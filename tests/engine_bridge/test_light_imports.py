@@ -14,7 +14,9 @@ HEAVY = ("torch", "numba", "cv2", "gsplat", "bpy", "PIL", "av", "rich", "typer",
 SERVER_SIDE = ("engine_bridge.server", "engine_bridge.worker", "engine_bridge.store")
 
 
-@pytest.mark.parametrize("module", ["client", "codec", "deliver", "errors", "job_folder", "messages", "session"])
+@pytest.mark.parametrize(
+    "module", ["client", "codec", "deliver", "errors", "job_folder", "messages", "session", "uploads"]
+)
 def test_the_clients_side_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, engine_bridge.{module}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -23,7 +25,7 @@ def test_the_clients_side_imports_nothing_heavy(module: str) -> None:
     assert not loaded & {*HEAVY, *SERVER_SIDE}
 
 
-@pytest.mark.parametrize("module", ["messages", "codec", "session"])
+@pytest.mark.parametrize("module", ["messages", "codec", "session", "uploads"])
 def test_the_protocol_itself_opens_no_socket(module: str) -> None:
     code = f"import sys, engine_bridge.{module}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -13,9 +13,9 @@ import pytest
 
 from engine_bridge import messages as m
 from engine_bridge import session
-from engine_bridge.client import Client, ConnectionLost
+from engine_bridge.client import Client, ConnectionLost, RequestFailed, Sending
 from engine_bridge.errors import BridgeError
-from worldwarp_core.spec import PathDepth
+from worldwarp_core.spec import GenerateSpec, PathDepth
 
 from . import namespaces
 from .conftest import RunningServer
@@ -46,18 +46,92 @@ def test_a_shot_comes_whole_through_a_network_that_loses_packets() -> None:
     assert (result["lost"], result["twice"]) == (0, 0)
 
 
-def test_a_job_that_takes_long_to_send_is_sent_once(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def large_shot(megabytes: float) -> GenerateSpec:
+    """A shot of 20 frames that takes so much to send."""
+    side = int((megabytes * 1e6 / (20 * 2 * 6)) ** 0.5)
+    maps = np.ones((20, 2 * side, 3 * side), np.float16)
+    return shot(20, path_depth=PathDepth(np.arange(1, 21), maps))
+
+
+def test_a_job_that_takes_longer_than_any_message_may_is_sent_once(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("engine_bridge.session.UNANSWERED_LIMIT_S", 1.0)
+    monkeypatch.setattr("engine_bridge.session.LARGE_MESSAGE_LIMIT_S", 1.5)
     monkeypatch.setattr("engine_bridge.session.PING_EVERY_S", 0.3)
     port = int(server.address.rpartition(":")[2])
-    maps = PathDepth(np.arange(1, 21), np.ones((20, 640, 960), np.float16))
-    spec = shot(20, path_depth=maps)
-    with Proxy(port, Fault(bytes_per_s=8e6)) as proxy, Client(f"tcp://127.0.0.1:{proxy.port}") as client:
+    with Proxy(port, Fault(bytes_per_s=4e6)) as proxy, Client(f"tcp://127.0.0.1:{proxy.port}") as client:
         started_s = time.monotonic()
-        events = run(client, client.submit(spec))
-    assert time.monotonic() - started_s > 2.5, "longer than the server may be silent"
+        job_id = client.submit(large_shot(12))
+        events = until(client, Sending)
+        client.list_jobs()
+        events += client.poll()
+        assert not any(isinstance(event, m.Accepted) for event in events), "what else is asked for does not wait for it"
+        events += until(client, m.Accepted)
+        assert time.monotonic() - started_s > 2.5, "longer than the server may be silent"
+        events += run(client, job_id)
     assert events[-1].state == "done"
     assert not any(isinstance(event, ConnectionLost) for event in events)
+    sent = [event.received_bytes for event in events if isinstance(event, Sending)]
+    assert len(sent) > 5
+    assert sent == sorted(set(sent))
+
+
+def test_a_job_that_is_being_sent_goes_on_where_the_connection_broke(server: RunningServer) -> None:
+    port = int(server.address.rpartition(":")[2])
+    fault = Fault(after_s=1.0, cut_s=0.3, bytes_per_s=2e6)
+    with Proxy(port, fault) as proxy, Client(f"tcp://127.0.0.1:{proxy.port}", gone_timeout_s=30) as client:
+        events = run(client, client.submit(large_shot(4)))
+    assert events[-1].state == "done"
+    lost = next(number for number, event in enumerate(events) if isinstance(event, ConnectionLost))
+    before = [event for event in events[:lost] if isinstance(event, Sending)]
+    after = [event for event in events[lost:] if isinstance(event, Sending)]
+    assert 0 < before[-1].received_bytes <= after[0].received_bytes < after[-1].received_bytes
+
+
+def test_a_cancel_does_not_wait_for_the_job_to_be_sent(server: RunningServer) -> None:
+    port = int(server.address.rpartition(":")[2])
+    with Proxy(port, Fault(bytes_per_s=2e5)) as proxy, Client(f"tcp://127.0.0.1:{proxy.port}") as client:
+        ids = [client.submit(large_shot(4)) for _ in range(2)]
+        until(client, Sending, 2)
+        started_s = time.monotonic()
+        for job_id in reversed(ids):
+            client.cancel(job_id)
+        ended = [event for event in until(client, RequestFailed, 2) if isinstance(event, RequestFailed)]
+        assert time.monotonic() - started_s < 5.0, "all of it takes 40 s"
+        assert [(event.code, event.job_id) for event in ended] == [("cancelled", job_id) for job_id in reversed(ids)]
+        assert run(client, client.submit(shot(1)))[-1].state == "done"
+        assert len(client.list_jobs()) == 1
+    assert not server.server._uploads._incoming
+
+
+def test_what_refuses_a_job_does_so_before_it_is_sent(server: RunningServer) -> None:
+    with Client(server.address) as client:
+        client.submit(large_shot(4), engine="better")
+        refused = until(client, RequestFailed)
+    assert refused[-1].code == "unknown_engine"
+    assert not any(isinstance(event, Sending) for event in refused)
+
+
+def test_a_job_that_the_server_has_is_not_sent_again(server: RunningServer) -> None:
+    spec = large_shot(4)
+    with Client(server.address) as first, Client(server.address) as second:
+        job_id = first.submit(spec)
+        assert frames(run(first, job_id))
+        second.submit(spec, job_id=job_id)
+        again = run(second, job_id)
+    assert len(frames(again)) == 20
+    assert not any(isinstance(event, Sending) for event in again)
+
+
+def test_large_jobs_are_sent_one_after_the_other(server: RunningServer) -> None:
+    with Client(server.address) as client:
+        ids = [client.submit(large_shot(4)) for _ in range(3)]
+        events = until(client, m.Accepted, 3)
+    assert [event.job_id for event in events if isinstance(event, m.Accepted)] == ids
+    sending = [event.job_id for event in events if isinstance(event, Sending)]
+    assert sending == sorted(sending, key=ids.index)
+    assert set(sending) == set(ids)
 
 
 def test_splats_come_however_long_they_take_as_long_as_they_come(server: RunningServer, tmp_path: Path) -> None:

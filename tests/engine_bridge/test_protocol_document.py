@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from engine_bridge import codec, messages, server, session, viewer
+from engine_bridge import codec, messages, server, session, uploads, viewer
 from engine_bridge.errors import CODES
 
 DOCUMENT = (Path(messages.__file__).parent / "PROTOCOL.md").read_text("utf-8")
@@ -52,6 +52,10 @@ def test_it_states_the_limits_as_they_are() -> None:
         f"{codec.LIMITS.string_chars:,} characters",
         f"names, codes and versions {messages.MAX_SHORT_CHARS}",
         f"{messages.MAX_BLOCK_BYTES // 2**20} MiB",
+        f"| a piece of an upload | {messages.MAX_PIECE_BYTES // 2**20} MiB |",
+        f"| unfinished uploads | {uploads.MAX_UPLOADS}, and {uploads.MAX_UPLOADS_OF_ONE} of one client |",
+        f"of more than {uploads.LARGE_BYTES // 2**10} KiB goes better",
+        f"kept for {uploads.KEPT_S / 60:g} minutes after",
         f"{session.MAX_CREDIT_BYTES // 2**20} MiB",
         f"| connections | {server.MAX_CONNECTIONS:,} |",
         f"| subscriptions of one connection | {session.MAX_SUBSCRIPTIONS} |",
