@@ -40,6 +40,11 @@ live_view_round_trip_ms
 slow_client_growth_mib
                        the server's memory while a client follows 400 MB of frames with credit for 16 MiB and reads
                        nothing.
+endless_message_bytes_kept
+                       the server's memory by each byte that a peer sends of a message whose parts never end, by their
+                       size: what ZeroMQ sets no limit to (PROTOCOL.md says what that means).
+endless_message_wait_ms
+                       how long another client waits meanwhile for the list of jobs; the longest.
 clients, jobs, clients_s, clients_unfair
                        clients at once and their queued jobs, the seconds until all were served, and the largest
                        difference of turns had between two clients that both still waited: 1 where they take turns.
@@ -697,6 +702,53 @@ def run_slow_client(short: bool) -> dict[str, Any]:
     }
 
 
+def run_endless_message(short: bool) -> dict[str, Any]:
+    kept, waits_ms = {}, []
+    for part_bytes, mebibytes in ((0, 20), (1, 30), (1000, 500), (2**20, 1000)):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            running_server(Path(folder)) as (address, process),
+            Client(address) as client,
+        ):
+            wait_for_engine(address)
+            server = psutil.Process(process.pid)
+            before = server.memory_info().rss
+            with zmtp_peer(address) as peer:
+                size = bytes([1, part_bytes]) if part_bytes < 256 else b"\x03" + part_bytes.to_bytes(8, "big")
+                part = size + bytes(part_bytes)
+                block = part * max(2**20 // len(part), 1)
+                blocks = max(mebibytes * 2**20 // (4 if short else 1) // len(block), 1)
+                flood = threading.Thread(target=send_often, args=(peer, block, blocks))
+                flood.start()
+                while flood.is_alive():
+                    asked_s = time.monotonic()
+                    client.list_jobs()
+                    waits_ms.append((time.monotonic() - asked_s) * 1000)
+                time.sleep(1.0)
+                sent = blocks * len(block)
+                kept[str(part_bytes)] = round((server.memory_info().rss - before) / sent, 1)
+    return {"endless_message_bytes_kept": kept, "endless_message_wait_ms": round(max(waits_ms), 1)}
+
+
+def send_often(peer: socket.socket, block: bytes, times: int) -> None:
+    for _ in range(times):
+        peer.sendall(block)
+
+
+@contextlib.contextmanager
+def zmtp_peer(address: str) -> Iterator[socket.socket]:
+    """Yields a bare TCP connection that a server takes for a DEALER's: ZMTP 3.0's greeting and READY are said."""
+    host, port = address.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port))) as peer:
+        peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+        ready = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
+        peer.sendall(bytes([4, len(ready)]) + ready)
+        heard = b""
+        while b"READY" not in heard:  # before that nothing else may be said
+            heard += peer.recv(1000)
+        yield peer
+
+
 def run_clients(short: bool) -> dict[str, Any]:
     clients, jobs = (8, 40) if short else (64, 1000)
     owners: dict[str, str] = {}
@@ -789,6 +841,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "compression": run_compression,
     "view": run_view,
     "slow_client": run_slow_client,
+    "endless_message": run_endless_message,
     "clients": run_clients,
     "faults": run_faults,
     "kills": run_kills,
