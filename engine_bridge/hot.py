@@ -5,12 +5,13 @@ one, and the server makes none. Nor is there that one where the engine writes it
 arrays that it was lent (worldwarp_core.frame_memory). The log stays the truth: the worker appends the same event right
 after, and shows the next one only then, so what is not to be had here is in the log.
 
-    bytes 0 ... SLOTS - 1    of each slot: FREE, TAKEN or WHOLE
+    bytes 0 ... SLOTS - 1    of each slot: FREE, TAKEN, WHOLE or SENT
     from PAGE_BYTES on       the slots; in each an event, as the log has it (`codec.join`), whose arrays begin a page
                              after the slot does: they may be there before what goes in front of them
 
-The server is told of an event when its copying begins, since to wake up takes it as long. A slot is free again when
-the server has sent what is in it to everybody, and nobody in the worker has the arrays any more.
+The server is told of an event when its copying begins, since to wake up takes it as long. What is in a slot is sent
+when it has gone to everybody who waited for it. The server keeps it until the next, for whoever comes later; a slot is
+free again when nobody there has any of it, and nobody in the worker has the arrays any more.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ SLOTS = 4
 """Events that may be on their way at a time; while all are, more go by the disk."""
 PAGE_BYTES = 4096
 """Also the room for what goes in front of an event's arrays; of a frame that is some 300 bytes."""
-FREE, TAKEN, WHOLE = range(3)
+FREE, TAKEN, WHOLE, SENT = range(4)
 SEND_LIMIT_S = 0.01
 """How long the disk lets the network go first; a frame that a slow client is still to get is written meanwhile."""
 COPY_LIMIT_S = 0.05
@@ -118,7 +119,7 @@ class ShowCase:
         Sending and writing both move all of a frame through memory: beside each other both take longer.
         """
         deadline_s, state = time.monotonic() + SEND_LIMIT_S, self._state
-        while state is not None and state[0] != FREE:
+        while state is not None and state[0] not in (FREE, SENT):
             if time.monotonic() > deadline_s:
                 return
             time.sleep(0.0002)
@@ -193,6 +194,10 @@ class Looker:
         self._memory: SharedMemory | None = None
         self._late: set[int] = set()
         """Slots whose copy took too long to wait for."""
+        self._taken: Callable[[], np.ndarray | None] = lambda: None
+        """The record taken last, as long as somebody has it."""
+        self._taken_from = 0
+        """The slot that it is in."""
 
     def take(self, shown: Shown) -> list[Part] | None:
         """The event's parts, where they are; None where they cannot be had, and the log has it.
@@ -220,10 +225,20 @@ class Looker:
             time.sleep(0.00002)
         record = np.frombuffer(buffer, np.uint8, shown.size_bytes, shown.offset)
         weakref.finalize(record, _free, self._memory, shown.slot).atexit = False
+        self._taken, self._taken_from = weakref.ref(record), shown.slot
         try:
             return codec.split(record.data)
         except ProtocolError:
             return None
+
+    def to_send(self) -> list[Part]:
+        """The parts taken last, once more: the worker takes them for sent when the last of these is gone."""
+        record = self._taken()
+        assert record is not None, "nothing was taken"
+        assert self._memory is not None
+        on_way = np.frombuffer(record.data, np.uint8)
+        weakref.finalize(on_way, _note_sent, self._memory, self._taken_from).atexit = False
+        return codec.split(on_way.data)
 
     def close(self) -> None:
         """Lets go of the memory, as soon as nothing of it is being sent any more."""
@@ -261,6 +276,11 @@ def _closed(memory: SharedMemory) -> bool:
 def _free(memory: SharedMemory, slot: int) -> None:
     if memory.buf is not None:
         memory.buf[slot] = FREE
+
+
+def _note_sent(memory: SharedMemory, slot: int) -> None:
+    if memory.buf is not None and memory.buf[slot] == WHOLE:
+        memory.buf[slot] = SENT
 
 
 def _let_go(memory: SharedMemory, slot: int, lent: dict[int, int], address: int, held: set[int]) -> None:

@@ -192,6 +192,8 @@ class Server:
         self._progress: dict[str, Progress] = {}
         self._hot: dict[str, dict[int, list[codec.Part]]] = {}
         """Events by job and `seq` that the disk may not have: a running job's newest, and what found no room there."""
+        self._on_way: dict[tuple[str, int], list[codec.Part]] = {}
+        """Of those that have just come, by job and `seq`, what is sent in this turn, and known to be gone after it."""
         self._compressor = Compressor()
         self._engine_info: dict[str, Any] = {}
         self._speeds = Speeds()
@@ -616,11 +618,12 @@ class Server:
                 session.sent(job_id, len(out[0]) + codec.size_of(parts[1:]), logged=logged)
                 self._metrics.sent(codec.size_of(out))
                 more = True
+        self._on_way.clear()
         return more
 
     def _event(self, job_id: str, seq: int) -> list[codec.Part]:
         """An event of a job, from memory where the worker has just shown it."""
-        parts = self._hot.get(job_id, {}).get(seq)
+        parts = self._on_way.get((job_id, seq)) or self._hot.get(job_id, {}).get(seq)
         return parts if parts is not None else self._store.open(job_id).log.read(seq)
 
     def _last_seq(self, job_id: str) -> int:
@@ -740,6 +743,7 @@ class Server:
                 parts = worker.looker.take(message)
                 if parts is not None:
                     self._hot[message.job_id] = {message.seq: parts}
+                    self._on_way[message.job_id, message.seq] = worker.looker.to_send()
                     self._note_events(message.job_id, message.seq, message.frames_done)
             elif isinstance(message, Logged):
                 self._note_events(message.job_id, message.last_seq, message.frames_done)

@@ -107,6 +107,46 @@ def test_the_disk_waits_for_the_network_but_not_for_a_client_that_does_not_read(
     assert time.monotonic() - began < 30
 
 
+def test_the_disk_does_not_wait_for_what_the_server_only_keeps(
+    ends: tuple[ShowCase, Looker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hot, "SEND_LIMIT_S", 60.0)
+    case, looker = ends
+    first = show(case, 1)
+    assert first is not None
+    kept, on_way = looker.take(first), looker.to_send()
+    assert [bytes(part) for part in on_way] == parts_of(1, 400)
+    began = time.monotonic()
+    threading.Timer(0.05, on_way.clear).start()
+    case.wait_until_sent()
+    assert 0.05 <= time.monotonic() - began < 30
+    others = [show(case, seq) for seq in range(2, SLOTS + 1)]
+    assert show(case, 9) is None
+    assert [bytes(part) for part in kept or []] == parts_of(1, 400), "nothing else was put there"
+    assert seen(looker, others[0]) == parts_of(2, 400)
+    del kept
+    again = show(case, 10)
+    assert again is not None
+
+
+def test_what_is_sent_is_written_without_waiting_for_the_next(start_server: Callable[..., RunningServer]) -> None:
+    server = start_server(factory="tests.engine_bridge.test_hot:load_patient")
+    with Client(server.address) as client:
+        job_id = client.submit(shot(10, width=320, height=180))
+        until(client, m.FrameEvent)
+        began = time.monotonic()
+        assert len(frames(run(client, job_id))) == 9
+    assert time.monotonic() - began < 20.0, "by the limit it would be 45 s"
+
+
+def load_patient(name: str = "", **options: Any) -> Any:
+    """The fake engine in a worker whose disk waits for as long as a frame takes to be sent."""
+    from .fake_engine import load
+
+    hot.SEND_LIMIT_S = 5.0
+    return load(name, **options)
+
+
 def test_a_copy_that_takes_too_long_is_left_to_the_log(
     ends: tuple[ShowCase, Looker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
