@@ -225,6 +225,8 @@ class Client:
     ) -> str:
         """Sends a job and follows it; returns its id. Its events come by `poll` or `events`, a refusal too.
 
+        One that is large takes a while to send, and Sending says how far that is.
+
         Args:
             engine: the engine that the server must be running; "" takes any.
             job_id: to send the same job again (a uuid4's hex); the server then does not make it twice.
