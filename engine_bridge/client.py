@@ -813,7 +813,9 @@ class _Wire:
                     link.keep_up()
             arrived = self._wait(wake, *links)
             if any(link.monitor in arrived for link in links):
-                # What arrived between the last look and the end is still there to be read.
+                # A server that leaves closes both, and its last words are read before the end of the connection that
+                # they come by: the other one's end may be here sooner.
+                self._data.monitor.poll(TICK_MS)
                 self._hear(self._data)
                 raise _Lost("the server closed the connection")
 
@@ -848,6 +850,8 @@ class _Wire:
             self.end = error
         while self._client._todo:
             self._client._todo.popleft()()
+        # First: whoever is told by an error then finds this event, too.
+        self._client._inbox.put(Disconnected(error.code, error.message))
         if not self.welcome.done():
             self.welcome.set_exception(error)
         for pending in self._pending.values():
@@ -857,7 +861,6 @@ class _Wire:
             fetch.drop()
             if fetch.answer is not None:
                 fetch.answer.set_exception(error)
-        self._client._inbox.put(Disconnected(error.code, error.message))
 
     # ------------------------------------------------------------ what the user asks for
 
