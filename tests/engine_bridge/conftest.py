@@ -32,8 +32,25 @@ class RunningServer:
     def stop(self, *, at_once: bool = False) -> None:
         for _ in range(2 if at_once else 1):
             self.server.stop()
-        self._thread.join(30)
+        self._thread.join(60)
         assert not self._thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    """Limits that cost time only where something is wrong: a machine that does something else meanwhile is no fault."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Client.__init__.__kwdefaults__, "connect_timeout_s", 60.0)  # type: ignore[arg-type]
+        for asks in (Client.list_jobs, Client.view_port):
+            patch.setattr(asks, "__defaults__", (60.0,))
+        patch.setattr("engine_bridge.live_view.CONNECT_TIMEOUT_S", 60.0)
+        yield
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Path:
+    """The file that the fake engine waits for where its prompt says `hold=N go={go}`."""
+    return tmp_path / "go"
 
 
 @pytest.fixture

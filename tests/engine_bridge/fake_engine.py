@@ -5,10 +5,13 @@ frame N), `fail=N` (an unexpected exception after frame N), `refuse` (an error o
 too deeply), `progress=N` (progress events before every frame), `wait` (no frames until cancelled), `noise` (frames of
 noise, each of which depends on all before it), `where` (a notice of the GPUs that it was given), `forgetful` (an engine
 that saves no state), `full=N` (no space on the disk after frame N, the first time), `splats=N` (worlds of N splats with
-colours that depend on the direction, in place of a row of about a hundred).
+colours that depend on the direction, in place of a row of about a hundred), `hold=N` (each attempt waits when it has
+made N frames, until it is cancelled or killed), `go=FILE` (or until there is this file).
 
-A picture to draw takes `slow`, `crash`, `fail` (both at that step) and `refuse` (as an engine that cannot draw); every
-pixel of it is the seed.
+What a test does to a job that runs comes in time by `hold`, never by how long the job takes.
+
+A picture to draw takes `slow`, `hold` (after that step), `go`, `crash`, `fail` (both at that step) and `refuse` (as an
+engine that cannot draw); every pixel of it is the seed.
 """
 
 from __future__ import annotations
@@ -68,6 +71,8 @@ class FakeEngine:
             if does.get("fail") == str(step):
                 raise RuntimeError("a secret of the inside")
             on_step("steps", step + 1, settings.steps)
+            while _waits(does, step + 1):
+                on_step("steps", step + 1, settings.steps)
         on_step("decode", 0, 1)
         return np.full((settings.height, settings.width, 3), settings.seed % 256, np.uint8)
 
@@ -94,6 +99,8 @@ class FakeEngine:
         if resume is not None and not fitted:
             yield from self._fit(done, spec, rng, does)
         for index, number in list(enumerate(spec.cameras.frames))[done:]:
+            while _waits(does, index - done):
+                yield Progress("fill", 0, 100, 0, 1, index / count, None)
             for step in range(int(does.get("progress", 1))):
                 yield Progress("fill", step, 100, 0, 1, index / count, float(count - index))
             time.sleep(float(does.get("slow", 0)))
@@ -139,6 +146,14 @@ class FakeEngine:
         if "forgetful" not in does:
             arrays = {"world": np.arange(done, dtype=np.float32)}
             yield Checkpoint(chunk, "fitted", done, arrays, {"rng": rng.bit_generator.state})
+
+
+def _waits(does: dict[str, str], made: int) -> bool:
+    """Whether to go on waiting where so much is made; waits for a moment then."""
+    held = does.get("hold") == str(made) and not ("go" in does and os.path.exists(does["go"]))
+    if held:
+        time.sleep(0.01)
+    return held
 
 
 def nested(depth: int) -> Any:

@@ -27,7 +27,7 @@ def logged(events: list[Any]) -> list[Any]:
     return [event for event in events if hasattr(event, "seq")]
 
 
-def until(client: Client, kind: type, count: int = 1, timeout_s: float = 30.0) -> list[Any]:
+def until(client: Client, kind: type, count: int = 1, timeout_s: float = 120.0) -> list[Any]:
     """The events up to and with the `count`-th of that kind."""
     events: list[Any] = []
     deadline = time.monotonic() + timeout_s
@@ -38,11 +38,29 @@ def until(client: Client, kind: type, count: int = 1, timeout_s: float = 30.0) -
     return events
 
 
-def worker_process() -> psutil.Process:
-    """The one worker of the one server that runs in this process; other tests' programs are no workers."""
-    children = [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]
-    assert len(children) == 1, children
-    return children[0]
+def worker_process(timeout_s: float = 60.0) -> psutil.Process:
+    """The one worker of the one server that runs in this process, as soon as there is one that lives."""
+    deadline = time.monotonic() + timeout_s
+    while len(workers := [child for child in psutil.Process().children() if _is_worker(child)]) != 1:
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.01)
+    return workers[0]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    """Other tests' programs are no workers, and one that was killed is none until its server has noticed."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def suspended(process: psutil.Process) -> psutil.Process:
+    """The process, once it does nothing any more."""
+    process.suspend()
+    while process.status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
+    return process
 
 
 class Raw:
@@ -57,7 +75,7 @@ class Raw:
     def say(self, *parts: Any) -> None:
         self.socket.send_multipart(parts)
 
-    def hear(self, timeout_ms: int = 5000) -> Any:
+    def hear(self, timeout_ms: int = 60_000) -> Any:
         assert self.socket.poll(timeout_ms), "no answer"
         return codec.decode(self.socket.recv_multipart(), m.ServerMessage)
 

@@ -75,6 +75,7 @@ def test_the_gpus_memory_is_asked_of_the_driver(tmp_path: Path, monkeypatch: pyt
     driver.write_text("#!/bin/sh\necho '0, 1024'\necho '1, 3'\n")
     driver.chmod(driver.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("engine_bridge.metrics.GPU_TIMEOUT_S", 60.0)
     assert gpu_memory_mib() == {"0": 1024.0, "1": 3.0}
     metrics = Metrics(0, {"answer": ("Of everything.", lambda: 42.0)})
     try:

@@ -212,14 +212,15 @@ def test_a_repeated_submission_is_the_same_job(connect: Connect) -> None:
 # ---------------------------------------------------------------- many clients, slow clients, dead clients
 
 
-def test_two_clients_follow_one_job_and_jobs_wait_their_turn(connect: Connect) -> None:
+def test_two_clients_follow_one_job_and_jobs_wait_their_turn(connect: Connect, go: Path) -> None:
     one, two = connect(), connect()
-    first = one.submit(shot(frames=6, prompt="slow=0.05"))
+    first = one.submit(shot(frames=6, prompt=f"slow=0.05 hold=2 go={go}"))
     until(one, m.Accepted)
     second = two.submit(shot(frames=3))
     assert until(two, m.Accepted)[-1].position == 1
     third = connect()
     third.subscribe(first)
+    go.touch()
     assert len(frames(run(third, first))) == 6
     assert len(frames(run(two, second))) == 3
     assert len(frames(run(one, first))) == 6
@@ -231,8 +232,8 @@ def test_two_clients_follow_one_job_and_jobs_wait_their_turn(connect: Connect) -
 
 
 def test_a_client_that_does_not_read_costs_no_memory_and_loses_nothing(connect: Connect, server: RunningServer) -> None:
-    # 120 frames of 320x180 are 55 MB; the client takes nothing and has credit for one.
-    slow, other = connect(credit_bytes=500_000), connect()
+    # 120 frames of 320x180 are 55 MB; the client takes nothing and has credit for one, the other one for ten.
+    slow, other = connect(credit_bytes=500_000), connect(credit_bytes=5_000_000)
     job_id = slow.submit(shot(frames=120, width=320, height=180))
     until(slow, m.Accepted)
     other.subscribe(job_id)
@@ -243,7 +244,7 @@ def test_a_client_that_does_not_read_costs_no_memory_and_loses_nothing(connect: 
         del event
     assert other_frames == 120
     # What waits at the slow client: its credit, and the one event that may go over it.
-    assert slow._wire._unread[job_id] < 500_000 + 500_000
+    assert slow._wire._unread.get(job_id, 0) < 500_000 + 500_000
     assert psutil.Process().memory_info().rss - before < 40e6
     got = frames(run(slow, job_id))
     assert [frame.index for frame in got] == list(range(120))
@@ -264,7 +265,7 @@ def test_a_client_killed_mid_stream_loses_nothing_for_the_next(connect: Connect,
     until(client, m.Accepted)
     doomed = multiprocessing.get_context("spawn").Process(target=_follow_and_die, args=(server.address, job_id, 5))
     doomed.start()
-    doomed.join(30)
+    doomed.join(120)
     assert doomed.exitcode == -signal.SIGKILL
     resumed = connect()
     resumed.subscribe(job_id, after_seq=8)
@@ -297,14 +298,13 @@ def test_progress_is_not_kept_for_a_client_that_does_not_read(connect: Connect) 
 @pytest.mark.parametrize("prompt", ["wait", "slow=0.05"])
 def test_cancel_stops_a_running_job_and_keeps_what_it_delivered(connect: Connect, prompt: str) -> None:
     client = connect()
-    job_id = client.submit(shot(frames=200, prompt=prompt))
+    job_id = client.submit(shot(frames=2000, prompt=prompt))  # of which the slow one would take minutes
     seen = until(client, m.Progress) if prompt == "wait" else until(client, m.FrameEvent, 3)
-    asked_s = time.monotonic()
     client.cancel(job_id)
     rest = run(client, job_id)
-    assert time.monotonic() - asked_s < 3
     assert (rest[-1].state, rest[-1].code) == ("cancelled", "cancelled")
     delivered = frames(seen + rest)
+    assert len(delivered) < 600, "it stopped long before its end"
     again = connect()
     again.subscribe(job_id)
     assert len(frames(run(again, job_id))) == len(delivered)
@@ -467,11 +467,14 @@ def test_a_server_starts_whatever_is_damaged_in_its_jobs(
         assert len(frames(run(client, whole))) == 8
 
 
-def test_a_server_lives_on_when_somebody_deletes_a_running_jobs_folder(connect: Connect, server: RunningServer) -> None:
+def test_a_server_lives_on_when_somebody_deletes_a_running_jobs_folder(
+    connect: Connect, server: RunningServer, go: Path
+) -> None:
     client = connect()
-    job_id = client.submit(shot(prompt="slow=0.1"))
+    job_id = client.submit(shot(prompt=f"hold=2 go={go}"))
     until(client, m.FrameEvent, 2)
     shutil.rmtree(server.data_dir / job_id)
+    go.touch()
     with pytest.raises(BridgeError, match="cannot be read on the server"):
         run(client, job_id)
     assert run(client, client.submit(shot()))[-1].state == "done"
@@ -644,7 +647,7 @@ def test_nobody_there_says_how_to_start_a_server() -> None:
         with pytest.raises(BridgeError, match="worldwarp serve --port 9") as caught:
             client.connect()
         assert caught.value.code == "server_not_running"
-        assert any(isinstance(event, Disconnected) for event in client.poll())
+        assert any(isinstance(event, Disconnected) for event in client.poll())  # it is there before the error is
         with pytest.raises(BridgeError) as caught:
             client.submit(shot())
         assert caught.value.code == "server_not_running"
