@@ -27,12 +27,12 @@ def logged(events: list[Any]) -> list[Any]:
     return [event for event in events if hasattr(event, "seq")]
 
 
-def until(client: Client, kind: type, count: int = 1, timeout_s: float = 120.0) -> list[Any]:
+def until(client: Client, kind: type | tuple[type, ...], count: int = 1, timeout_s: float = 120.0) -> list[Any]:
     """The events up to and with the `count`-th of that kind."""
     events: list[Any] = []
     deadline = time.monotonic() + timeout_s
     while sum(isinstance(event, kind) for event in events) < count:
-        assert time.monotonic() < deadline, f"no {kind.__name__} in {timeout_s} s; got {events[-5:]}"
+        assert time.monotonic() < deadline, f"no {kind} in {timeout_s} s; got {events[-5:]}"
         if (event := client.wait(0.1)) is not None:
             events.append(event)
     return events
