@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,9 @@ class ViewProcess:
         if not self.port and self._connection is not None and self._connection.poll():
             try:
                 self.port = int.from_bytes(self._connection.recv_bytes(8), "little")
+                # Started again, it listens where those who look ask for it, also where that was not its first choice.
+                host = self._config.address.rpartition(":")[0]
+                self._config = replace(self._config, address=f"{host}:{self.port}")
             except (EOFError, OSError):
                 self.port = 0
 
