@@ -179,6 +179,7 @@ def serve(
     from .server import Server as JobServer
     from .server import ServerConfig
     from .store import default_data_dir
+    from .store_lock import LEAVING_S
 
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO,
@@ -229,11 +230,14 @@ def serve(
         metrics_port=metrics_port,
         # A server of one command's own has nobody who looks.
         view=view and not until_stdin_closes,
+        # The one before was a command's own, too, and leaves since that was killed.
+        server_leaves_s=LEAVING_S if until_stdin_closes else 0.0,
         keys_dir=(keys_dir or default_keys_dir()) if keys or keys_dir else None,
         devices=devices,
         ray=ray,
     )
     server = JobServer(config)
+    server.handle_signals()
     if ready_file is not None:
         with atomic_write(ready_file) as partial:
             partial.write_text(server.address, "utf-8")
@@ -250,7 +254,7 @@ def serve(
             server.stop()
 
         threading.Thread(target=wait_for_end, daemon=True).start()
-    server.serve(handle_signals=True)
+    server.serve()
 
 
 # ---------------------------------------------------------------- generate

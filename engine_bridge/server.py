@@ -123,6 +123,8 @@ class ServerConfig:
     """How much of the disk ended jobs may take; the oldest beyond that are deleted."""
     keys_dir: Path | None = None
     """Where the server's key and its list of clients are; None to ask nobody for a key, which only loopback may."""
+    server_leaves_s: float = 0.0
+    """How long to wait for a server that still keeps its jobs in `data_dir`, where it is known to be leaving."""
     stop_grace_s: float = STOP_GRACE_S
     view: bool = True
     """Whether there is a live view."""
@@ -178,7 +180,7 @@ class Server:
 
         self._store = JobStore(config.data_dir)
         try:
-            self._store_lock = claim_store(config.data_dir)
+            self._store_lock = claim_store(config.data_dir, config.server_leaves_s)
         except BridgeError:
             self._close(0)
             raise
@@ -212,10 +214,7 @@ class Server:
     def serve(self, *, handle_signals: bool = False) -> None:
         """Serves until `stop` (or, where asked, SIGINT or SIGTERM); lets running chunks be committed, and ends."""
         if handle_signals:
-            # Windows' SIGBREAK is Ctrl-Break, and its window being closed.
-            for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
-                if (number := getattr(signal, name, None)) is not None:
-                    signal.signal(number, lambda *_: self.stop())
+            self.handle_signals()
         log_file = add_log_file(self.config.data_dir / "logs" / "server.log", "server")
         self._workers = Workers(self._context, self._worker_configs())
         self._metrics = self._start_metrics()
@@ -248,6 +247,13 @@ class Server:
             self._shut_down()
             logging.getLogger().removeHandler(log_file)
             log_file.close()
+
+    def handle_signals(self) -> None:
+        """From now on SIGINT and SIGTERM mean `stop`: before anybody is told that there is a server to be stopped."""
+        # Windows' SIGBREAK is Ctrl-Break, and its window being closed.
+        for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+            if (number := getattr(signal, name, None)) is not None:
+                signal.signal(number, lambda *_: self.stop())
 
     def stop(self) -> None:
         """Makes `serve` return soon, and a second time at once; from any thread or a signal handler."""

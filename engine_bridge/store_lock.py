@@ -22,13 +22,16 @@ LEAVING_S = 30.0
 """How long a worker may take to notice that its server is gone: mostly as long as one call of its engine."""
 
 
-def claim_store(root: Path) -> Any:
+def claim_store(root: Path, server_leaves_s: float = 0.0) -> Any:
     """Takes a job store for one server, once the workers of the one before are gone; `release` what is returned.
+
+    Args:
+        server_leaves_s: how long to wait for the server before, where it is known to be leaving.
 
     Raises:
         BridgeError: `folder_in_use`, `cannot_write`, `disk_full`; `engine_unavailable` without filelock.
     """
-    lock = _lock(root, "server", 0.0)
+    lock = _lock(root, "server", server_leaves_s)
     if lock is None:
         raise BridgeError(
             "folder_in_use",

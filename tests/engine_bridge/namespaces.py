@@ -148,7 +148,7 @@ def _main(frames: int, names: list[str]) -> None:
             results: dict[str, Any] = {name: _one(wire, FAULTS[name], key, frames) for name in names}
         finally:
             server.terminate()
-            server.wait(20)
+            server.wait(60)
     print(json.dumps(results))
 
 

@@ -37,8 +37,15 @@ def command(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", "engine_bridge.cli", *map(str, arguments)]
 
 
-def worldwarp(*arguments: Any, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+def worldwarp(*arguments: Any, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout_s)
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def fails(done: subprocess.CompletedProcess[str], says: str, code: int = 1) -> None:
@@ -147,15 +154,11 @@ def test_a_private_server_that_dies_is_an_error_at_once(files: Path) -> None:
     process = subprocess.Popen(
         command(*generation(files, "--prompt", "wait")), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while not (files / "out" / "job.json").exists() or job_of(files)["state"] != "running":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: (files / "out" / "job.json").exists() and job_of(files)["state"] == "running")
     (server,) = [p for p in psutil.Process(process.pid).children() if "serve" in p.cmdline()]
     server.kill()
-    killed_s = time.monotonic()
+    # At once: for a server that may come back it would wait two minutes.
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - killed_s < 15
     assert process.returncode == 1
     assert re.search(r"Error: The server that was started for this ended unexpectedly \(killed by signal 9\)", errors)
     assert (job_of(files)["state"], job_of(files)["code"]) == ("failed", "server_gone")
@@ -201,14 +204,11 @@ def test_a_worker_that_dies_keeps_its_frames(files: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to a process alone")
 def test_ctrl_c_cancels_the_job_and_keeps_its_frames(files: Path) -> None:
-    arguments = command(*generation(files, "--prompt", "slow=0.4"))
+    arguments = command(*generation(files, "--prompt", "slow=0.1 hold=6"))
     process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(list((files / "out" / "frames").glob("frame_*.png"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(list((files / "out" / "frames").glob("frame_*.png"))) >= 2)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert re.search(r"Error: Cancelled\. \d of 7 frames are in", errors)
     job = job_of(files)
@@ -220,14 +220,11 @@ def test_ctrl_c_cancels_the_job_and_keeps_its_frames(files: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to a process alone")
 def test_a_job_that_was_stopped_goes_on_after_its_last_chunk(files: Path) -> None:
-    arguments = generation(files, "--prompt", "slow=0.3")
+    arguments = generation(files, "--prompt", "hold=6")
     process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(list((files / "out" / "mask").glob("frame_*.png"))) < 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(list((files / "out" / "mask").glob("frame_*.png"))) == 6)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "--resume goes on with it" in errors
     first = files / "out" / "frames" / "frame_-001.png"
@@ -244,31 +241,26 @@ def test_a_killed_command_takes_its_server_along(files: Path) -> None:
     process = subprocess.Popen(
         command(*generation(files, "--prompt", "wait")), env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
-    while not (files / "out" / ".server" / "address").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((files / "out" / ".server" / "address").exists)
     family = psutil.Process(process.pid).children(recursive=True)
     assert family
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(family, timeout=15)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL to die of")
 @pytest.mark.parametrize("own_server", [True, False])
-def test_a_killed_command_goes_on_with_its_job(files: Path, server: RunningServer, own_server: bool) -> None:
-    more = ["--prompt", "slow=0.3"] + ([] if own_server else ["--server", server.address])
+def test_a_killed_command_goes_on_with_its_job(files: Path, server: RunningServer, go: Path, own_server: bool) -> None:
+    more = ["--prompt", f"hold=6 go={go}"] + ([] if own_server else ["--server", server.address])
     process = subprocess.Popen(
         command(*generation(files, *more, own_server=own_server)), env=ENVIRONMENT, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 60
-    while len(list((files / "out" / "mask").glob("frame_*.png"))) < 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(list((files / "out" / "mask").glob("frame_*.png"))) == 6)
     process.kill()
     process.wait()
+    go.touch()
     before = {path: path.stat().st_mtime_ns for path in (files / "out" / "frames").iterdir()}
     fails(worldwarp(*generation(files, *more, own_server=own_server)), "another job's files")
     done = worldwarp(*generation(files, *more, "--resume", own_server=own_server))
@@ -325,17 +317,14 @@ def test_keys_are_made_listed_and_used_from_the_command_line(files: Path) -> Non
         [*serving, "--data-dir", files / "jobs", "--ready-file", files / "address", "--until-stdin-closes"],
         env=ENVIRONMENT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not (files / "address").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((files / "address").exists)
         address = (files / "address").read_text().replace("0.0.0.0", "127.0.0.1")
         fails(worldwarp("jobs", "--server", address), "asks for a key")
         listed = worldwarp("jobs", "--server", address, "--key", ring / "anna.key")
         assert "No jobs" in listed.stdout, listed.stderr
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(
@@ -364,13 +353,9 @@ def test_a_server_leaves_cleanly_when_it_is_told_to(tmp_path: Path, number: int)
     process = subprocess.Popen(
         [*arguments, "--ready-file", tmp_path / "address"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "address").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.3)
+    wait_until((tmp_path / "address").exists)
     process.send_signal(number)
-    _, log = process.communicate(timeout=20)
+    _, log = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "WorldWarp server stopped" in log
     assert "Traceback" not in log
@@ -394,7 +379,7 @@ def test_what_is_made_is_the_servers_engines_unless_one_is_asked_for(
 def test_an_old_code_page_costs_no_shot_its_success(files: Path) -> None:
     arguments = command(*generation(files, out="снег"))
     environment = ENVIRONMENT | {"PYTHONIOENCODING": "cp1252"}
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, encoding="cp1252", timeout=90)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, encoding="cp1252", timeout=300)
     assert done.returncode == 0, done.stderr
     assert "7 frames" in done.stdout
 

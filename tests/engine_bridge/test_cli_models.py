@@ -68,7 +68,7 @@ def test_the_environment_says_which_hub_and_where_models_are_kept(hub: FakeHub, 
     command = [sys.executable, "-m", "engine_bridge.cli", "models", "download", "wan-1.3b"]
     for endpoint, code, says in (("http://127.0.0.1:9", 1, "ConnectError"), (hub.url, 0, str(tmp_path / "hf"))):
         environment = {**os.environ, **settings, "HF_ENDPOINT": endpoint}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, done.stderr
         assert says in done.stdout + done.stderr
         assert "Traceback" not in done.stderr

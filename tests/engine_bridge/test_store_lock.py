@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def test_a_second_server_on_a_folder_is_refused_and_harms_nothing(
         assert run(client, job_id)[-1].state == "done"
     server.stop()
     assert start_server().is_alive()
+
+
+def test_a_server_that_is_known_to_leave_is_waited_for(tmp_path: Path) -> None:
+    earlier = claim_store(tmp_path)
+    with pytest.raises(BridgeError, match="Another WorldWarp server"):
+        claim_store(tmp_path)
+    leaves = threading.Timer(0.1, earlier.release)
+    leaves.start()
+    claim_store(tmp_path, server_leaves_s=60).release()
+    leaves.join()
 
 
 def test_a_worker_of_an_earlier_server_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,10 @@ def main(data_dir: str, address: str = "tcp://127.0.0.1:*") -> None:
             view_factory="tests.engine_bridge.fake_viewer:open_viewer",
         )
     )
+    server.handle_signals()
     print(server.address, flush=True)
     threading.Thread(target=_stop_with, args=(server,), daemon=True).start()
-    server.serve(handle_signals=True)
+    server.serve()
 
 
 def _stop_with(server: Server) -> None:
