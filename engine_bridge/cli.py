@@ -86,6 +86,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 Factory = Annotated[str, typer.Option("--engine-factory", hidden=True, help="module:function that makes the engine.")]
 
 DEFAULT_FACTORY = "worldwarp_core.api:load_engine"
+PRIVATE_CONNECT_TIMEOUT_S = 20.0
 PRIVATE_GONE_TIMEOUT_S = 5.0
 
 
@@ -777,13 +778,13 @@ def logs(
 
 def _client(address: str, key: Path | None = None, *, private: bool = False, compress: bool = False) -> Client:
     # Short: a server that runs answers at once, and someone is waiting for the sentence that says it does not. A
-    # private server that is gone does not come back.
-    gone_timeout_s = PRIVATE_GONE_TIMEOUT_S if private else GONE_TIMEOUT_S
+    # private server has just said that it is there, however long it takes to its first answer on a busy machine; one
+    # that is gone does not come back.
     return Client(
         address,
         program="worldwarp-cli",
-        connect_timeout_s=3.0,
-        gone_timeout_s=gone_timeout_s,
+        connect_timeout_s=PRIVATE_CONNECT_TIMEOUT_S if private else 3.0,
+        gone_timeout_s=PRIVATE_GONE_TIMEOUT_S if private else GONE_TIMEOUT_S,
         key=None if key is None else read_client_key(key),
         compress=compress,
     )

@@ -41,13 +41,13 @@ def until(client: Client, kind: type | tuple[type, ...], count: int = 1, timeout
 def worker_process(timeout_s: float = 60.0) -> psutil.Process:
     """The one worker of the one server that runs in this process, as soon as there is one that lives."""
     deadline = time.monotonic() + timeout_s
-    while len(workers := [child for child in psutil.Process().children() if _is_worker(child)]) != 1:
+    while len(workers := [child for child in psutil.Process().children() if is_worker(child)]) != 1:
         assert time.monotonic() < deadline, workers
         time.sleep(0.01)
     return workers[0]
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def is_worker(process: psutil.Process) -> bool:
     """Other tests' programs are no workers, and one that was killed is none until its server has noticed."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())

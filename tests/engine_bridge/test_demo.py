@@ -185,9 +185,9 @@ def test_a_server_that_dies_ends_the_demo_at_once(flown, a_server):
     a_server.process.wait()
     started_s = time.monotonic()
     with pytest.raises(WorldWarpError, match=r"ended unexpectedly .* out of memory") as failed:
-        flown("import time; time.sleep(60)")
+        flown("import time; time.sleep(300)")
     assert failed.value.code == "server_gone"
-    assert time.monotonic() - started_s < 15
+    assert time.monotonic() - started_s < 60
 
 
 def test_what_blender_reports_is_shown(flown):
