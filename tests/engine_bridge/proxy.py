@@ -83,10 +83,7 @@ class Proxy:
         with self._lock:
             self._is_cut = True
             pipes, self._pipes = self._pipes, []
-            for pipe in pipes:
-                with contextlib.suppress(OSError):
-                    pipe.shutdown(socket.SHUT_RDWR)
-                pipe.close()
+            _end(*pipes)
 
     def hold(self) -> None:
         """Lets nothing pass, while every connection stays open."""
@@ -149,6 +146,12 @@ class Proxy:
                         time.sleep(0.01)
                     passed += len(data)
                     target.sendall(data)
-        for pipe in (source, target):
-            with contextlib.suppress(OSError):
-                pipe.close()
+        _end(source, target)
+
+
+def _end(*pipes: socket.socket) -> None:
+    """Ends connections, also those from which another thread is just reading: closing alone would wait for it."""
+    for pipe in pipes:
+        with contextlib.suppress(OSError):
+            pipe.shutdown(socket.SHUT_RDWR)
+        pipe.close()

@@ -6,6 +6,7 @@ The long versions are in `bench_bridge.py`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -224,3 +225,21 @@ def test_a_connection_that_is_open_and_dead_is_noticed(
         events += run(client, job_id)
     assert any(isinstance(event, ConnectionLost) and "said nothing" in event.message for event in events)
     assert [event.index for event in events if isinstance(event, m.FrameEvent)] == list(range(20))
+
+
+def test_a_leaving_servers_last_words_are_heard_though_its_other_connection_ends_first(
+    start_server: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine_bridge.client.TICK_MS", 30_000)
+    server = start_server()
+    port = int(server.address.rpartition(":")[2])
+    with Proxy(port) as proxy, Client(f"tcp://127.0.0.1:{proxy.port}") as client:
+        client.submit(shot(5, prompt="hold=2", width=320, height=180))
+        until(client, m.FrameEvent, 2)
+        # What frames have come by stands still; the connection for control ends.
+        proxy.begin(Fault(stuck_bytes=100_000))
+        server.stop(at_once=True)
+        time.sleep(0.2)
+        proxy.begin(Fault())
+        states = [event for event in until(client, ConnectionLost) if isinstance(event, m.StateEvent)]
+    assert [(event.state, event.code) for event in states] == [("queued", "server_stopped")]
