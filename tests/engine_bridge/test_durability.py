@@ -207,31 +207,33 @@ def _serve(data_dir: str, address: str, tell: Connection) -> None:
 def test_a_killed_server_takes_its_worker_along_and_the_next_goes_on(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     listen, tell = context.Pipe()
+    processes: list[Any] = []
 
-    def start(address: str) -> tuple[Any, str]:
-        process = context.Process(target=_serve, args=(str(tmp_path / "jobs"), address, tell))
-        process.start()
+    def start(address: str) -> str:
+        processes.append(context.Process(target=_serve, args=(str(tmp_path / "jobs"), address, tell)))
+        processes[-1].start()
         assert listen.poll(120), "the server does not start"
-        return process, listen.recv()
+        return listen.recv()
 
-    process, address = start("tcp://127.0.0.1:*")
     try:
+        address = start("tcp://127.0.0.1:*")
         with Client(address) as client:
             spec = noise(prompt="noise slow=0.02 hold=18")
             job_id = client.submit(spec)
             seen = until(client, m.FrameEvent, 8)
-            workers = psutil.Process(process.pid).children(recursive=True)
-            process.kill()
-            process.join()
+            workers = psutil.Process(processes[0].pid).children(recursive=True)
+            processes[0].kill()
+            processes[0].join()
             _, alive = psutil.wait_procs(workers, timeout=60)
             assert not alive
-            process, _ = start(address)
+            start(address)
             rest = run(client, job_id)
             assert any(isinstance(event, ConnectionLost) for event in seen + rest)
             check_whole(seen + rest, spec)
     finally:
-        process.kill()
-        process.join()
+        for process in processes:
+            process.kill()
+            process.join()
 
 
 def test_a_few_random_kills_lose_no_frame(connect: Connect) -> None:

@@ -24,7 +24,7 @@ prometheus = pytest.importorskip("prometheus_client")
 
 
 def read(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         text = answer.read().decode()
     lines = (re.fullmatch(r"(worldwarp_\S+) (\S+)", line) for line in text.splitlines())
     return {line[1]: float(line[2]) for line in lines if line}
