@@ -96,8 +96,12 @@ def fuzz_codec(count: int, seed: int) -> list[tuple[Parts, str]]:
     return failures
 
 
-def fuzz_coverage(seconds: int) -> tuple[int, int]:
-    """(inputs tried, failures) by the coverage-guided fuzzer, in a process of its own."""
+def fuzz_coverage(seconds: int, count: int = -1) -> tuple[int, int]:
+    """(inputs tried, failures) by the coverage-guided fuzzer, in a process of its own.
+
+    Args:
+        seconds, count: it ends after so long, or so many inputs; a count below 0 is no limit.
+    """
     import resource  # not on Windows, where the fuzzer is not either
 
     # A new process's peak memory starts at its parent's on Linux, and that is what the fuzzer holds to its limit.
@@ -108,7 +112,8 @@ def fuzz_coverage(seconds: int) -> tuple[int, int]:
         done = subprocess.run(
             [
                 sys.executable, "-m", "tests.engine_bridge.fuzz_coverage", folder,
-                f"-max_total_time={seconds}", f"-rss_limit_mb={limit_mb}", f"-artifact_prefix={folder}/",
+                f"-max_total_time={seconds}", f"-runs={count}", f"-rss_limit_mb={limit_mb}",
+                f"-artifact_prefix={folder}/",
             ],
             cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
         )  # fmt: skip
