@@ -850,7 +850,9 @@ class _Wire:
             self.end = error
         while self._client._todo:
             self._client._todo.popleft()()
-        # First: whoever is told by an error then finds this event, too.
+        for fetch in self._fetches.values():
+            fetch.drop()
+        # Before the errors: whoever is told by one then finds this event, too.
         self._client._inbox.put(Disconnected(error.code, error.message))
         if not self.welcome.done():
             self.welcome.set_exception(error)
@@ -858,7 +860,6 @@ class _Wire:
             if pending.answer is not None:
                 pending.answer.set_exception(error)
         for fetch in self._fetches.values():
-            fetch.drop()
             if fetch.answer is not None:
                 fetch.answer.set_exception(error)
 
