@@ -204,7 +204,7 @@ def test_a_worker_that_dies_keeps_its_frames(files: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to send to a process alone")
 def test_ctrl_c_cancels_the_job_and_keeps_its_frames(files: Path) -> None:
-    arguments = command(*generation(files, "--prompt", "slow=0.1 hold=6"))
+    arguments = command(*generation(files, "--prompt", "slow=0.1 hold=4"))
     process = subprocess.Popen(arguments, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(list((files / "out" / "frames").glob("frame_*.png"))) >= 2)
     process.send_signal(signal.SIGINT)
