@@ -1,7 +1,7 @@
 """What a job goes on from when it was interrupted: the engine's saved states, and which of its frames are final.
 
-    FOLDER/state_000003_made.npz    states that the engine saved (worldwarp_core.checkpoint), only as many as are needed
-           resume.json              which of them make the state, with their SHA-256, and how many frames it makes final
+    FOLDER/state_000003_made_1f0a93c2.npz   what the engine saved (worldwarp_core.checkpoint), only what is needed
+           resume.json   which of them make the state, with their SHA-256, and how many frames it makes final
 
 A state counts once `resume.json` names it, which is replaced whole; a state whose bytes are not what it says does not
 count. Only the worker that runs the job writes here.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ class Commits:
             WorldWarpError: `disk_full`, `cannot_write`; what was saved before still counts.
         """
         before = self.read()
-        path = self._folder / f"state_{checkpoint.chunk:06d}_{checkpoint.stage}.npz"
+        # Never in the place of one that counts: it counts until `resume.json` names the new one.
+        path = self._folder / f"state_{checkpoint.chunk:06d}_{checkpoint.stage}_{uuid.uuid4().hex[:8]}.npz"
         with disk_errors(self._folder):
             write_checkpoint(path, checkpoint)
             entry = (path.name, _sha256(path))

@@ -410,6 +410,28 @@ def test_only_the_states_that_are_needed_stay(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_worker_that_dies_as_it_saves_leaves_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = Commits(tmp_path)
+    before = commits.save(Checkpoint(0, "fitted", 0, {"a": np.zeros(3)}), 1)
+
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # Once the new state is there, and before it counts.
+        patch.setattr("engine_bridge.commits.atomic_write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            commits.save(Checkpoint(0, "fitted", 5, {"a": np.ones(3)}), 1)
+    assert commits.read() == before
+    loaded = commits.load()
+    assert loaded is not None
+    assert (loaded.frames, loaded.arrays["a"].sum()) == (0, 0)
+    commits.save(Checkpoint(0, "fitted", 5, {"a": np.ones(3)}), 2)
+    assert len(list(tmp_path.glob("state_*"))) == 1, "what never counted is gone, too"
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "null", '{"chunk": 1}', '{"chunk":0,"attempt":1,"frames":5,"row":[["../x","0"]]}']
 )
