@@ -2,13 +2,14 @@
 
 Prompts, each `word` or `word=value`, separated by spaces: `slow=SECONDS` a frame, `crash=N` (the process dies after
 frame N), `fail=N` (an unexpected exception after frame N), `refuse` (an error of the user's), `deep` (a summary nested
-too deeply), `progress=N` (progress events before every frame), `wait` (no frames until cancelled), `noise` (frames of
-noise, each of which depends on all before it), `where` (a notice of the GPUs that it was given), `forgetful` (an engine
-that saves no state), `full=N` (no space on the disk after frame N, the first time), `splats=N` (worlds of N splats with
-colours that depend on the direction, in place of a row of about a hundred).
+too deeply), `progress=N` (progress events before every frame), `wait` (no frames until cancelled), `hold=N until=FILE`
+(N frames, and the next when FILE is there), `noise` (frames of noise, each of which depends on all before it), `where`
+(a notice of the GPUs that it was given), `forgetful` (an engine that saves no state), `full=N` (no space on the disk
+after frame N, the first time), `splats=N` (worlds of N splats with colours that depend on the direction, in place of a
+row of about a hundred).
 
-A picture to draw takes `slow`, `crash`, `fail` (both at that step) and `refuse` (as an engine that cannot draw); every
-pixel of it is the seed.
+A picture to draw takes `slow`, `crash`, `fail` (both at that step), `hold` (after N steps) and `refuse` (as an engine
+that cannot draw); every pixel of it is the seed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,9 @@ class FakeEngine:
             raise WorldWarpError("cannot_draw", "The engine 'fake' has no model that draws from words.")
         on_step("text", 0, 1)
         for step in range(settings.steps):
+            while is_held(does, step):
+                on_step("steps", step, settings.steps)
+                time.sleep(0.01)
             time.sleep(float(does.get("slow", 0)))
             if does.get("crash") == str(step):
                 os._exit(9)
@@ -96,6 +101,9 @@ class FakeEngine:
         for index, number in list(enumerate(spec.cameras.frames))[done:]:
             for step in range(int(does.get("progress", 1))):
                 yield Progress("fill", step, 100, 0, 1, index / count, float(count - index))
+            while is_held(does, index):
+                yield Progress("fill", 0, 100, 0, 1, index / count, float(count - index))
+                time.sleep(0.01)
             time.sleep(float(does.get("slow", 0)))
             size = (spec.cameras.height, spec.cameras.width)
             value = pixel_of(index)
@@ -139,6 +147,11 @@ class FakeEngine:
         if "forgetful" not in does:
             arrays = {"world": np.arange(done, dtype=np.float32)}
             yield Checkpoint(chunk, "fitted", done, arrays, {"rng": rng.bit_generator.state})
+
+
+def is_held(does: dict[str, str], done: int) -> bool:
+    """Whether nothing more is to be made after `done` frames or steps, until whoever asked says so."""
+    return does.get("hold") == str(done) and not Path(does["until"]).exists()
 
 
 def nested(depth: int) -> Any:
