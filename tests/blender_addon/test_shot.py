@@ -156,8 +156,8 @@ def test_the_session_beside_a_window_does_the_same(
     assert frames_in(tmp_path / "shot") == list(range(11, 19))
     assert "shot" in scene.objects
     assert (bpy.context.view_layer.objects.active, bpy.context.mode) == (modelled, "EDIT_MESH")
-    # The last tick brings everything in; none of those before may hold the window up.
-    assert longest_s < 0.05
+    # The last tick brings everything in; none of those before may hold the window up, on a slow machine either.
+    assert longest_s < 0.2
 
 
 def drained(done: Callable[[], bool]) -> float:
