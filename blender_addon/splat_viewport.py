@@ -515,11 +515,13 @@ class Drawings:
             if len(thing.data.attributes["position"].data) <= AT_ONCE:
                 run_through(coming.reading)
                 coming.reading, coming.ready = None, gaussians_of(coming.parts)
-        if coming.ready is not None:
+        # Read once: the thread may leave them at any moment, and they are not to be drawn before they are uploaded.
+        ready = coming.ready
+        if ready is not None:
             del self.coming[data]
-            self.gaussians[data] = coming.ready
-            upload(coming.ready)
-        return coming.ready
+            self.gaussians[data] = ready
+            upload(ready)
+        return ready
 
     def go_on(self, until_s: float) -> None:
         """Goes on reading what is to come until the time is up; then it is the thread's turn."""

@@ -130,9 +130,11 @@ class WorldWatcher:
                 while not self._closed.is_set():
                     if (picture := view.picture(0.1)) is not None:
                         self._note(picture)
-                        self._ready = texels_of(picture, self._decode)
+                        texels = texels_of(picture, self._decode)
                         self.words = ""
                         self.pictures += 1
+                        # Last: who takes the picture finds that all is well.
+                        self._ready = texels
             finally:
                 with self._lock:
                     self._view = None

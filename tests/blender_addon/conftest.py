@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from engine_bridge.client import Client
+
 bpy = pytest.importorskip("bpy", reason="needs Blender as a Python module (the `blender` extra)")
 
 
@@ -59,7 +61,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     process.terminate()
-    process.wait(20)
+    process.wait(120)
+
+
+@pytest.fixture(autouse=True)
+def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits long for a server that is there, however busy the machine is."""
+    if "server" in request.fixturenames:
+        from blender_addon import server_facts
+
+        monkeypatch.setitem(Client.__init__.__kwdefaults__, "connect_timeout_s", 60.0)
+        monkeypatch.setattr(server_facts.ask, "__defaults__", (None, 60.0))
 
 
 @pytest.fixture
@@ -72,3 +84,26 @@ def scene(addon: None, camera: bpy.types.Object) -> bpy.types.Scene:
     bpy.ops.mesh.primitive_plane_add(size=100)
     scene.worldwarp.samples = 1
     return scene
+
+
+class Held:
+    """Keeps the fake engine waiting in the middle of a shot or a picture, so that no test has to be faster than it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def after(self, done: int) -> str:
+        """Returns the prompt of a shot of which `done` frames are made, or of a picture with as many steps."""
+        return f"hold={done} go={self._file}"
+
+    def let_go(self) -> None:
+        """Has the engine go on to the end."""
+        self._file.touch()
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Held]:
+    """Lets the engine go with the test's end: the server is everyone's."""
+    made = Held(tmp_path / "go_on")
+    yield made
+    made.let_go()

@@ -237,7 +237,7 @@ os._exit(0)
 
 def test_workbench_measures_what_cycles_does_and_gives_way_where_its_buffer_is_too_coarse() -> None:
     # In a process of its own: without OpenGL, Workbench takes Blender down.
-    done = subprocess.run([sys.executable, "-c", WORKBENCH], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", WORKBENCH], cwd=ROOT, capture_output=True, text=True, timeout=300)
     if "worst" not in done.stdout and "context" in done.stderr:
         pytest.skip(f"Blender cannot draw on this machine, which Workbench needs: {done.stderr[-200:]}")
     said = done.stdout[done.stdout.index("worst") :].split(maxsplit=4)
@@ -335,7 +335,7 @@ def start(monkeypatch: pytest.MonkeyPatch, scene: bpy.types.Scene, out: Path) ->
 
 
 def until(done: Callable[[], bool]) -> None:
-    deadline = time.perf_counter() + 10
+    deadline = time.perf_counter() + 120
     while not done():
         assert time.perf_counter() < deadline
         session.drain(time.perf_counter() + session.BUDGET_S)

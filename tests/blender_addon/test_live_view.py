@@ -102,7 +102,7 @@ def test_a_fast_server_is_asked_for_all_pixels_and_a_slow_one_for_a_few() -> Non
 # ---------------------------------------------------------------- pictures of a real server
 
 
-def until(done: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def until(done: Callable[[], bool], timeout_s: float = 120.0) -> None:
     deadline = time.perf_counter() + timeout_s
     while not done():
         assert time.perf_counter() < deadline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import sys
 import time
@@ -25,8 +26,9 @@ ENVIRONMENT = Path(sys.executable).parents[1]
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[local_server.LocalServer]:
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[local_server.LocalServer]:
     """A real server, started as by the button."""
+    monkeypatch.setattr(local_server, "START_TIMEOUT_S", 300.0)
     program = local_server.program_in(ENVIRONMENT)
     local_server.start(program, tmp_path / "server", "--no-view", lambda: None)
     server = local_server.running()
@@ -144,16 +146,20 @@ def test_an_address_that_is_none_is_said_to_be_none() -> None:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def test_stopping_beside_a_window_waits_for_nothing(started: local_server.LocalServer) -> None:
-    began = time.perf_counter()
-    local_server.stop()
-    assert time.perf_counter() - began < 0.1
+    # It cannot end before it goes on, so who waits for its end would wait for good.
+    started.process.send_signal(signal.SIGSTOP)
+    try:
+        local_server.stop()
+        assert started.process.poll() is None
+    finally:
+        started.process.send_signal(signal.SIGCONT)
     wait_until(lambda: started.process.poll() is not None)
     assert local_server.watch()
     assert local_server.running() is None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import bpy
 import numpy as np
 import pytest
 
+from blender_addon import proxy_mesh
 from blender_addon.proxy_mesh import Fusing, add_proxy, read_surface, read_views
 from blender_addon.stored_paths import source_of
 from tests.support.room import look, path, render
 from worldwarp_core.cameras.files import write_cameras
 from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.geometry.fusion import DepthView
 from worldwarp_core.pictures.exr import write_depth_exr
 
 pytestmark = pytest.mark.usefixtures("addon")
@@ -154,21 +158,30 @@ def test_a_damaged_depth_map_is_named(shot: Path) -> None:
 
 
 def wait(work: Fusing) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while work.running:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_a_thread_does_it_beside_the_window_and_can_be_stopped(shot: Path) -> None:
+def test_a_thread_does_it_beside_the_window_and_can_be_stopped(shot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Fusing(shot, 64, None)
     wait(work)
     assert work.error is None
     assert add_proxy(bpy.context, shot, work.surface, collide=False).data.polygons
     assert work.share == 1.0
-    stopped = Fusing(shot, 256, None)
-    stopped.stop()
-    wait(stopped)
+    asked_to_end = threading.Event()
+
+    def read_afterwards(*arguments: Any) -> list[DepthView]:
+        assert asked_to_end.wait(60)
+        return read_views(*arguments)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(proxy_mesh, "read_views", read_afterwards)
+        stopped = Fusing(shot, 64, None)
+        stopped.stop()
+        asked_to_end.set()
+        wait(stopped)
     assert (stopped.surface, stopped.error) == (None, None)
     broken = Fusing(shot / "nowhere", 64, None)
     wait(broken)

@@ -19,6 +19,8 @@ from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.pictures.exr import read_depth_exr
 
+from .conftest import Held
+
 pytestmark = pytest.mark.usefixtures("addon")
 
 
@@ -76,22 +78,20 @@ def test_what_was_sent_is_kept_beside_what_came_back(scene: bpy.types.Scene, ser
     assert (tmp_path / "shot/start_frame.png").is_file()
 
 
-def test_a_cancelled_shot_keeps_and_shows_its_frames(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
+def test_a_cancelled_shot_keeps_and_shows_its_frames(
+    scene: bpy.types.Scene, server: str, tmp_path: Path, held: Held
+) -> None:
     stop = Stop()
-    stopped_s: list[float] = []
 
     def stop_at_third_frame(event: object) -> None:
         if isinstance(event, FrameEvent) and event.number == 13:
             stop.cancelled.set()
-            stopped_s.append(time.monotonic())
 
+    # Without the cancel the shot would never end.
     with pytest.raises(WorldWarpError) as caught:
-        generate(tmp_path / "shot", server, "slow=0.3", stop=stop, on_event=stop_at_third_frame)
-    assert time.monotonic() - stopped_s[0] < 1.5
+        generate(tmp_path / "shot", server, held.after(3), stop=stop, on_event=stop_at_third_frame)
     assert caught.value.code == "cancelled"
-    kept = frames_in(tmp_path / "shot")
-    assert kept[:3] == [11, 12, 13]
-    assert len(kept) < 8
+    assert frames_in(tmp_path / "shot") == [11, 12, 13]
     assert json.loads((tmp_path / "shot/job.json").read_text())["state"] == "cancelled"
     assert len(scene.camera.data.background_images) == 1
 
@@ -139,27 +139,25 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_rendered(
         bpy.ops.worldwarp.generate(address=server, directory=str(tmp_path / "file/shot"))
 
 
-def test_the_session_beside_a_window_does_the_same(scene: bpy.types.Scene, server: str, tmp_path: Path) -> None:
-    shot = prepare_shot(bpy.context, ShotSettings(prompt="slow=0.02 progress=3", samples=1), lambda _: None)
+def test_the_session_beside_a_window_does_the_same(
+    scene: bpy.types.Scene, server: str, tmp_path: Path, held: Held
+) -> None:
+    prompt = f"slow=0.02 progress=3 {held.after(4)}"
+    shot = prepare_shot(bpy.context, ShotSettings(prompt=prompt, samples=1), lambda _: None)
     # The artist goes on modelling meanwhile.
     modelled = bpy.context.view_layer.objects.active
     bpy.ops.object.mode_set(mode="EDIT")
     session.start(shot, server, tmp_path / "shot", show=True)
-    stages: set[str] = set()
-
-    def done() -> bool:
-        stages.add(session.status().stage)
-        return not session.status().running
-
-    longest_s = drained(done)
+    longest_s = drained(lambda: (session.status().frames_done, session.status().stage) == (4, "fill"))
+    held.let_go()
+    longest_s = max(longest_s, drained(lambda: not session.status().running))
     assert session.status().error == ""
     assert session.status().frames_done == 8
-    assert "fill" in stages
     assert frames_in(tmp_path / "shot") == list(range(11, 19))
     assert "shot" in scene.objects
     assert (bpy.context.view_layer.objects.active, bpy.context.mode) == (modelled, "EDIT_MESH")
-    # The last tick brings everything in; none of those before may hold the window up.
-    assert longest_s < 0.05
+    # The last tick brings everything in; none of those before may hold the window up, on a slow machine either.
+    assert longest_s < 0.2
 
 
 def drained(done: Callable[[], bool]) -> float:
@@ -168,7 +166,7 @@ def drained(done: Callable[[], bool]) -> float:
     Of this thread alone: what other programs take of the processor is not the add-on's.
     """
     ticks = [0.0]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not done():
         assert time.monotonic() < deadline
         began = time.thread_time()

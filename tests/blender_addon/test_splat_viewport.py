@@ -185,7 +185,7 @@ def test_of_many_views_the_newest_is_sorted_and_those_between_are_not(monkeypatc
     def slowly(sight: viewport.Sight, eye: viewport.Eye) -> None:
         served.append(eye)
         begun.set()
-        assert go.wait(10)
+        assert go.wait(120)
         if len(served) == 2:
             done.set()
 
@@ -193,11 +193,11 @@ def test_of_many_views_the_newest_is_sorted_and_those_between_are_not(monkeypatc
     sight, sorter = a_sight(), viewport.Sorter()
     eyes = [viewport.Eye(np.full(3, float(i)), np.array([0.0, 1, 0])) for i in range(5)]
     sorter.want(sight, eyes[0])
-    assert begun.wait(10)
+    assert begun.wait(120)
     for eye in eyes[1:]:
         sorter.want(sight, eye)
     go.set()
-    assert done.wait(10)
+    assert done.wait(120)
     sorter.close()
     assert served == [eyes[0], eyes[4]]
     assert sight.wanted is eyes[4]
@@ -208,7 +208,7 @@ def test_an_object_that_cannot_be_gone_through_does_not_hold_up_the_others(capsy
     sorter.prepare(broken)
     sight = a_sight()
     sorter.want(sight, viewport.Eye(np.zeros(3), np.array([0.0, 1, 0])))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while sight.ready is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -282,7 +282,7 @@ def test_a_large_object_is_gone_through_beside_the_viewport(
             rounds += 1
             time.sleep(0.001)
         assert rounds > 5
-        deadline = time.perf_counter() + 10
+        deadline = time.perf_counter() + 120
         while sight.ready is None:
             assert time.perf_counter() < deadline
             time.sleep(0.001)

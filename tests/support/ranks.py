@@ -40,6 +40,7 @@ def run_rank(rank: int, size: int, port: int, split_guidance: bool, out: Path) -
         "WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # as under torchrun: who started the ranks has a store at that port
     }
     torch.set_num_threads(1)
     torch.accelerator.device_count = lambda: 1  # what diffusers divides by

@@ -34,7 +34,7 @@ def test_the_loss_falls_and_the_network_loads(tmp_path):
     losses = []
     one_batch = torch.Generator().manual_seed(0).get_state()
     for steps in (1, 10):
-        settings = TrainSettings(minutes=5, steps=steps, learning_rate=1e-3, warmup=3, log_every=5, average=0.5)
+        settings = TrainSettings(minutes=600, steps=steps, learning_rate=1e-3, warmup=3, log_every=5, average=0.5)
         progress = train(task, tmp_path, settings, CPU)
         with torch.no_grad():
             generator = torch.Generator()

@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
     one = task()
     before = one.validate().figures["validation_loss"]
     frozen = {n: p.clone() for n, p in one._model.named_parameters() if ".lora_" not in n}
-    settings = TrainSettings(minutes=5, steps=30, learning_rate=3e-2, warmup=3, log_every=10, average=0.8)
+    settings = TrainSettings(minutes=600, steps=30, learning_rate=3e-2, warmup=3, log_every=10, average=0.8)
     progress = train(one, run, settings, CPU)
     return run, one, before, frozen, progress
 
@@ -66,7 +66,7 @@ def test_what_is_saved_is_small_and_goes_on(trained):
     assert read_network(run, "lora").config == {"rank": RANK}
     assert all(name.startswith("transformer.blocks.") for name in one.network.state_dict())
     again = task()
-    settings = TrainSettings(minutes=5, steps=1, learning_rate=1e-6, warmup=0)
+    settings = TrainSettings(minutes=600, steps=1, learning_rate=1e-6, warmup=0)
     assert train(again, run, settings, CPU).steps == 31
     torch.testing.assert_close(again.network.state_dict(), one.network.state_dict(), atol=1e-3, rtol=0)
 

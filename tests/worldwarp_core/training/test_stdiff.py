@@ -40,7 +40,7 @@ def task(seed=0, objective=None, **settings):
 
 
 def test_the_loss_falls_and_the_transformer_loads(tmp_path):
-    settings = TrainSettings(minutes=5, steps=60, learning_rate=3e-3, warmup=5, log_every=10, average=0.9)
+    settings = TrainSettings(minutes=600, steps=60, learning_rate=3e-3, warmup=5, log_every=10, average=0.9)
     one = task()
     before = one.validate().figures["validation_loss"]
     progress = train(one, tmp_path, settings, CPU)
@@ -65,7 +65,7 @@ def test_training_for_few_steps_brings_what_they_sample_nearer_to_the_truth(tmp_
             return sum(float((one.sample(row)[0] - truth[row]).square().mean()) for row in range(2)) / 2
 
     before = error()
-    train(one, tmp_path, TrainSettings(minutes=5, steps=60, learning_rate=3e-3, warmup=5, average=0.9), CPU)
+    train(one, tmp_path, TrainSettings(minutes=600, steps=60, learning_rate=3e-3, warmup=5, average=0.9), CPU)
     assert error() < 0.9 * before
 
 

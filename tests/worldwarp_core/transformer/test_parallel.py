@@ -1,8 +1,8 @@
 import multiprocessing
-import socket
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from tests.support.ranks import calls, run_rank, tiny_wan
 from worldwarp_core.errors import WorldWarpError
@@ -10,18 +10,13 @@ from worldwarp_core.transformer.parallel import join_ranks
 from worldwarp_core.transformer.prepare import prepare_transformer
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.mark.parametrize(
     ("size", "split_guidance"), [(2, True), (2, False), (4, True)], ids=["guidance", "tokens", "both"]
 )
 def test_several_ranks_answer_as_one(tmp_path, size, split_guidance):
     out = tmp_path / "answers.pt"
-    arguments = (size, free_port(), split_guidance, out)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    arguments = (size, store.port, split_guidance, out)
     # Forked from a process that has imported everything once, and started no thread.
     multiprocessing.set_forkserver_preload(["tests.support.ranks"])
     torch.multiprocessing.start_processes(run_rank, arguments, nprocs=size, start_method="forkserver")
