@@ -76,8 +76,8 @@ Server = Annotated[str, typer.Option("--server", help="Address of the server.")]
 Key = Annotated[
     Path | None, typer.Option("--key", help="Key file for a server on another machine (see `worldwarp keys`).")
 ]
-ENGINE_HELP = "What fills in what has not been seen: cache, preview or wan"
-ENGINE_DEFAULT = "cache"
+ENGINE_HELP = "What fills in what has not been seen: preview, cache or wan"
+ENGINE_DEFAULT = "preview"
 DepthModel = Annotated[
     str | None,
     typer.Option("--depth-model", help="Depth model (name or folder, transformers) for pictures without depth."),

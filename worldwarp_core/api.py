@@ -10,7 +10,7 @@ import numpy as np
 from .cameras.path import CameraPath
 from .checkpoint import Checkpoint
 from .errors import WorldWarpError, install_command
-from .preview.shipped import IS_DEFAULT, is_shipped
+from .preview.shipped import is_shipped
 from .spec import Event, FirstFrameSettings, GenerateSpec, OnDrawStep
 from .splat_files.cloud import SplatCloud
 
@@ -45,8 +45,8 @@ class Engine(Protocol):
 
 
 def default_engine() -> str:
-    """The engine that is taken where none is named: `preview` once its networks are good enough, until then `cache`."""
-    return "preview" if IS_DEFAULT and is_shipped() else "cache"
+    """The engine that is taken where none is named: `preview`, or `cache` in an installation without its networks."""
+    return "preview" if is_shipped() else "cache"
 
 
 def load_engine(name: str = "cache", *, device: str = "auto", depth_model: str | None = None, **options: Any) -> Engine:

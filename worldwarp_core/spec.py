@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint
 from .errors import WorldWarpError
 from .splat_files.cloud import SplatCloud
 
-ENGINES = ("cache", "preview", "wan")
+ENGINES = ("preview", "cache", "wan")
 """Names that `load_engine` knows, the default first."""
 
 BACKGROUND_DEPTH = 1e10

@@ -7,8 +7,6 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).with_name("weights")
 NETWORKS = ("autoencoder", "transformer", "depth")
-IS_DEFAULT = False
-"""Whether they are what is taken where no engine is named: not before they are measured to be worth it."""
 NAME = re.compile(r"^(?P<name>[a-z]+)(-(?P<part>\d{5})-of-(?P<parts>\d{5}))?\.safetensors$")
 
 

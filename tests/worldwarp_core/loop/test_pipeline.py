@@ -220,7 +220,7 @@ def test_bad_input_is_refused_with_a_sentence(change, code, sentence):
 
 
 def test_no_engine_of_that_name():
-    with pytest.raises(WorldWarpError, match="Choose: cache, preview, wan"):
+    with pytest.raises(WorldWarpError, match="Choose: preview, cache, wan"):
         load_engine("dream")
 
 
