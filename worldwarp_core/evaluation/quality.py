@@ -43,7 +43,7 @@ def quality(
         missing: why a fill or a figure is not there.
         settings: of the evaluation.
         weights: folder of the preview's networks; None takes the package's.
-        before: an earlier file, whose seconds on other hardware are kept.
+        before: an earlier file, whose seconds are kept where none were measured now on a machine that was free.
     """
     where = provenance()
     busy = busy_note([m for some in measured.values() for m in some])
@@ -60,8 +60,7 @@ def quality(
         if document[figure] is None:
             why[figure] = f"the {network} network has not been trained, or its training did not measure this"
     document |= dict.fromkeys(CHUNK_S, None) | _chunk_seconds(before)
-    preview = measured.get("preview")
-    if preview:
+    if measured.get("preview") and not busy_note(measured["preview"]):
         seconds = document["preview"]["chunk_s"]
         gpu = str(where["gpu"] or "")
         if "H100" in gpu:
@@ -70,7 +69,7 @@ def quality(
             document["chunk_s_2_cores"] = seconds
     for figure in CHUNK_S:
         if document[figure] is None:
-            why[figure] = "the preview has not been timed on this hardware"
+            why[figure] = "the preview has not been timed on this hardware with nothing beside it"
     document["missing"] = why
     return document
 
@@ -93,7 +92,7 @@ def _trained(folder: Path, network: str, figure: str) -> float | None:
 
 
 def _chunk_seconds(before: Path | None) -> dict[str, float]:
-    """Seconds of a chunk that an earlier file has of other hardware."""
+    """Seconds of a chunk that an earlier file has."""
     if before is None or not before.is_file():
         return {}
     try:
