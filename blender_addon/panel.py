@@ -157,23 +157,20 @@ def draw_timeline_prompts(layout: bpy.types.UILayout, scene: bpy.types.Scene) ->
 
 
 def draw_strength(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
-    """Draws whose choice the strength is: the artist's with a slider, or the server's with what it takes."""
+    """Draws whose choice the strength is: the artist's with a slider, or the server's, greyed, with what it takes."""
     group = context.scene.worldwarp
     row = layout.row(heading="Strength")
     row.prop(group, "own_strength", text="")
-    if group.own_strength:
-        row.prop(group, "strength", text="")
-        return
-    facts = server_facts.facts_at(server_address(context))
-    known = f": {facts.strength:.2f}" if facts is not None and facts.strength is not None else ""
-    row.label(text=f"The server's choice{known}")
+    value = row.row()
+    value.enabled = group.own_strength
+    value.prop(group, "strength" if group.own_strength else "server_strength", text="")
 
 
 def draw_preset(layout: bpy.types.UILayout, context: bpy.types.Context) -> None:
     """Draws the choice among the server's presets; before it was asked, the button that asks."""
     group = context.scene.worldwarp
     row = layout.row(align=True)
-    row.prop(group, "preset", placeholder="The server's choice")
+    row.prop(group, "preset", placeholder="Server's choice")
     if server_facts.presets_at(server_address(context)):
         row.menu("WORLDWARP_MT_preset", text="", icon="DOWNARROW_HLT")
     else:

@@ -83,6 +83,12 @@ def _begin_at_the_server_s(self: bpy.types.PropertyGroup, context: bpy.types.Con
         self.strength = facts.strength
 
 
+def _server_strength(self: bpy.types.PropertyGroup) -> str:
+    """What the server takes, as far as it has been asked; as short as the sidebar is narrow."""
+    facts = server_facts.facts_at(server_address(bpy.context))
+    return f"Server's: {facts.strength:.2f}" if facts is not None and facts.strength is not None else "Server's choice"
+
+
 def _is_still(self: bpy.types.PropertyGroup, image: bpy.types.Image) -> bool:
     """Offers the pictures that can be read: no render results, no movies."""
     return image.type in ("IMAGE", "UV_TEST") and image.source in ("FILE", "GENERATED", "SEQUENCE")
@@ -209,6 +215,11 @@ class WORLDWARP_PG_shot(bpy.types.PropertyGroup):
         min=0.05,
         max=1.0,
         subtype="FACTOR",
+    )
+    server_strength: StringProperty(
+        name="Server's Strength",
+        description="What the server takes, for its engine. Tick the box on the left to choose yourself",
+        get=_server_strength,
     )
     strength_mask: PointerProperty(
         name="Strength Mask",

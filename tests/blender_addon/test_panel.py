@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +103,27 @@ def test_every_panel_draws_only_what_exists(camera: bpy.types.Object, cls: type,
     group.start_source, group.strength_mask = source, bpy.data.images.new("Mask", 4, 4)
     add_prompt(bpy.context.scene, 7, "fog")
     cls.draw(SimpleNamespace(layout=Recorder()), bpy.context)
+
+
+def test_the_panel_greys_the_server_s_strength_and_says_it_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = bpy.context.scene.worldwarp
+
+    def drawn() -> tuple[list[str], bool]:
+        layout = Recorder()
+        panel.draw_strength(layout, bpy.context)
+        return layout.props, layout.enabled
+
+    monkeypatch.setattr(server_facts.known(), "facts", None)
+    assert drawn() == (["own_strength", "server_strength"], False)
+    assert group.server_strength == "Server's choice"
+    elsewhere = ServerFacts("tcp://127.0.0.1:1", "render-1", "0.1.0", 4, "preview", strength=0.2)
+    monkeypatch.setattr(server_facts.known(), "facts", elsewhere)
+    assert group.server_strength == "Server's choice", "what another server takes is not shown"
+    here = replace(elsewhere, address=server_address(bpy.context))
+    monkeypatch.setattr(server_facts.known(), "facts", here)
+    assert group.server_strength == "Server's: 0.20"
+    group.own_strength = True
+    assert drawn() == (["own_strength", "strength"], True)
 
 
 def test_a_take_is_drawn_with_its_name_and_how_far_it_is(camera: bpy.types.Object, tmp_path: Path) -> None:

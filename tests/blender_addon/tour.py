@@ -151,6 +151,7 @@ def tour(visit: Visit) -> Iterator[float]:
     yield from install(visit)
     yield from open_scene(visit)
     yield from connect(visit)
+    yield from choose_strength(visit)
     yield from check_path(visit)
     yield from generate(visit)
     yield from look_at_results(visit)
@@ -215,6 +216,21 @@ def connect(visit: Visit) -> Iterator[float]:
     yield from waiting(lambda: facts.known().facts or facts.known().error, "the server's answer")
     visit.check("the server answers", facts.known().facts, facts.known().error)
     yield 0.5
+
+
+def choose_strength(visit: Visit) -> Iterator[float]:
+    """The strength is the server's until it is ticked, and begins where the server has it."""
+    group, facts = bpy.context.scene.worldwarp, import_module(f"{PACKAGE}.server_facts").known().facts
+    if facts is None or facts.strength is None:
+        visit.check("the panel leaves the strength to the server", group.server_strength == "Server's choice")
+        return
+    told = f"Server's: {facts.strength:.2f}"
+    visit.check("the panel says what strength the server takes", group.server_strength == told, group.server_strength)
+    yield 0.5
+    visit.picture("strength")
+    group.own_strength = True
+    visit.check("a strength of one's own begins there", abs(group.strength - facts.strength) < 1e-3, group.strength)
+    group.own_strength = False
 
 
 def check_path(visit: Visit) -> Iterator[float]:
