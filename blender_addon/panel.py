@@ -310,10 +310,12 @@ class WORLDWARP_UL_takes(bpy.types.UIList):
         active_property: str,
         index: int,
     ) -> None:
-        row = layout.row(align=True)
-        row.prop(item, "name", text="", emboss=False, icon=STATE_ICONS.get(item.state, "QUESTION"))
+        row, status = layout.row(align=True), session.status()
         is_running = folder_of(item) == session.running_folder()
-        row.label(text=done_in_words(session.status()) if is_running else take_in_words(item))
+        # The take itself is brought up to date at the shot's end.
+        state = "running" if is_running and status.frames_done else item.state
+        row.prop(item, "name", text="", emboss=False, icon=STATE_ICONS.get(state, "QUESTION"))
+        row.label(text=done_in_words(status) if is_running else take_in_words(item))
         shown = item.directory == context.scene.worldwarp.shown_take
         eye = "HIDE_OFF" if shown else "HIDE_ON"
         row.operator("worldwarp.show_take", text="", icon=eye, emboss=False).index = index

@@ -140,6 +140,23 @@ def test_a_take_is_drawn_with_its_name_and_how_far_it_is(camera: bpy.types.Objec
     assert going_on.operators == ["worldwarp.fetch_take", "worldwarp.resume", "worldwarp.regenerate"]
 
 
+def test_a_take_whose_frames_come_is_no_longer_drawn_as_one_that_waits(
+    camera: bpy.types.Object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = add_take(bpy.context.scene, tmp_path / "shot_001", 1)
+    monkeypatch.setattr(session, "running_folder", lambda: tmp_path / "shot_001")
+
+    def drawn() -> tuple[list[str], list[object]]:
+        layout = Recorder()
+        panel.WORLDWARP_UL_takes.draw_item(None, bpy.context, layout, None, take, 0, None, "", 0)
+        return layout.labels, layout.icons
+
+    monkeypatch.setattr(session, "_status", Status(running=True, frames=93))
+    assert drawn() == (["0 of 93"], ["TIME"])
+    monkeypatch.setattr(session, "_status", Status(running=True, frames=93, frames_done=49))
+    assert drawn() == (["49 of 93"], ["PLAY"])
+
+
 def test_every_setting_is_explained() -> None:
     group = bpy.types.Scene.bl_rna.properties["worldwarp"].fixed_type
     silent = [prop.identifier for prop in group.properties if not prop.is_readonly and len(prop.description) < 20]

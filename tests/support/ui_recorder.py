@@ -14,12 +14,14 @@ class Recorder:
         operators: ids of the buttons, in the order in which they were drawn.
         labels: texts, in that order.
         props: names of the settings.
+        icons: of the settings that `prop` drew, "" where there is none.
     """
 
     def __init__(self) -> None:
         self.operators: list[str] = []
         self.labels: list[str] = []
         self.props: list[str] = []
+        self.icons: list[object] = []
 
     def _same(self, **_: object) -> Recorder:
         return self
@@ -30,6 +32,7 @@ class Recorder:
         assert name in owner.bl_rna.properties, name
         check_options("prop", options)
         self.props.append(name)
+        self.icons.append(options.get("icon", ""))
 
     def template_ID(self, owner: bpy.types.bpy_struct, name: str, **options: object) -> None:
         assert owner.bl_rna.properties[name].type == "POINTER", name
