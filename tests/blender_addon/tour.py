@@ -1,13 +1,14 @@
 """A tour of the add-on in a real window, as an artist would take it; makes the manual's pictures. Runs inside Blender.
 
     worldwarp demo --out demo                                      makes a scene: demo/scene.blend
-    worldwarp serve
+    worldwarp serve --engine cache
     blender --factory-startup --window-geometry 0 0 1280 800 --python tests/blender_addon/tour.py -- \
         --zip dist/worldwarp-0.1.0-linux_x64.zip --scene demo/scene.blend --out tour
 
 Needs a window of that size, but nobody at it; Blender ends when it is done, with 0 if all was as it should be. What was
 looked at is in OUT/tour.json, sentence by sentence. `--screenshot "scrot -o"` takes the pictures with another program,
-where Blender's own come out black (some virtual screens). Pictures are WebP.
+where Blender's own come out black (some virtual screens). Pictures are WebP. The manual's are of the engine `cache`;
+with `preview` the tour takes longer without a GPU, and looks too at the strength that the server tells.
 """
 
 from __future__ import annotations
