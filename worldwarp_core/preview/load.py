@@ -6,6 +6,8 @@ source checkout may be without them: then loading says so, and nothing untrained
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +96,8 @@ def load_fill(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewFill:
         NoWords(there, int(found.config["text_dim"])),
         there,
     )
-    trained = {name: found.progress.get(name) for name in ("steps", "clips")}
     # Its presets' few steps are what it learns: there is no longer schedule that they fall short of.
-    source = FixedModels(f"preview {trained}", models, distilled=True)
+    source = FixedModels(_in_words(folder), models, distilled=True)
     return PreviewFill(source, PRESETS, "preview", SMALL_PICTURES)
 
 
@@ -140,6 +141,13 @@ def _read(folder: Path, name: str) -> NetworkFile:
             "weights.",
         )
     return read_network(folder, name)
+
+
+def _in_words(folder: Path) -> str:
+    """How far the networks that make pictures were trained, and a mark that no other training has."""
+    trained = [_read(folder, name).progress for name in ("transformer", "autoencoder")]
+    mark = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:6]
+    return f"trained for {trained[0].get('steps', 0):,} steps ({mark})"
 
 
 def _precision(device: torch.device) -> torch.dtype:

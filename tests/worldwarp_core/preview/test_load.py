@@ -1,5 +1,7 @@
 """The engine's parts from weights on disk: they make a chunk, say what they ignore, and nothing stands in for them."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -92,8 +94,11 @@ def test_the_default_asks_the_transformer_at_most_eight_times():
     assert preset.sampler.guidance == 1.0
 
 
-def test_what_was_trained_is_told(shipped):
-    assert "'steps': 5" in load_fill(folder=shipped).describe()["models"]
+def test_what_was_trained_is_told_and_one_training_from_another(shipped, tmp_path):
+    told = load_fill(folder=shipped).describe()["models"]
+    assert re.fullmatch(r"trained for 5 steps \([0-9a-f]{6}\)", told)
+    other = save_tiny_preview(tmp_path, autoencoder_steps=9)
+    assert load_fill(folder=other).describe()["models"] != told, "its decoder was trained for longer"
 
 
 def test_the_depth_model_gives_disparity(shipped):
