@@ -53,7 +53,7 @@ def test_it_starts_on_a_free_port_is_used_and_stops(
     assert started.address.startswith("tcp://127.0.0.1:")
     assert server_address(bpy.context) == started.address != DEFAULT_ADDRESS
     facts = server_facts.ask(started.address)
-    assert facts.engine == "cache"
+    assert facts.engine == "preview"
     # It belongs to Blender, not to the file that was open when it was started.
     bpy.ops.wm.read_factory_settings(use_empty=True)
     assert started.process.poll() is None
