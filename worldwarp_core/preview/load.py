@@ -51,10 +51,11 @@ class PreviewFill(StDiffFill):
 
     def prepare(self, spec: GenerateSpec, plans: Sequence[ChunkPlan]) -> Iterator[Notice]:
         yield from super().prepare(spec, plans)
-        if self._strength(spec) > KEEPS_WHAT_IS_KNOWN:
+        strength = self._strength(spec)
+        if strength > KEEPS_WHAT_IS_KNOWN:
             yield Notice(
                 "high_strength",
-                f"At strength {spec.strength:g} the small network loses sight of what is known, and pictures come out "
+                f"At strength {strength:g} the small network loses sight of what is known, and pictures come out "
                 f"soft. A strength of {self.strength:g} to {KEEPS_WHAT_IS_KNOWN:g} keeps it.",
             )
         given = [name.replace("_", " ") for name in WORDS if _is_given(getattr(spec, name))]
