@@ -107,7 +107,7 @@ class AutoencoderTask:
         self.network, self.settings, self.lpips = network, settings, lpips
         self._transformer = transformer
         self._photos, self._judged, self._judged_photos = photos, judged, judged_photos
-        self._source, self._batch, self._first_seed = source, pool.batch, first_seed
+        self._source, self._batch = source, pool.batch
         self._pool = ExamplePool(self._make, pool, first_seed, stride or pool.batch)
         self._followed = bool((network.std != 1).any())  # a network that was trained before knows its latents
         network.encoder.requires_grad_(not settings.freeze_encoder)
@@ -119,7 +119,7 @@ class AutoencoderTask:
         return asdict(self.network.config)
 
     def clips_seen(self) -> int:
-        return self._first_seed + self._pool.made
+        return self._pool.next_seed
 
     def top_up(self, elapsed_s: float) -> None:
         self._pool.top_up(elapsed_s)

@@ -75,14 +75,14 @@ class DepthTask:
         """`judged` clips are of worlds kept out of training; `judged_photos` (N, 3, S, S) uint8 are only shown."""
         self.network, self.settings = network, settings
         self._source, self._judged, self._judged_photos = source, judged, judged_photos
-        self._batch, self._first_seed = pool.batch, first_seed
+        self._batch = pool.batch
         self._pool = ExamplePool(self._make, pool, first_seed, stride or pool.batch)
 
     def config(self) -> dict[str, Any]:
         return {}
 
     def clips_seen(self) -> int:
-        return self._first_seed + self._pool.made // self.settings.frames
+        return self._pool.next_seed
 
     def top_up(self, elapsed_s: float) -> None:
         self._pool.top_up(elapsed_s)

@@ -87,7 +87,9 @@ class ExamplePool:
 
     def __init__(self, make: Callable[[int], Examples], settings: PoolSettings, first_seed: int, stride: int) -> None:
         self.settings, self.made, self.spent_s = settings, 0, 0.0
-        self._make, self._seed, self._stride = make, first_seed, stride
+        self.next_seed = first_seed
+        """Of the first process this is how many clips all of them have made: `stride` is what they make at a time."""
+        self._make, self._stride = make, stride
         self._store: Examples = {}
 
     def __len__(self) -> int:
@@ -112,8 +114,8 @@ class ExamplePool:
 
     def _add(self) -> None:
         started = time.monotonic()
-        examples = self._make(self._seed)
-        self._seed += self._stride
+        examples = self._make(self.next_seed)
+        self.next_seed += self._stride
         for name, values in examples.items():
             if name not in self._store:
                 self._store[name] = values.new_empty((self.settings.capacity, *values.shape[1:]))

@@ -102,7 +102,7 @@ class StDiffTask:
         self.network: nn.Module = model
         self.settings, self.lpips, self._model = settings, lpips, model
         self._autoencoder, self._source, self._judged = autoencoder, source, judged
-        self._batch, self._first_seed = pool.batch, first_seed
+        self._batch = pool.batch
         self._pool = ExamplePool(self._make, pool, first_seed, stride or pool.batch)
         count = len(judged.rgb)
         self._judged_latents = self._encode(judged, torch.ones(count, dtype=torch.int64))
@@ -111,7 +111,7 @@ class StDiffTask:
         return {name: value for name, value in dict(self._model.config).items() if not name.startswith("_")}
 
     def clips_seen(self) -> int:
-        return self._first_seed + self._pool.made // len(MIRRORED)
+        return self._pool.next_seed
 
     def top_up(self, elapsed_s: float) -> None:
         self._pool.top_up(elapsed_s)

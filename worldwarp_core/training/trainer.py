@@ -118,7 +118,7 @@ class Task(Protocol):
         ...
 
     def clips_seen(self) -> int:
-        """Different clips made so far, earlier runs included."""
+        """Different clips made so far by all processes, earlier runs included; asked of the first process."""
         ...
 
     def validate(self) -> Validation:

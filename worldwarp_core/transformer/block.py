@@ -58,6 +58,10 @@ class AttentionProcessor:
         rotary_emb: Rotary | None = None,
     ) -> Tensor:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        if encoder_hidden_states is not None and source.shape[1] == 1:
+            # Of one word every token takes all, whatever it asks; cuDNN does not attend to a single key.
+            answer = attn.to_out[0](attn.to_v(source))
+            return answer.expand(-1, hidden_states.shape[1], -1)
         query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
         if rotary_emb is None:
             query, key = (x.unflatten(-1, (attn.heads, -1)) for x in (attn.norm_q(query), attn.norm_k(key)))

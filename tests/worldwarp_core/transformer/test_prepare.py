@@ -3,11 +3,13 @@ import json
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from peft import LoraConfig
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.transformer.block import AttentionProcessor
 from worldwarp_core.transformer.float8 import Float8Linear, multiplies_float8
 from worldwarp_core.transformer.prepare import TransformerOptions, prepare_transformer
 
@@ -119,6 +121,18 @@ def test_the_compiled_block_is_one_graph_for_all_blocks(stock, clip):
     want = ask_stock(stock, clip)
     torch.testing.assert_close(model(**clip), want, rtol=1e-5, atol=1e-5)
     assert len(graphs) == 1
+
+
+def test_one_word_needs_no_attention_to_choose_among(stock, clip):
+    """cuDNN attends to no single key, and the preview is asked with one word."""
+    one = clip | {"encoder_hidden_states": clip["encoder_hidden_states"][:, :1]}
+    model = prepare_transformer(copy.deepcopy(stock))
+    torch.testing.assert_close(model(**one), ask_stock(stock, one), rtol=1e-5, atol=1e-5)
+    for block in model.blocks:
+        block.attn2.set_processor(AttentionProcessor(AttentionBackendName._NATIVE_CUDNN))  # which no CPU has
+    torch.testing.assert_close(model(**one), ask_stock(stock, one), rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError):
+        model(**clip)
 
 
 def test_gradients_are_the_stock_model_s(stock, clip):
