@@ -102,7 +102,7 @@ def add_and_norm(
     by_level = shift_and_scale is not None
     _add_and_norm[(rows,)](
         tokens,
-        tokens if answer is None else answer,
+        tokens if answer is None else answer.contiguous(),
         total,
         out,
         scales,

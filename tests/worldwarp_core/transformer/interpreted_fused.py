@@ -47,6 +47,14 @@ def test_an_answer_is_added_before_the_norm(rows):
     torch.testing.assert_close(normed, modulate(total, norm, modulation[:, 0], modulation[:, 1], index))
 
 
+def test_one_answer_for_all_tokens_is_added_to_each(rows):
+    tokens, answer, modulation, index = rows
+    norm = torch.nn.LayerNorm(WIDTH, eps=1e-6, elementwise_affine=False)
+    one = answer[:, :1].expand_as(answer)
+    total, _ = fused.add_and_norm(tokens, one, modulation, index, None, norm, (0, 1), False)
+    torch.testing.assert_close(total, tokens + one)
+
+
 def test_an_answer_passes_its_level_s_gate_and_the_norm_s_own_weights(rows):
     tokens, answer, modulation, index = rows
     norm = torch.nn.LayerNorm(WIDTH, eps=1e-6)
@@ -127,7 +135,9 @@ def launches(monkeypatch):
     return count
 
 
-def test_the_fused_model_answers_as_the_stock_one(stock, clip, launches):
+@pytest.mark.parametrize("words", [None, 1], ids=["words", "one word, as the preview is asked"])
+def test_the_fused_model_answers_as_the_stock_one(stock, clip, launches, words):
+    clip = clip | {"encoder_hidden_states": clip["encoder_hidden_states"][:, :words]}
     want = stock(clip["hidden_states"], clip["levels"][clip["index"]], clip["encoder_hidden_states"]).sample
     model = fuse(prepare_transformer(copy.deepcopy(stock)))
     with torch.no_grad():
