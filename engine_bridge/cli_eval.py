@@ -75,7 +75,7 @@ PosesEvery = Annotated[
 WindowEvery = Annotated[
     int, typer.Option("--window-every", help="Of the frames 45-55 and 190-200, judge one in so many.")
 ]
-Jobs = Annotated[int, typer.Option("--jobs", help="Paths at once, each in a process of its own.")]
+Jobs = Annotated[int, typer.Option("--jobs", help="Paths at once, each in a process of its own, over all GPUs.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of the fills; the paths are a fixed list.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 

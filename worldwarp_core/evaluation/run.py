@@ -42,7 +42,7 @@ class EvalOptions:
         device: auto, cpu or cuda.
         depth_model: for the engines that have none.
         engine_options: for `load_engine`, by the engine's name.
-        jobs: scenes at once, each in a process of its own with its share of the cores.
+        jobs: scenes at once, each in a process of its own with its share of the cores and, of several GPUs, one.
     """
 
     out: Path
@@ -242,7 +242,8 @@ def _at_once(options: EvalOptions, tasks: Sequence[Task]) -> Iterator[Task]:
     """Yields tasks as they are done, several processes at once; the first that fails ends all."""
     context = multiprocessing.get_context("spawn")
     threads = max(torch.get_num_threads() // options.jobs, 1)
-    with ProcessPoolExecutor(options.jobs, context, _start_process, (options, threads)) as pool:
+    started = context.Value("i", 0)
+    with ProcessPoolExecutor(options.jobs, context, _start_process, (options, threads, started)) as pool:
         left: dict[Future[None], Task] = {pool.submit(_do_in_process, task): task for task in tasks}
         try:
             while left:
@@ -255,10 +256,15 @@ def _at_once(options: EvalOptions, tasks: Sequence[Task]) -> Iterator[Task]:
                 future.cancel()
 
 
-def _start_process(options: EvalOptions, threads: int) -> None:
+def _start_process(options: EvalOptions, threads: int, started: Any) -> None:
+    """`started` is how many of these processes there are already, shared by all."""
     global _bench
     import numba
 
+    with started.get_lock():
+        turn, started.value = started.value, started.value + 1
+    if options.device != "cpu" and torch.cuda.is_available():
+        torch.cuda.set_device(turn % torch.cuda.device_count())  # "cuda" is this one from here on
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     _bench = _Bench(options, open_scenes(options), {})
