@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..errors import WorldWarpError, install_command
@@ -128,6 +129,7 @@ def _mapped(pycolmap: Any, work: Path, pictures: np.ndarray, K: np.ndarray) -> A
     grow = max(FEATURE_SIDE_PX / max(width, height), 1.0)
     size = round(width * grow), round(height * grow)
     database, images = work / "database.db", work / "images"
+    threads = torch.get_num_threads()  # this process's share: several may be at it
     for lens, rows in _by_lens(K).items():
         names = [f"{row:06d}.png" for row in rows]
         for row, name in zip(rows, names, strict=True):
@@ -138,13 +140,19 @@ def _mapped(pycolmap: Any, work: Path, pictures: np.ndarray, K: np.ndarray) -> A
         scaled = np.array(lens) * np.array([size[0] / width, size[1] / height] * 2)
         reader.camera_params = ",".join(str(value) for value in scaled)
         pycolmap.extract_features(
-            database, images, image_names=names, camera_mode=pycolmap.CameraMode.SINGLE, reader_options=reader
+            database,
+            images,
+            image_names=names,
+            camera_mode=pycolmap.CameraMode.SINGLE,
+            reader_options=reader,
+            extraction_options=pycolmap.FeatureExtractionOptions(num_threads=threads),
         )
+    matching = pycolmap.FeatureMatchingOptions(num_threads=threads)
     if len(pictures) <= PAIRED_ALWAYS:
-        pycolmap.match_exhaustive(database)
+        pycolmap.match_exhaustive(database, matching)
     else:
         pairing = pycolmap.SequentialPairingOptions(overlap=NEIGHBOURS, quadratic_overlap=True)
-        pycolmap.match_sequential(database, pairing_options=pairing)
+        pycolmap.match_sequential(database, matching, pairing_options=pairing)
     options = pycolmap.IncrementalPipelineOptions(
         multiple_models=False,
         min_model_size=LEAST_FRAMES,
@@ -152,6 +160,7 @@ def _mapped(pycolmap: Any, work: Path, pictures: np.ndarray, K: np.ndarray) -> A
         ba_refine_principal_point=False,
         ba_refine_extra_params=False,
         random_seed=0,
+        num_threads=threads,
     )
     options.mapper.abs_pose_refine_focal_length = False
     # Neighbouring frames of a film: small angles, and in a dolly shot one camera straight behind the other.
