@@ -24,10 +24,17 @@ def toy_worlds(monkeypatch):
     class Bank:
         groups: dict = {}  # noqa: RUF012
 
-    monkeypatch.setattr(run, "ClipSource", lambda split, seed, size, frames, device, bank: ToySource(size, frames))
+    asked = []
+
+    def toy(split, seed, size, frames, device, bank, warps=None):
+        asked.append((split, warps))
+        return ToySource(size, frames)
+
+    monkeypatch.setattr(run, "ClipSource", toy)
     monkeypatch.setattr(run, "build_bank", lambda *args, **more: Bank())
     monkeypatch.setattr("worldwarp_core.preview.depth.WORKED_AT", 64)
     monkeypatch.setitem(run.DEFAULTS, "depth", replace(run.DEFAULTS["depth"], judged=1))
+    return asked
 
 
 def train(*words):
@@ -40,6 +47,16 @@ def test_a_run_of_the_depth_network_goes_on_where_it_stopped(tmp_path, toy_world
     train(*words, "--device", "cpu")
     assert read_network(tmp_path, "depth").progress["steps"] == 4
     assert "4 steps" in capfd.readouterr().err
+
+
+def test_a_share_of_the_clips_is_warped_by_the_engine_s_own_cache(tmp_path, toy_worlds, monkeypatch):
+    made_ready = []
+    monkeypatch.setattr("worldwarp_core.splats.prepare.prepare_rasterizer", made_ready.append)
+    train("train", "vae", "--run", tmp_path, "--cached", 0.5, "--steps", 1, "--size", "32x32", "--frames", 5,
+          "--batch", 1, "--pool", 2, "--device", "cpu")  # fmt: skip
+    assert made_ready == ["cpu"]
+    assert [warps.cached for split, warps in toy_worlds if split == "train"] == [0.5]
+    assert [warps for split, warps in toy_worlds if split == "val"] == [None], "what is judged by stays the same"
 
 
 def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_path, toy_worlds):
@@ -61,6 +78,7 @@ def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_p
         (("depth", "--frames", 7), "4k"),
         (("depth", "--minutes", 0), "above 0"),
         (("depth", "--schedule", "linear"), "constant or cosine"),
+        (("vae", "--cached", 2), "cached clips"),
         (("stdiff", "--autoencoder", "nowhere", "--size", "32x32", "--frames", 5), "no weights"),
         (("stdiff", "--autoencoder", "nowhere", "--gpus", 64), "64 devices"),
         (("lora", "--footage", "nowhere"), "--depth-model"),

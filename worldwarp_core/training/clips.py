@@ -65,7 +65,7 @@ class WarpSettings:
         first_frame: the share of clips whose one source is the first frame; the others take one to three of any.
         sources: the most sources of a clip.
         cached: the share of clips warped by the engine's own cache of Gaussians, exact or wrong as the others; on
-            CUDA this needs gsplat, and each costs as much time as ten others.
+            CUDA this needs gsplat, and each costs as much time as three others.
         cache_points: Gaussians that such a cache gets a view, drawn between these.
         cache_steps: most steps of optimisation of such a cache; half of them get none.
     """

@@ -31,7 +31,7 @@ from ..st_diff.noise_map import SMALL_PICTURES
 from ..transformer.prepare import TransformerOptions, WorldWarpTransformer
 from ..worlds.textures import TextureBank, build_bank
 from .autoencoder import AutoencoderTask, AutoencoderTraining
-from .clips import ClipSource
+from .clips import ClipSource, WarpSettings
 from .depth import DepthTask, DepthTraining
 from .levels import make_trainable
 from .objective import ObjectiveSettings, Target
@@ -109,6 +109,7 @@ class TrainOptions:
             None learns from worlds.
         depth_model: for footage, a depth model of `transformers`.
         share: of the time, spent making clips.
+        cached: the share of clips of worlds that are warped by the engine's own cache; see `WarpSettings`.
         devices: GPUs to train on.
     """
 
@@ -137,6 +138,7 @@ class TrainOptions:
     layout: str = "re10k"
     depth_model: str | None = None
     share: float = 0.25
+    cached: float = 0.0
     pool: int | None = None
     judged: int | None = None
     compile: bool = False
@@ -160,6 +162,8 @@ class TrainOptions:
             )
         if self.device not in ("auto", "cpu", "cuda"):
             raise WorldWarpError("bad_settings", f"device must be auto, cpu or cuda; got {self.device!r}.")
+        if not 0.0 <= self.cached <= 1.0:
+            raise WorldWarpError("bad_settings", f"The share of cached clips is in [0, 1]; got {self.cached}.")
         if self.devices < 1:
             raise WorldWarpError("bad_settings", f"At least 1 device is needed; got {self.devices}.")
         if self.footage is not None and self.depth_model is None:
@@ -188,6 +192,11 @@ def train_network(kind: Kind, options: TrainOptions) -> Progress:
     if options.devices > max(found, 1):
         raise WorldWarpError("no_cuda", f"{options.devices} devices were asked for; torch sees {found}.")
     _check_inputs(kind, options)
+    if options.cached:
+        from ..splats.prepare import prepare_rasterizer  # numba or gsplat, only where it is wanted
+
+        # Once, before there are several processes: they would all build the same kernels at the same time.
+        prepare_rasterizer("cuda" if found else "cpu")
     if options.devices == 1:
         return _train_here(kind, options, torch.device("cuda" if found else "cpu"), 0, 1)
     with socket.socket() as free:
@@ -270,7 +279,8 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
     else:
         bank, judged_bank = (build_bank(split, options.textures, device=device) for split in ("train", "val"))
         photos, judged_photos = _photos(bank), _photos(judged_bank)
-        source = _InFull(ClipSource("train", options.seed, size, frames, device, bank=bank), device)
+        warps = WarpSettings(cached=options.cached)
+        source = _InFull(ClipSource("train", options.seed, size, frames, device, bank=bank, warps=warps), device)
         judged = _InFull(ClipSource("val", 0, size, frames, device, bank=judged_bank), device).batch(
             options.judged or defaults.judged, 0
         )
