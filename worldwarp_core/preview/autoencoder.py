@@ -45,12 +45,15 @@ class AutoencoderConfig:
         latents: of a latent.
         encoder, decoder: at half, a quarter and an eighth of the size.
         guide: of the prior's features at half and a quarter of the size.
+        trust: added to the logit by which the decoder keeps the prior. One that learned beside priors that are wrong on
+            purpose keeps too little of those that are right; how much too little, validation worlds tell.
     """
 
     latents: int = 16
     encoder: tuple[int, int, int] = (48, 96, 160)
     decoder: tuple[int, int, int] = (64, 96, 224)
     guide: tuple[int, int] = (32, 64)
+    trust: float = 0.0
 
 
 class PreviewAutoencoder(nn.Module):
@@ -173,6 +176,7 @@ class Decoder(nn.Module):
         super().__init__()
         half, quarter, eighth = config.decoder
         half_guide, quarter_guide = config.guide
+        self.trust = config.trust
         self.guide_half = _conv(4 * 4, half_guide)
         self.guide_quarter = _conv(half_guide, quarter_guide, stride=2)
         self.guide_block = Block(quarter_guide)
@@ -212,7 +216,7 @@ class Decoder(nn.Module):
         small = F.pixel_shuffle(self.straight(latents), 2)
         large = F.interpolate(small, scale_factor=LATENT_PX // 2, mode="bilinear", align_corners=False)
         made = (rgb + large.repeat_interleave(LATENT_FRAMES, 0)) * 0.5 + 0.5
-        frames = made + torch.sigmoid(keep) * validity * (prior - made)
+        frames = made + torch.sigmoid(keep + self.trust) * validity * (prior - made)
         return frames.unflatten(0, (clips, steps * LATENT_FRAMES))
 
 

@@ -145,10 +145,11 @@ def _read(folder: Path, name: str) -> NetworkFile:
 
 
 def _in_words(folder: Path) -> str:
-    """How far the networks that make pictures were trained, and a mark that no other training has."""
-    trained = [_read(folder, name).progress for name in ("transformer", "autoencoder")]
-    mark = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:6]
-    return f"trained for {trained[0].get('steps', 0):,} steps ({mark})"
+    """How far the networks that make pictures were trained, and a mark that no others have."""
+    found = [_read(folder, name) for name in ("transformer", "autoencoder")]
+    told = json.dumps([[network.config, network.progress] for network in found], sort_keys=True)
+    mark = hashlib.sha256(told.encode()).hexdigest()[:6]
+    return f"trained for {found[0].progress.get('steps', 0):,} steps ({mark})"
 
 
 def _precision(device: torch.device) -> torch.dtype:

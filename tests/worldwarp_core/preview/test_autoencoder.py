@@ -1,5 +1,7 @@
 """The preview autoencoder: Wan's layout, the same piece by piece as whole, and a decoder that keeps the prior."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -92,6 +94,21 @@ def test_where_the_network_says_keep_the_prior_comes_through_to_the_pixel():
     sharp = torch.ones(5, 32, 48)
     decoded = list(made.decode(made.encode(rgb), Priors(rgb, sharp, sharp, sharp)))
     torch.testing.assert_close(torch.stack(decoded), rgb, atol=1e-6, rtol=0)
+
+
+def test_trust_in_the_prior_keeps_more_of_it_and_only_where_it_is_valid(tmp_path):
+    rgb, priors = clip(5)
+    torch.manual_seed(3)
+    plain = network()
+    trusting = PreviewAutoencoder(replace(TINY, trust=4.0)).eval()
+    trusting.load_state_dict(plain.state_dict())
+    latents = plain.encode(torch.rand(5, 32, 48, 3))
+    half = torch.ones(5, 32, 48)
+    half[:, :, 24:] = 0
+    guide = Priors(rgb, half, half, half)
+    one, other = (torch.stack(list(made.decode(latents, guide))) for made in (plain, trusting))
+    assert (other - rgb)[:, :, :24].abs().mean() < 0.5 * (one - rgb)[:, :, :24].abs().mean()
+    torch.testing.assert_close(one[:, :, 24:], other[:, :, 24:])
 
 
 def test_weights_come_back_in_half_precision_and_in_parts(tmp_path, monkeypatch):
