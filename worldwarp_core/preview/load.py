@@ -23,6 +23,7 @@ from ..st_diff.denoise import SamplerSettings
 from ..st_diff.fill import FixedModels, StDiffFill, StDiffModels
 from ..st_diff.noise_map import SMALL_PICTURES
 from ..st_diff.presets import Preset
+from ..transformer.prepare import TransformerOptions
 from .autoencoder import AutoencoderConfig, PreviewAutoencoder
 from .depth import DepthNetwork, PreviewDepth
 from .shipped import WEIGHTS, network_files
@@ -85,10 +86,19 @@ def load_fill(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewFill:
     Raises:
         WorldWarpError: `no_weights` where the package came without them, `bad_weights` where they cannot be used.
     """
+    return PreviewFill(load_models(device, folder), PRESETS, "preview", SMALL_PICTURES)
+
+
+def load_models(device: str = "cpu", folder: Path = WEIGHTS, options: TransformerOptions | None = None) -> FixedModels:
+    """Returns what the learned fill is made of, its transformer run as `options` say.
+
+    Raises:
+        WorldWarpError: as `load_fill`.
+    """
     there = torch.device(device)
     found = _read(folder, "transformer")
     try:
-        transformer = make_transformer(found.config, state=found.state, device=there, dtype=_precision(there))
+        transformer = make_transformer(found.config, options, found.state, there, _precision(there))
     except (RuntimeError, TypeError) as error:
         raise WorldWarpError("bad_weights", f"The preview's transformer cannot be built: {error}") from error
     models = StDiffModels(
@@ -98,8 +108,7 @@ def load_fill(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewFill:
         there,
     )
     # Its presets' few steps are what it learns: there is no longer schedule that they fall short of.
-    source = FixedModels(_in_words(folder), models, distilled=True)
-    return PreviewFill(source, PRESETS, "preview", SMALL_PICTURES)
+    return FixedModels(_in_words(folder), models, distilled=True)
 
 
 def load_autoencoder(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewAutoencoder:
