@@ -139,7 +139,7 @@ def measure(scene: Scene, fill: StDiffFill, presets: Sequence[str], given: Given
     judged = given.plan.new[JUDGED_EVERY - 1 :: JUDGED_EVERY]
     rows = [row - given.plan.new.start for row in judged]
     pictures, _ = scene.truth(judged)
-    truth, valid = _tensor(pictures), (given.priors.validity[rows] >= VALID).cpu()
+    truth, valid = tensor(pictures), (given.priors.validity[rows] >= VALID).cpu()
     strengths: dict[str, dict[str, Any]] = {}
     shown: dict[tuple[float, str], np.ndarray] = {}
     for strength in STRENGTHS:
@@ -150,7 +150,7 @@ def measure(scene: Scene, fill: StDiffFill, presets: Sequence[str], given: Given
             began = time.perf_counter()
             frames = make(fill, given, spec)[rows]
             seconds = time.perf_counter() - began
-            made = _tensor(frames)
+            made = tensor(frames)
             reference = made if reference is None else reference
             figures = {
                 "lpips": lpips(made, truth),
@@ -248,7 +248,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": middle, "quartiles": [low, high]}
 
 
-def _tensor(pictures: np.ndarray) -> Tensor:
+def tensor(pictures: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..worlds.paths import PathSettings, choose_paths
 from ..worlds.render import RenderSettings, Worlds, build_worlds, render, world_seed
-from ..worlds.textures import TextureBank
+from ..worlds.textures import Split, TextureBank
 
 FRAMES = 200
 MOTION = (0.7, 2.4)
@@ -142,10 +142,14 @@ def held_out_shots(
     paths: tuple[HeldOut, ...],
     size: tuple[int, int] = (144, 256),
     device: torch.device | str = "cpu",
+    split: Split = "test",
 ) -> Iterator[Shot]:
-    """The shots of `HELD_OUT` or `REVISITS`, one after the other; `bank` is one of the test split."""
+    """The shots of `HELD_OUT` or `REVISITS`, one after the other; `bank` is one of the same split.
+
+    Through the worlds of another split the same numbers are other paths, whose strata nobody has looked up.
+    """
     for path in paths:
-        seed = world_seed("test", path.index)
+        seed = world_seed(split, path.index)
         worlds = build_worlds([seed], bank, device)
         settings = PathSettings(
             frames=FRAMES, size=size, amount=MOTION, out_and_back=float(path in REVISITS), handheld=0.3

@@ -13,6 +13,7 @@ import torch
 
 from ..atomic_write import atomic_write
 from ..cameras.path import CameraPath
+from ..worlds.textures import Split
 from .held_out import HELD_OUT, REVISITS, HeldOut, held_out_shots
 
 FPS = 24.0
@@ -69,6 +70,7 @@ class HeldOutWorlds:
         size: (height, width), pixels.
         textures: the texture file that training was given, or None for procedural patterns alone.
         device: where they are rendered.
+        split: `val` to settle what must not be settled by what is judged; its paths are others, of any stratum.
     """
 
     name = "held-out worlds"
@@ -80,19 +82,20 @@ class HeldOutWorlds:
         size: tuple[int, int] = (144, 256),
         textures: Path | None = None,
         device: str = "cpu",
+        split: Split = "test",
     ) -> None:
         from ..worlds.textures import build_bank
 
         self._paths = choose_held_out(paths) + choose_held_out(revisits, REVISITS)
-        self._size, self._device = size, device
-        self._bank = build_bank("test", textures, device=device)
+        self._size, self._device, self._split = size, device, split
+        self._bank = build_bank(split, textures, device=device)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def scene(self, index: int) -> Scene:
         path = self._paths[index]
-        (shot,) = held_out_shots(self._bank, (path,), self._size, self._device)
+        (shot,) = held_out_shots(self._bank, (path,), self._size, self._device, self._split)
         K, c2w = (x[0].double().cpu().numpy() for x in (shot.K, shot.c2w))
         height, width = self._size
 

@@ -25,7 +25,8 @@ class Preset:
         sampler: guidance, solver and what is left out. Whether guidance is batched is the memory plan's to say.
         fp8: the transformer's linear layers in float8, where the GPU has it.
         changes: against `reference`, in a sentence; empty for that itself.
-        experimental: what it does to the pictures of a trained model has not been measured within its bound.
+        experimental: what it does to the pictures of a trained model has not been measured whole and within its bound.
+        measured: what is known of that all the same, in a sentence's part.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Preset:
     fp8: bool = False
     changes: str = ""
     experimental: bool = True
+    measured: str = "what that does to the pictures has not been measured yet"
 
     def describe(self) -> dict[str, Any]:
         """As plain values: for `job.json`."""
@@ -80,7 +82,7 @@ def preset_notices(preset: Preset, distilled: bool) -> Iterator[Notice]:
         distilled: the transformer was trained for few steps.
     """
     if preset.changes:
-        unknown = " Experimental: what that does to the pictures has not been measured yet." * preset.experimental
+        unknown = f" Experimental: {preset.measured}." if preset.experimental else ""
         yield Notice("preset", f"Preset {preset.name}: {preset.changes}.{unknown}")
     if preset.steps < REFERENCE_STEPS and not distilled:
         yield Notice(

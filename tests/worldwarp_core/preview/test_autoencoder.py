@@ -97,7 +97,7 @@ def test_where_the_network_says_keep_the_prior_comes_through_to_the_pixel():
 
 
 def test_trust_in_the_prior_keeps_more_of_it_and_only_where_it_is_valid(tmp_path):
-    rgb, priors = clip(5)
+    rgb, _ = clip(5)
     torch.manual_seed(3)
     plain = network()
     trusting = PreviewAutoencoder(replace(TINY, trust=4.0)).eval()

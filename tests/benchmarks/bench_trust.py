@@ -1,0 +1,153 @@
+"""How far the preview's decoder may trust the prior: its valid pixels and its pictures by `AutoencoderConfig.trust`.
+
+    python -m tests.benchmarks.bench_trust --lpips FILE --textures FILE
+
+Worlds of the validation split, so that nothing is settled by what is judged. Of each path the first chunk is made by
+the engine `preview` once and decoded with each trust, from the same latents beside the same prior: once with the start
+frame's true depth and once with one that is bent by a tenth, as estimated depth is. Against the truth, of every fourth
+new frame: psnr_valid on the pixels that the prior knows, beside `prior_valid`, the prior's own there; and lpips.
+
+Medians over the paths; each path's own are under `paths`. Writes results/trust_<hardware>.json. New weights take the
+trust with the best LPIPS whose psnr_valid is not below its neighbours'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.benchmarks.bench_presets import CHUNK, JUDGED_EVERY, RESULTS, Given, given_first, make, tensor
+from worldwarp_core.engine import Engine, make_engine
+from worldwarp_core.evaluation.lpips import PACKAGE, Lpips, find_lpips
+from worldwarp_core.evaluation.metrics import psnr
+from worldwarp_core.evaluation.provenance import hardware_name, provenance
+from worldwarp_core.evaluation.scenes import HeldOutWorlds, Scene
+from worldwarp_core.evaluation.variants import DepthFault, Variant
+from worldwarp_core.loop.priors import VALID, Priors
+from worldwarp_core.preview.load import PRESETS, PreviewFill, load_models
+from worldwarp_core.preview.shipped import WEIGHTS
+from worldwarp_core.st_diff.fill import FixedModels
+from worldwarp_core.st_diff.noise_map import SMALL_PICTURES
+
+TRUSTS = (0.0, 1.0, 2.0, 3.0, 4.0)
+DEPTHS: dict[str, tuple[DepthFault, float]] = {"exact": ("none", 0.0), "bent": ("warp", 0.1)}
+
+
+def measure(scene: Scene, source: FixedModels, engine: Engine, lpips: Lpips) -> dict[str, Any]:
+    """One path: depth -> trust -> figures."""
+    scene = replace(scene, cameras=scene.cameras[:CHUNK])
+    truth = None
+    figures: dict[str, Any] = {}
+    for depth, (fault, amount) in DEPTHS.items():
+        given = given_first(engine, Variant(depth_fault=fault, depth_amount=amount).shot(scene))
+        judged = given.plan.new[JUDGED_EVERY - 1 :: JUDGED_EVERY]
+        rows = [row - given.plan.new.start for row in judged]
+        truth = tensor(scene.truth(judged)[0]) if truth is None else truth
+        valid, prior = (given.priors.validity[rows] >= VALID).cpu(), given.priors.rgb[rows].permute(0, 3, 1, 2).cpu()
+        figures[depth] = {"prior_valid": _mean(psnr(prior, truth, valid))}
+        for trust, frames in by_trust(source, given).items():
+            made = tensor(frames[rows])
+            figures[depth][f"{trust:g}"] = {
+                "psnr_valid": _mean(psnr(made, truth, valid)),
+                "lpips": _mean(lpips(made, truth)),
+            }
+    return figures
+
+
+def by_trust(source: FixedModels, given: Given) -> dict[float, np.ndarray]:
+    """(F, H, W, 3) uint8 new frames by trust, of one run of the sampler."""
+    decoded = _EveryTrust(source.loaded.autoencoder)
+    loaded = replace(source.loaded, autoencoder=decoded)
+    make(PreviewFill(replace(source, loaded=loaded), PRESETS, "preview", SMALL_PICTURES), given, given.spec)
+    return {trust: frames[len(given.plan.context) :] for trust, frames in decoded.made.items()}
+
+
+class _EveryTrust:
+    """The autoencoder; whatever its decoder is asked for, it decodes with each trust and keeps."""
+
+    def __init__(self, autoencoder: Any) -> None:
+        self._own = autoencoder
+        self.made: dict[float, np.ndarray] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def decode(self, latents: Tensor, priors: Priors | None = None) -> Iterator[Tensor]:
+        settled, decoder = self._own.decoder.trust, self._own.decoder
+        frames: list[Tensor] = []
+        for trust in TRUSTS:
+            decoder.trust = trust
+            frames = list(self._own.decode(latents, priors))
+            self.made[trust] = (torch.stack(frames) * 255).round().to(torch.uint8).cpu().numpy()
+        decoder.trust = settled
+        return iter(frames)
+
+
+def summarise(paths: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Depth -> trust -> medians over the paths."""
+    summary: dict[str, Any] = {}
+    for depth in DEPTHS:
+        some = [path[depth] for path in paths]
+        summary[depth] = {"prior_valid": round(median(path["prior_valid"] for path in some), 3)} | {
+            f"{trust:g}": {
+                figure: round(median(path[f"{trust:g}"][figure] for path in some), 5)
+                for figure in ("psnr_valid", "lpips")
+            }
+            for trust in TRUSTS
+        }
+    return summary
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.nanmean())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--lpips", type=Path, help="weights of LPIPS; without, those of the package lpips")
+    parser.add_argument("--textures", type=Path, help="pictures for the worlds; without, procedural patterns alone")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the preview's networks")
+    parser.add_argument("--paths", type=int, default=8)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
+    options = parser.parse_args(arguments)
+    lpips, why = find_lpips(options.lpips)
+    if lpips is None:
+        parser.error(why)
+    source, where = load_models(options.device, options.weights), provenance()
+    scenes = HeldOutWorlds(options.paths, 0, textures=options.textures, device=options.device, split="val")
+    engine = make_engine("cache", options.device, None, {})
+    options.out.mkdir(parents=True, exist_ok=True)
+    gpu = where["gpu"] if options.device != "cpu" else None
+    out = options.out / f"trust_{hardware_name(gpu, where['cores'])}.json"
+    paths: list[dict[str, Any]] = []
+    for number in range(len(scenes)):
+        paths.append({"name": scenes.scene(number).name} | measure(scenes.scene(number), source, engine, lpips))
+        document = {
+            **where,
+            "settings": {
+                "models": source.name,
+                "shipped_trust": source.loaded.autoencoder.config.trust,
+                "textures": None if options.textures is None else options.textures.name,
+                "lpips": PACKAGE if options.lpips is None else options.lpips.name,
+                "device": options.device,
+            },
+            "depth": summarise(paths),
+            "paths": paths,
+        }
+        out.write_text(json.dumps(document, indent=2) + "\n")
+        print(f"{len(paths)} of {len(scenes)}: {json.dumps(paths[-1])}", flush=True)
+    print(json.dumps(summarise(paths), indent=2))
+
+
+if __name__ == "__main__":
+    main()

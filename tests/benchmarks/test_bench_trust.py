@@ -1,0 +1,32 @@
+"""The benchmark of the decoder's trust in miniature: one run of the sampler, decoded with each trust."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.benchmarks import bench_trust
+from tests.support.tiny_preview import save_tiny_preview
+from tests.support.toy_scenes import ToyScenes
+from worldwarp_core.evaluation.lpips import Lpips
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_more_trust_brings_what_is_known_nearer_to_the_prior(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    kept = {name.replace("heads.", "lin"): values for name, values in Lpips().state_dict().items()}
+    kept |= {name: values.abs() for name, values in kept.items() if name.startswith("lin")}
+    save_file({name: values for name, values in kept.items() if name not in ("shift", "scale")}, tmp_path / "lpips")
+    monkeypatch.setattr(bench_trust, "HeldOutWorlds", lambda *args, **more: ToyScenes(frames=9))
+    weights = save_tiny_preview(tmp_path / "weights")
+    bench_trust.main(["--lpips", str(tmp_path / "lpips"), "--weights", str(weights), "--out", str(tmp_path)])
+    (file,) = tmp_path.glob("trust_*.json")
+    found = json.loads(file.read_text())
+    assert [path["name"] for path in found["paths"]] == ["room-0", "room-1"]
+    for rows in found["depth"].values():
+        known = [rows[f"{trust:g}"]["psnr_valid"] for trust in bench_trust.TRUSTS]
+        assert known == sorted(known), "untrained latents are worse than any prior"
+        assert known[-1] <= rows["prior_valid"] + 0.1
+        assert len({rows[f"{trust:g}"]["lpips"] for trust in bench_trust.TRUSTS}) == len(bench_trust.TRUSTS)
