@@ -7,8 +7,8 @@ the engine `preview` once and decoded with each trust, from the same latents bes
 frame's true depth and once with one that is bent by a tenth, as estimated depth is. Against the truth, of every fourth
 new frame: psnr_valid on the pixels that the prior knows, beside `prior_valid`, the prior's own there; and lpips.
 
-Medians over the paths; each path's own are under `paths`. Writes results/trust_<hardware>.json. New weights take the
-trust with the best LPIPS whose psnr_valid is not below its neighbours'.
+Medians over the paths; each path's own are under `paths`; `best` is the trust with the lowest LPIPS over both depths.
+Writes results/trust_<hardware>.json; with `--settle` the best into the autoencoder's file too.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from worldwarp_core.evaluation.variants import DepthFault, Variant
 from worldwarp_core.loop.priors import VALID, Priors
 from worldwarp_core.preview.load import PRESETS, PreviewFill, load_models
 from worldwarp_core.preview.shipped import WEIGHTS
+from worldwarp_core.preview.weights import read_network, save_network
 from worldwarp_core.st_diff.fill import FixedModels
 from worldwarp_core.st_diff.noise_map import SMALL_PICTURES
 
@@ -107,6 +108,16 @@ def summarise(paths: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return summary
 
 
+def best(summary: dict[str, Any]) -> float:
+    return min(TRUSTS, key=lambda trust: sum(rows[f"{trust:g}"]["lpips"] for rows in summary.values()))
+
+
+def settle(weights: Path, trust: float) -> None:
+    """Writes the trust into the file of the autoencoder; its weights stay what they are."""
+    found = read_network(weights, "autoencoder")
+    save_network(weights, "autoencoder", found.state, found.config | {"trust": trust}, found.progress)
+
+
 def _mean(values: Tensor) -> float:
     return float(values.nanmean())
 
@@ -116,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lpips", type=Path, help="weights of LPIPS; without, those of the package lpips")
     parser.add_argument("--textures", type=Path, help="pictures for the worlds; without, procedural patterns alone")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the preview's networks")
+    parser.add_argument("--settle", action="store_true", help="write the best into these networks")
     parser.add_argument("--paths", type=int, default=8)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
@@ -141,12 +153,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "lpips": PACKAGE if options.lpips is None else options.lpips.name,
                 "device": options.device,
             },
+            "best": best(summarise(paths)),
             "depth": summarise(paths),
             "paths": paths,
         }
         out.write_text(json.dumps(document, indent=2) + "\n")
         print(f"{len(paths)} of {len(scenes)}: {json.dumps(paths[-1])}", flush=True)
     print(json.dumps(summarise(paths), indent=2))
+    print(f"best: {best(summarise(paths)):g}; these networks have {source.loaded.autoencoder.config.trust:g}")
+    if options.settle:
+        settle(options.weights, best(summarise(paths)))
 
 
 if __name__ == "__main__":

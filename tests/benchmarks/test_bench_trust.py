@@ -10,6 +10,7 @@ from tests.benchmarks import bench_trust
 from tests.support.tiny_preview import save_tiny_preview
 from tests.support.toy_scenes import ToyScenes
 from worldwarp_core.evaluation.lpips import Lpips
+from worldwarp_core.preview.weights import read_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,10 +22,16 @@ def test_more_trust_brings_what_is_known_nearer_to_the_prior(tmp_path, monkeypat
     save_file({name: values for name, values in kept.items() if name not in ("shift", "scale")}, tmp_path / "lpips")
     monkeypatch.setattr(bench_trust, "HeldOutWorlds", lambda *args, **more: ToyScenes(frames=9))
     weights = save_tiny_preview(tmp_path / "weights")
-    bench_trust.main(["--lpips", str(tmp_path / "lpips"), "--weights", str(weights), "--out", str(tmp_path)])
+    bench_trust.main(
+        ["--lpips", str(tmp_path / "lpips"), "--weights", str(weights), "--out", str(tmp_path), "--settle"]
+    )
     (file,) = tmp_path.glob("trust_*.json")
     found = json.loads(file.read_text())
     assert [path["name"] for path in found["paths"]] == ["room-0", "room-1"]
+    assert read_network(weights, "autoencoder").config["trust"] == found["best"]
+    assert found["best"] == min(
+        bench_trust.TRUSTS, key=lambda t: sum(r[f"{t:g}"]["lpips"] for r in found["depth"].values())
+    )
     for rows in found["depth"].values():
         known = [rows[f"{trust:g}"]["psnr_valid"] for trust in bench_trust.TRUSTS]
         assert known == sorted(known), "untrained latents are worse than any prior"

@@ -24,7 +24,7 @@ from worldwarp_core.spec import Finished, Frame, GenerateSpec, Notice, PathDepth
 from worldwarp_core.st_diff.denoise import SamplerSettings
 from worldwarp_core.st_diff.fill import THE_METHOD, FixedModels, StDiffFill, StDiffModels
 from worldwarp_core.st_diff.noise_map import PUBLIC_RULE, REFERENCE_SIGMAS, SMALL_PICTURES, NoiseSettings
-from worldwarp_core.st_diff.presets import PRESETS, Preset
+from worldwarp_core.st_diff.presets import PRESETS, Preset, preset_notices
 from worldwarp_core.transformer.prepare import prepare_transformer
 from worldwarp_core.wan import source as wan
 from worldwarp_core.wan.autoencoder import WanAutoencoder
@@ -462,6 +462,10 @@ def test_every_other_preset_says_what_it_changes_and_is_experimental():
     others = [p for p in PRESETS.values() if p.name != "reference"]
     assert [p.name for p in others] == ["balanced", "fast"]
     assert all(p.changes and p.steps < 50 for p in others)
+    for preset in others:
+        (said,) = [notice.message for notice in preset_notices(preset, distilled=True)]
+        assert said == f"Preset {preset.name}: {preset.changes}. Experimental: {preset.measured}."
+        assert preset.measured
 
 
 # ---------------------------------------------------------------- out of memory
