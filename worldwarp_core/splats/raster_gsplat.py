@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,8 +61,9 @@ def load_gsplat() -> Callable[..., Any]:
     """
     reason = "no CUDA toolkit was found to compile them with"
     try:
-        from gsplat import rasterization
-        from gsplat.cuda._backend import _C
+        with _alone():
+            from gsplat import rasterization
+            from gsplat.cuda._backend import _C
 
         if _C is not None:
             return rasterization  # type: ignore[no-any-return]
@@ -71,3 +75,23 @@ def load_gsplat() -> Callable[..., Any]:
         "nvcc, a C++ compiler and `pip install ninja`, or a prebuilt wheel from https://docs.gsplat.studio/whl, "
         "then try again; or choose the CPU.",
     )
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keeps other processes from importing gsplat: while one builds the kernels, another's import deletes them."""
+    from filelock import FileLock
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    lock = FileLock(root / "gsplat_worldwarp.lock")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError:  # nothing can be built where nothing can be written, and a prebuilt gsplat needs no lock
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()

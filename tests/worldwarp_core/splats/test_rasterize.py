@@ -10,6 +10,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from tests.worldwarp_core.splats.dense_reference import rasterize_densely
@@ -282,6 +283,38 @@ def test_missing_cuda_kernels_are_named_with_the_remedy(monkeypatch: pytest.Monk
     assert caught.value.code == "no_cuda_rasterizer"
     assert "nvcc" in caught.value.message
     assert "CPU" in caught.value.message
+
+
+def test_a_second_process_waits_until_the_first_has_built_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """gsplat's import deletes what another process is building."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    (tmp_path / "extensions").mkdir()
+    imported = threading.Event()
+
+    class Backend:
+        @property
+        def _C(self) -> object:
+            imported.set()
+            return object()
+
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", Backend())
+    with FileLock(tmp_path / "extensions" / "gsplat_worldwarp.lock"):
+        second = threading.Thread(target=load_gsplat.__wrapped__)
+        second.start()
+        assert not imported.wait(0.3)
+    assert imported.wait(10)
+    second.join()
+
+
+def test_where_nothing_can_be_written_gsplat_is_loaded_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file" / "extensions"))
+    monkeypatch.setitem(sys.modules, "gsplat.cuda._backend", SimpleNamespace(_C=object()))
+    assert callable(load_gsplat.__wrapped__())
 
 
 def test_a_mean_straight_on_the_camera_is_culled() -> None:
