@@ -40,6 +40,10 @@ Lpips = Annotated[
     ),
 ]
 Size = Annotated[str, typer.Option("--size", help="Of the clips: WIDTHxHEIGHT, multiples of 16.")]
+Also = Annotated[
+    list[str] | None,
+    typer.Option("--also", help="Learn from clips of WIDTHxHEIGHTxFRAMES in turn with the others; may be repeated."),
+]
 Frames = Annotated[int | None, typer.Option("--frames", help="Of a clip, 4k + 1.")]
 Batch = Annotated[int | None, typer.Option("--batch", help="Clips (of depth: pictures) in a step, on each GPU.")]
 Rate = Annotated[float | None, typer.Option("--learning-rate", help="At its highest.")]
@@ -73,6 +77,7 @@ def vae(
     data: Textures = None,
     lpips: Lpips = None,
     size: Size = "256x144",
+    also: Also = None,
     frames: Frames = None,
     batch: Batch = None,
     learning_rate: Rate = None,
@@ -105,6 +110,7 @@ def stdiff(
     data: Textures = None,
     lpips: Lpips = None,
     size: Size = "256x144",
+    also: Also = None,
     frames: Frames = None,
     batch: Batch = None,
     learning_rate: Rate = None,
@@ -139,6 +145,7 @@ def depth(
         typer.Option("--imagenet", help="EfficientNet-Lite0 weights (safetensors) for a new network to start from."),
     ] = None,
     size: Size = "256x144",
+    also: Also = None,
     frames: Frames = None,
     batch: Batch = None,
     learning_rate: Rate = None,
@@ -195,6 +202,12 @@ def _train(kind: str, given: dict[str, Any]) -> None:
     width, times, height = given.pop("size").partition("x")
     if not (times and width.isdigit() and height.isdigit()):
         raise WorldWarpError("bad_settings", "--size must be WIDTHxHEIGHT in pixels, such as 256x144.")
+    also = []
+    for shape in given.pop("also", None) or ():
+        numbers = shape.split("x")
+        if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
+            raise WorldWarpError("bad_settings", "--also must be WIDTHxHEIGHTxFRAMES, such as 192x192x25.")
+        also.append(tuple(map(int, numbers)))
     try:
         from worldwarp_core.training.run import TrainOptions, train_network
     except ModuleNotFoundError as error:
@@ -204,7 +217,13 @@ def _train(kind: str, given: dict[str, Any]) -> None:
         ) from error
     logging.basicConfig(format="%(message)s")
     logging.getLogger("worldwarp_core.training").setLevel(logging.INFO)
-    given |= {"textures": given.pop("data"), "devices": given.pop("gpus"), "width": int(width), "height": int(height)}
+    given |= {
+        "textures": given.pop("data"),
+        "devices": given.pop("gpus"),
+        "width": int(width),
+        "height": int(height),
+        "also": tuple(also),
+    }
     progress = train_network(kind, TrainOptions(**given))  # type: ignore[arg-type]
     console.print(
         f"{progress.steps} steps on {progress.clips} clips so far; the weights are in {given['run']}.",

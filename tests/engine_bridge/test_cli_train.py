@@ -27,7 +27,7 @@ def toy_worlds(monkeypatch):
     asked = []
 
     def toy(split, seed, size, frames, device, bank, warps=None):
-        asked.append((split, warps))
+        asked.append((split, size, frames, warps))
         return ToySource(size, frames)
 
     monkeypatch.setattr(run, "ClipSource", toy)
@@ -49,14 +49,23 @@ def test_a_run_of_the_depth_network_goes_on_where_it_stopped(tmp_path, toy_world
     assert "4 steps" in capfd.readouterr().err
 
 
+def test_clips_of_several_shapes_are_learned_from_and_one_is_judged(tmp_path, toy_worlds):
+    train("train", "vae", "--run", tmp_path, "--also", "48x32x9", "--also", "32x64x13", "--steps", 3, "--size", "32x32",
+          "--frames", 9, "--batch", 1, "--pool", 12, "--device", "cpu")  # fmt: skip
+    shapes = [(split, size, frames) for split, size, frames, _ in toy_worlds]
+    assert shapes.count(("train", (32, 48), 9)) == shapes.count(("train", (64, 32), 13)) == 1
+    assert [shape for shape in shapes if shape[0] == "val"] == [("val", (32, 32), 9)]
+    assert read_network(tmp_path, "autoencoder").progress["steps"] == 3
+
+
 def test_a_share_of_the_clips_is_warped_by_the_engine_s_own_cache(tmp_path, toy_worlds, monkeypatch):
     made_ready = []
     monkeypatch.setattr("worldwarp_core.splats.prepare.prepare_rasterizer", made_ready.append)
     train("train", "vae", "--run", tmp_path, "--cached", 0.5, "--steps", 1, "--size", "32x32", "--frames", 5,
           "--batch", 1, "--pool", 2, "--device", "cpu")  # fmt: skip
     assert made_ready == ["cpu"]
-    assert [warps.cached for split, warps in toy_worlds if split == "train"] == [0.5]
-    assert [warps for split, warps in toy_worlds if split == "val"] == [None], "what is judged by stays the same"
+    assert [warps.cached for split, *_, warps in toy_worlds if split == "train"] == [0.5]
+    assert [warps for split, *_, warps in toy_worlds if split == "val"] == [None], "what is judged by stays the same"
 
 
 def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_path, toy_worlds):
@@ -79,6 +88,10 @@ def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_p
         (("depth", "--minutes", 0), "above 0"),
         (("depth", "--schedule", "linear"), "constant or cosine"),
         (("vae", "--cached", 2), "cached clips"),
+        (("vae", "--also", "wide"), "WIDTHxHEIGHTxFRAMES"),
+        (("vae", "--also", "32x40x5"), "multiples of 16"),
+        (("vae", "--also", "32x32x6"), "4k"),
+        (("vae", "--also", "32x32x5", "--pool", 1, "--size", "32x32"), "a batch of each shape"),
         (("stdiff", "--autoencoder", "nowhere", "--size", "32x32", "--frames", 5), "no weights"),
         (("stdiff", "--autoencoder", "nowhere", "--gpus", 64), "64 devices"),
         (("lora", "--footage", "nowhere"), "--depth-model"),

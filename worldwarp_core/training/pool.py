@@ -65,12 +65,14 @@ class PoolSettings:
         first: examples made before any is drawn.
         batch: examples made at once.
         share: of the time, spent making more.
+        shapes: that examples come in, each kept in a ring of its own.
     """
 
     capacity: int
     first: int
     batch: int
     share: float
+    shapes: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.first <= self.capacity:
@@ -78,22 +80,28 @@ class PoolSettings:
                 "bad_settings",
                 f"A pool needs batch <= first <= capacity; got {self.batch}, {self.first}, {self.capacity}.",
             )
+        if self.shapes < 1 or self.capacity < self.batch * self.shapes:
+            raise WorldWarpError(
+                "bad_settings",
+                f"A pool keeps at least a batch of each shape: {self.shapes} of {self.batch}; got {self.capacity}.",
+            )
         if not 0.0 <= self.share < 1.0:
             raise WorldWarpError("bad_settings", f"The share of time for data must be in [0, 1); got {self.share}.")
 
 
 class ExamplePool:
-    """The ring. `make(first_seed)` gives one batch of examples; seeds go up by `stride` a batch."""
+    """The rings. `make(first_seed)` gives one batch of examples, all of one shape; seeds go up by `stride` a batch."""
 
     def __init__(self, make: Callable[[int], Examples], settings: PoolSettings, first_seed: int, stride: int) -> None:
         self.settings, self.made, self.spent_s = settings, 0, 0.0
         self.next_seed = first_seed
         """Of the first process this is how many clips all of them have made: `stride` is what they make at a time."""
         self._make, self._stride = make, stride
-        self._store: Examples = {}
+        self._rings: dict[Shape, _Ring] = {}
+        self._turn = 0
 
     def __len__(self) -> int:
-        return min(self.made, self.settings.capacity)
+        return sum(len(ring) for ring in self._rings.values())
 
     def top_up(self, elapsed_s: float) -> None:
         """Makes more examples while that has taken less than its share of `elapsed_s`."""
@@ -101,27 +109,54 @@ class ExamplePool:
             self._add()
 
     def draw(self, count: int, generator: Generator) -> Examples:
-        """`count` examples, any of them; the first call makes the first examples.
+        """`count` examples of one shape, any of them; shapes take turns. The first call makes the first examples.
 
         Not to be called where a network's loss is worked out: see `precision.py`.
         """
-        if self.made < self.settings.first:
-            while self.made < self.settings.first:
-                self._add()
+        while self.made < self.settings.first or len(self._rings) < self.settings.shapes:
+            self._add()
+            if self.made <= self.settings.first:
                 logger.info("%d of the first %d examples made in %.1f s", self.made, self.settings.first, self.spent_s)
-        rows = torch.randint(len(self), (count,), generator=generator, device=generator.device)
-        return {name: values[rows] for name, values in self._store.items()}
+        ring = list(self._rings.values())[self._turn % len(self._rings)]
+        self._turn += 1
+        return ring.draw(count, generator)
 
     def _add(self) -> None:
         started = time.monotonic()
         examples = self._make(self.next_seed)
         self.next_seed += self._stride
-        for name, values in examples.items():
-            if name not in self._store:
-                self._store[name] = values.new_empty((self.settings.capacity, *values.shape[1:]))
-            rows = (torch.arange(len(values)) + self.made) % self.settings.capacity
-            self._store[name][rows.to(values.device)] = values
+        shape = tuple(values.shape[1:] for values in examples.values())
+        if shape not in self._rings:
+            self._rings[shape] = _Ring(self.settings.capacity // self.settings.shapes)
+        self._rings[shape].add(examples)
         self.made += len(next(iter(examples.values())))
-        if values.is_cuda:
+        if next(iter(examples.values())).is_cuda:
             torch.cuda.synchronize()
         self.spent_s += time.monotonic() - started
+
+
+Shape = tuple[torch.Size, ...]
+"""Of an example's tensors."""
+
+
+class _Ring:
+    """Examples of one shape, the newest `capacity` of them."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity, self._made = capacity, 0
+        self._store: Examples = {}
+
+    def __len__(self) -> int:
+        return min(self._made, self._capacity)
+
+    def add(self, examples: Examples) -> None:
+        for name, values in examples.items():
+            if name not in self._store:
+                self._store[name] = values.new_empty((self._capacity, *values.shape[1:]))
+            rows = (torch.arange(len(values)) + self._made) % self._capacity
+            self._store[name][rows.to(values.device)] = values
+        self._made += len(next(iter(examples.values())))
+
+    def draw(self, count: int, generator: Generator) -> Examples:
+        rows = torch.randint(len(self), (count,), generator=generator, device=generator.device)
+        return {name: values[rows] for name, values in self._store.items()}

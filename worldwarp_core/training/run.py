@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -99,6 +99,7 @@ class TrainOptions:
         autoencoder: folder with a trained autoencoder; `stdiff` needs it.
         transformer: folder with a trained transformer: the decoder learns from its latents, its own encoder frozen.
         width, height: of the clips, multiples of 16.
+        also: (width, height, frames) of other clips of worlds to learn from in turn; judged are those above alone.
         frames, batch, learning_rate, pool, judged: None takes what suits the network.
         sampler_steps: of ST-Diff, learn the states alone that a sampler of so many steps visits.
         freeze_encoder: of the autoencoder, learn the decoder alone.
@@ -123,6 +124,7 @@ class TrainOptions:
     transformer: Path | None = None
     width: int = 256
     height: int = 144
+    also: tuple[tuple[int, int, int], ...] = ()
     frames: int | None = None
     batch: int | None = None
     learning_rate: float | None = None
@@ -149,12 +151,15 @@ class TrainOptions:
     save_every_s: float = TrainSettings.save_every_s
 
     def __post_init__(self) -> None:
-        if self.width % 16 or self.height % 16 or min(self.width, self.height) < 32:
-            raise WorldWarpError(
-                "bad_settings", f"Clips' sides must be multiples of 16, at least 32; got {self.width}x{self.height}."
-            )
-        if self.frames is not None and (self.frames < 1 or self.frames % 4 != 1):
-            raise WorldWarpError("bad_settings", f"A clip has 4k + 1 frames; got {self.frames}.")
+        for width, height, frames in ((self.width, self.height, self.frames or 1), *self.also):
+            if width % 16 or height % 16 or min(width, height) < 32:
+                raise WorldWarpError(
+                    "bad_settings", f"Clips' sides must be multiples of 16, at least 32; got {width}x{height}."
+                )
+            if frames < 1 or frames % 4 != 1:
+                raise WorldWarpError("bad_settings", f"A clip has 4k + 1 frames; got {frames}.")
+        if self.also and self.footage is not None:
+            raise WorldWarpError("bad_settings", "Footage is learned from in one size; leave the others out.")
         if self.transformer is not None and not self.freeze_encoder:
             raise WorldWarpError(
                 "bad_settings",
@@ -244,6 +249,18 @@ class _InFull:
             return self.source.batch(n, first_seed)
 
 
+class _InTurn:
+    """Several sources of clips, each of a shape of its own, asked one after the other."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources, self._turn = sources, 0
+
+    def batch(self, n: int, first_seed: int) -> Clips:
+        source = self._sources[self._turn % len(self._sources)]
+        self._turn += 1
+        return source.batch(n, first_seed)
+
+
 @dataclass(frozen=True)
 class _Ready:
     """What every task is built from."""
@@ -273,21 +290,27 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
         logger.info("LPIPS is left out of the loss and the figures. %s", why)
     logger.info("making clips to judge by")
     if options.footage is not None:
-        source = _InFull(_footage(options, frames, device), device)
+        source: Source = _InFull(_footage(options, frames, device), device)
         judged = source.batch(options.judged or defaults.judged, JUDGED_FOOTAGE)
         photos = judged_photos = None
     else:
         bank, judged_bank = (build_bank(split, options.textures, device=device) for split in ("train", "val"))
         photos, judged_photos = _photos(bank), _photos(judged_bank)
         warps = WarpSettings(cached=options.cached)
-        source = _InFull(ClipSource("train", options.seed, size, frames, device, bank=bank, warps=warps), device)
+        shapes = [(size, frames), *(((height, width), length) for width, height, length in options.also)]
+        source = _InTurn(
+            [
+                _InFull(ClipSource("train", options.seed, side, length, device, bank=bank, warps=warps), device)
+                for side, length in shapes
+            ]
+        )
         judged = _InFull(ClipSource("val", 0, size, frames, device, bank=judged_bank), device).batch(
             options.judged or defaults.judged, 0
         )
     logger.info("loading the network, after %.1f s", time.monotonic() - started)
-    capacity = options.pool or defaults.capacity
-    made = min(defaults.made, capacity)
-    pool = PoolSettings(capacity, min(defaults.first, capacity), made, options.share)
+    capacity, kinds = options.pool or defaults.capacity, 1 + len(options.also)
+    made = min(defaults.made, max(capacity // kinds, 1))
+    pool = PoolSettings(capacity, min(defaults.first, capacity), made, options.share, kinds)
     ready = _Ready(
         options,
         device,
@@ -428,7 +451,11 @@ def _depth(ready: _Ready) -> Task:
     options = ready.options
     pool = ready.pool
     pictures = PoolSettings(  # the pool counts pictures here
-        pool.capacity * DepthTraining.frames, pool.first * DepthTraining.frames, pool.batch, pool.share
+        pool.capacity * DepthTraining.frames,
+        pool.first * DepthTraining.frames,
+        pool.batch,
+        pool.share,
+        pool.shapes,
     )
     return DepthTask(
         _new_depth_network(options).to(ready.device),

@@ -1,0 +1,75 @@
+"""Examples kept while a network trains: the newest stay, shapes take turns, and making them has its share of time."""
+
+import pytest
+import torch
+
+from worldwarp_core.errors import WorldWarpError
+from worldwarp_core.training.pool import ExamplePool, PoolSettings
+
+
+def pool(shapes=1, capacity=8, first=4, share=0.0):
+    """Examples that hold their seed, batches of two, in so many shapes by turns."""
+    made = []
+
+    def make(seed):
+        made.append(seed)
+        side = 1 + (len(made) - 1) % shapes
+        return {"seed": torch.full((2, side), seed), "twice": torch.full((2, side, side), 2.0 * seed)}
+
+    return ExamplePool(make, PoolSettings(capacity, first, 2, share, shapes), 10, 4), made
+
+
+def drawn(examples, number=1, count=50):
+    generator = torch.Generator().manual_seed(0)
+    return [examples.draw(count, generator) for _ in range(number)]
+
+
+def test_the_first_draw_makes_the_first_examples_and_each_row_is_one_example():
+    examples, made = pool()
+    (found,) = drawn(examples)
+    assert made == [10, 14]
+    assert set(found["seed"].flatten().tolist()) == {10, 14}
+    assert torch.equal(2.0 * found["seed"], found["twice"][:, 0])
+    assert examples.next_seed == 18
+
+
+def test_the_newest_stay():
+    examples, _ = pool(capacity=4, share=0.9)
+    drawn(examples)
+    examples.spent_s = 0.0
+    while examples.made < 12:
+        examples.top_up(1e-9)
+        examples.spent_s = 0.0
+    (found,) = drawn(examples)
+    assert set(found["seed"].flatten().tolist()) == {26, 30}
+    assert len(examples) == 4
+
+
+def test_shapes_take_turns_and_share_the_room():
+    examples, _ = pool(shapes=2, capacity=8, first=2)
+    sides = [found["seed"].shape[1] for found in drawn(examples, 4)]
+    assert sides == [1, 2, 1, 2], "both are there at once, though the first two examples were of one shape"
+    for _ in range(6):
+        examples.spent_s = -1.0
+        examples.top_up(0.0)
+        examples.spent_s = 0.0
+    assert len(examples) == 8
+
+
+def test_nothing_is_made_when_its_share_of_the_time_is_spent():
+    examples, made = pool(share=0.5)
+    drawn(examples)
+    examples.spent_s = 5.0
+    examples.top_up(9.0)
+    assert len(made) == 2
+    examples.top_up(10.001)
+    assert len(made) > 2
+
+
+@pytest.mark.parametrize(
+    ("capacity", "first", "shapes", "said"),
+    [(1, 4, 1, "batch <= first"), (8, 1, 1, "batch <= first"), (4, 4, 3, "a batch of each shape: 3 of 2; got 4")],
+)
+def test_too_little_room_is_refused(capacity, first, shapes, said):
+    with pytest.raises(WorldWarpError, match=said):
+        pool(shapes, capacity, first)
