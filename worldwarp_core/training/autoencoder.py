@@ -55,7 +55,7 @@ class AutoencoderTraining:
 
     Attributes:
         clips: in a batch.
-        frames: of each, 4k + 1.
+        frames: of each, 4k + 1; all of those that are shorter.
         photos: the share of clips that are photographs, where there are any.
         guided: the share of the worlds' clips that see their prior.
         shaken: the share of guided clips whose latents get much noise.
@@ -193,8 +193,9 @@ class AutoencoderTask:
         return {name: (getattr(clips, name) * 255).round().to(torch.uint8) for name in ("rgb", "prior", "validity")}
 
     def draw(self, generator: Generator) -> Batch:
-        count, frames = self.settings.clips, self.settings.frames
+        count = self.settings.clips
         found = self._pool.draw(count, generator)
+        frames = min(self.settings.frames, found["rgb"].shape[1])
         starts = torch.randint(
             found["rgb"].shape[1] - frames + 1, (count, 1), generator=generator, device=generator.device
         )

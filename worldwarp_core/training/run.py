@@ -200,7 +200,7 @@ def train_network(kind: Kind, options: TrainOptions) -> Progress:
     if options.cached:
         from ..splats.prepare import prepare_rasterizer  # numba or gsplat, only where it is wanted
 
-        # Once, before there are several processes: they would all build the same kernels at the same time.
+        # Kernels are built here, before there are several processes that would wait for one another.
         prepare_rasterizer("cuda" if found else "cpu")
     if options.devices == 1:
         return _train_here(kind, options, torch.device("cuda" if found else "cpu"), 0, 1)
@@ -308,9 +308,9 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
             options.judged or defaults.judged, 0
         )
     logger.info("loading the network, after %.1f s", time.monotonic() - started)
-    capacity, kinds = options.pool or defaults.capacity, 1 + len(options.also)
-    made = min(defaults.made, max(capacity // kinds, 1))
-    pool = PoolSettings(capacity, min(defaults.first, capacity), made, options.share, kinds)
+    capacity, shapes_in_turn = options.pool or defaults.capacity, 1 + len(options.also)
+    made = min(defaults.made, max(capacity // shapes_in_turn, 1))
+    pool = PoolSettings(capacity, min(defaults.first, capacity), made, options.share, shapes_in_turn)
     ready = _Ready(
         options,
         device,
