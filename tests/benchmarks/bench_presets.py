@@ -23,7 +23,6 @@ results/presets_<hardware>.json after each path, and .jpg: the last frames of tw
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,28 +34,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.benchmarks.first_chunk import (
+    CHUNK,
+    Given,
+    given_first,
+    make,
+    open_lpips,
+    result_file,
+    shared_options,
+    shared_settings,
+    to_tensor,
+)
 from worldwarp_core.engine import Engine, make_engine
 from worldwarp_core.evaluation.judge import busy
-from worldwarp_core.evaluation.lpips import PACKAGE, Lpips, find_lpips
+from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.evaluation.metrics import psnr
-from worldwarp_core.evaluation.provenance import hardware_name, provenance
+from worldwarp_core.evaluation.provenance import provenance
 from worldwarp_core.evaluation.scenes import HeldOutWorlds, Scene, SceneSet
 from worldwarp_core.evaluation.variants import Variant
-from worldwarp_core.history import History
-from worldwarp_core.loop.chunks import ChunkPlan
-from worldwarp_core.loop.fill import CacheFill
-from worldwarp_core.loop.priors import VALID, Priors
+from worldwarp_core.loop.priors import VALID
 from worldwarp_core.preview.load import PRESETS as PREVIEW
 from worldwarp_core.preview.load import PreviewFill, load_models
-from worldwarp_core.preview.shipped import WEIGHTS
-from worldwarp_core.spec import GenerateSpec
 from worldwarp_core.st_diff.fill import FixedModels, StDiffFill, StDiffModels, Transformer
 from worldwarp_core.st_diff.noise_map import SMALL_PICTURES
 from worldwarp_core.st_diff.presets import BALANCED, FAST, REFERENCE, Preset
 from worldwarp_core.transformer.float8 import multiplies_float8
 from worldwarp_core.transformer.prepare import TransformerOptions
 
-RESULTS = Path(__file__).parent / "results"
 FAST_IN_FULL = replace(FAST, name="fast_without_fp8", fp8=False, changes="as fast, but for float8")
 PRESETS: dict[str, Preset] = {
     preset.name: preset for preset in (REFERENCE, BALANCED, FAST, FAST_IN_FULL, PREVIEW["preview"])
@@ -64,20 +68,8 @@ PRESETS: dict[str, Preset] = {
 BOUND_PERCENT = {"balanced": 5.0, "fast": 15.0, "fast_without_fp8": 15.0}
 """By how much LPIPS may worsen against `reference` for a preset to carry its name."""
 STRENGTHS = (StDiffFill.strength, PreviewFill.strength)
-CHUNK = 49
-JUDGED_EVERY = 4
 SHOWN_PATHS = 2
 SHOWN = ("reference", "balanced", "fast", "preview")
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a fill is given for the first chunk of a shot."""
-
-    context: History
-    priors: Priors
-    plan: ChunkPlan
-    spec: GenerateSpec
 
 
 @dataclass(frozen=True)
@@ -125,21 +117,11 @@ def open_fill(device: str, weights: Path) -> StDiffFill:
     return StDiffFill(source, PRESETS, noise=SMALL_PICTURES)
 
 
-def given_first(engine: Engine, shot: GenerateSpec) -> Given:
-    """Fits the cache to the start frame and stops where its fill would begin."""
-    watched = _Watched()
-    for _ in replace(engine, models=replace(engine.models, fill=watched)).generate(shot):
-        if watched.given is not None:
-            return watched.given
-    raise AssertionError("a shot of one frame has nothing to fill")
-
-
 def measure(scene: Scene, fill: StDiffFill, presets: Sequence[str], given: Given, lpips: Lpips) -> Measured:
     """Makes the chunk at each strength by each preset, the first of which the others are held against."""
-    judged = given.plan.new[JUDGED_EVERY - 1 :: JUDGED_EVERY]
-    rows = [row - given.plan.new.start for row in judged]
-    pictures, _ = scene.truth(judged)
-    truth, valid = tensor(pictures), (given.priors.validity[rows] >= VALID).cpu()
+    pictures, _ = scene.truth(given.judged)
+    rows = given.judged_rows
+    truth, valid = to_tensor(pictures), (given.priors.validity[rows] >= VALID).cpu()
     strengths: dict[str, dict[str, Any]] = {}
     shown: dict[tuple[float, str], np.ndarray] = {}
     for strength in STRENGTHS:
@@ -150,7 +132,7 @@ def measure(scene: Scene, fill: StDiffFill, presets: Sequence[str], given: Given
             began = time.perf_counter()
             frames = make(fill, given, spec)[rows]
             seconds = time.perf_counter() - began
-            made = tensor(frames)
+            made = to_tensor(frames)
             reference = made if reference is None else reference
             figures = {
                 "lpips": lpips(made, truth),
@@ -167,13 +149,6 @@ def measure(scene: Scene, fill: StDiffFill, presets: Sequence[str], given: Given
     known = [round(float(share), 3) for share in (valid.float().mean(), valid[-1].float().mean())]
     facts = {"name": scene.name, "stratum": scene.stratum, "valid_share": known[0], "valid_share_at_end": known[1]}
     return Measured(facts | {"busy": busy(), "strengths": strengths}, pictures[-1], shown)
-
-
-def make(fill: StDiffFill, given: Given, spec: GenerateSpec) -> np.ndarray:
-    """(F, H, W, 3) uint8: the chunk's new frames."""
-    made = fill.fill(given.context, given.priors, given.plan, spec)
-    frames = [frame for frame in made if isinstance(frame, Tensor)]
-    return (torch.stack(frames) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def summarise(measured: Sequence[Measured]) -> dict[str, dict[str, Any]]:
@@ -210,16 +185,6 @@ def contact_sheet(measured: Sequence[Measured], path: Path) -> None:
     pyplot.close(drawn)
 
 
-class _Watched(CacheFill):
-    """Keeps what it is given."""
-
-    given: Given | None = None
-
-    def fill(self, context: History, priors: Priors, plan: ChunkPlan, spec: GenerateSpec) -> Iterator[Tensor]:
-        self.given = Given(context, priors, plan, spec)
-        yield from super().fill(context, priors, plan, spec)
-
-
 def _of_preset(paths: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     """Figures of one preset over the paths, each given as preset -> its figures, `reference` first."""
     first = next(iter(paths[0]))
@@ -248,24 +213,11 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": middle, "quartiles": [low, high]}
 
 
-def tensor(pictures: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--lpips", type=Path, help="weights of LPIPS; without, those of the package lpips")
-    parser.add_argument("--textures", type=Path, help="pictures for the worlds; without, procedural patterns alone")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the preview's networks")
-    parser.add_argument("--paths", type=int, default=8)
+    parser = shared_options(__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
     options = parser.parse_args(arguments)
-    lpips, why = find_lpips(options.lpips)
-    if lpips is None:
-        parser.error(why)
+    lpips = open_lpips(parser, options)
     fill, where = open_fill(options.device, options.weights), provenance()
     float8 = multiplies_float8(torch.device(options.device))
     missing = {"guidance": "the preview was trained without words, so no preset is asked with guidance"}
@@ -273,12 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         missing["fp8"] = "this device does not multiply float8: `fast` is done in full"
     document: dict[str, Any] = {
         **where,
-        "settings": {
-            "models": fill.describe()["models"],
-            "textures": None if options.textures is None else options.textures.name,
-            "lpips": PACKAGE if options.lpips is None else options.lpips.name,
+        "settings": shared_settings(options, fill.describe()["models"])
+        | {
             "seed": options.seed,
-            "device": options.device,
             "fp8": float8,
             "presets": {name: preset.describe() for name, preset in PRESETS.items()},
         },
@@ -286,15 +235,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     scenes = HeldOutWorlds(options.paths, 0, textures=options.textures, device=options.device)
     engine = make_engine("cache", options.device, None, {})
-    options.out.mkdir(parents=True, exist_ok=True)
-    out = options.out / f"presets_{hardware_name(where['gpu'] if options.device != 'cpu' else None, where['cores'])}"
+    file = result_file(options, "presets", where)
     measured: list[Measured] = []
     for one in bench_presets(scenes, fill, list(PRESETS), engine, lpips, options.seed):
         measured.append(one)
         document |= {"strengths": summarise(measured), "paths": [path.figures for path in measured]}
-        out.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
+        file.write_text(json.dumps(document, indent=2) + "\n")
         if len(measured) <= SHOWN_PATHS:
-            contact_sheet(measured, out.with_suffix(".jpg"))
+            contact_sheet(measured, file.with_suffix(".jpg"))
         print(f"{len(measured)} of {len(scenes)}: {json.dumps(one.figures)}", flush=True)
     print(json.dumps(document["strengths"], indent=2))
 

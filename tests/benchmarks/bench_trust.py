@@ -8,13 +8,12 @@ frame's true depth and once with one that is bent by a tenth, as estimated depth
 new frame: psnr_valid on the pixels that the prior knows, beside `prior_valid`, the prior's own there; and lpips.
 
 Medians over the paths; each path's own are under `paths`; `best` is the least trust whose LPIPS over both depths is
-within `ENOUGH` of the lowest: the rest is room to correct.
-Writes results/trust_<hardware>.json; with `--settle` the best into the autoencoder's file too.
+within `ENOUGH` of the lowest: the rest is room to correct. Writes results/trust_<hardware>.json; with `--settle`
+the best into the autoencoder's file too.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,25 +22,35 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from tests.benchmarks.bench_presets import CHUNK, JUDGED_EVERY, RESULTS, Given, given_first, make, tensor
+from tests.benchmarks.first_chunk import (
+    CHUNK,
+    Given,
+    given_first,
+    make,
+    open_lpips,
+    result_file,
+    shared_options,
+    shared_settings,
+    to_bytes,
+    to_tensor,
+)
 from worldwarp_core.engine import Engine, make_engine
-from worldwarp_core.evaluation.lpips import PACKAGE, Lpips, find_lpips
+from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.evaluation.metrics import psnr
-from worldwarp_core.evaluation.provenance import hardware_name, provenance
+from worldwarp_core.evaluation.provenance import provenance
 from worldwarp_core.evaluation.scenes import HeldOutWorlds, Scene
 from worldwarp_core.evaluation.variants import DepthFault, Variant
 from worldwarp_core.loop.priors import VALID, Priors
 from worldwarp_core.preview.load import PRESETS, PreviewFill, load_models
-from worldwarp_core.preview.shipped import WEIGHTS
 from worldwarp_core.preview.weights import read_network, save_network
 from worldwarp_core.st_diff.fill import FixedModels
 from worldwarp_core.st_diff.noise_map import SMALL_PICTURES
 
 TRUSTS = (0.0, 1.0, 2.0, 3.0, 4.0)
 ENOUGH = 0.01
+"""A share of LPIPS: what is nearer than this is no better."""
 DEPTHS: dict[str, tuple[DepthFault, float]] = {"exact": ("none", 0.0), "bent": ("warp", 0.1)}
 
 
@@ -52,13 +61,12 @@ def measure(scene: Scene, source: FixedModels, engine: Engine, lpips: Lpips) -> 
     figures: dict[str, Any] = {}
     for depth, (fault, amount) in DEPTHS.items():
         given = given_first(engine, Variant(depth_fault=fault, depth_amount=amount).shot(scene))
-        judged = given.plan.new[JUDGED_EVERY - 1 :: JUDGED_EVERY]
-        rows = [row - given.plan.new.start for row in judged]
-        truth = tensor(scene.truth(judged)[0]) if truth is None else truth
+        rows = given.judged_rows
+        truth = to_tensor(scene.truth(given.judged)[0]) if truth is None else truth
         valid, prior = (given.priors.validity[rows] >= VALID).cpu(), given.priors.rgb[rows].permute(0, 3, 1, 2).cpu()
         figures[depth] = {"prior_valid": _mean(psnr(prior, truth, valid))}
         for trust, frames in by_trust(source, given).items():
-            made = tensor(frames[rows])
+            made = to_tensor(frames[rows])
             figures[depth][f"{trust:g}"] = {
                 "psnr_valid": _mean(psnr(made, truth, valid)),
                 "lpips": _mean(lpips(made, truth)),
@@ -90,7 +98,7 @@ class _EveryTrust:
         for trust in TRUSTS:
             decoder.trust = trust
             frames = list(self._own.decode(latents, priors))
-            self.made[trust] = (torch.stack(frames) * 255).round().to(torch.uint8).cpu().numpy()
+            self.made[trust] = to_bytes(frames)
         decoder.trust = settled
         return iter(frames)
 
@@ -126,44 +134,29 @@ def _mean(values: Tensor) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--lpips", type=Path, help="weights of LPIPS; without, those of the package lpips")
-    parser.add_argument("--textures", type=Path, help="pictures for the worlds; without, procedural patterns alone")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the preview's networks")
+    parser = shared_options(__doc__)
     parser.add_argument("--settle", action="store_true", help="write the best into these networks")
-    parser.add_argument("--paths", type=int, default=8)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
     options = parser.parse_args(arguments)
-    lpips, why = find_lpips(options.lpips)
-    if lpips is None:
-        parser.error(why)
+    lpips = open_lpips(parser, options)
     source, where = load_models(options.device, options.weights), provenance()
     scenes = HeldOutWorlds(options.paths, 0, textures=options.textures, device=options.device, split="val")
     engine = make_engine("cache", options.device, None, {})
-    options.out.mkdir(parents=True, exist_ok=True)
-    gpu = where["gpu"] if options.device != "cpu" else None
-    out = options.out / f"trust_{hardware_name(gpu, where['cores'])}.json"
+    file = result_file(options, "trust", where)
+    shipped = source.loaded.autoencoder.config.trust
     paths: list[dict[str, Any]] = []
     for number in range(len(scenes)):
         paths.append({"name": scenes.scene(number).name} | measure(scenes.scene(number), source, engine, lpips))
         document = {
             **where,
-            "settings": {
-                "models": source.name,
-                "shipped_trust": source.loaded.autoencoder.config.trust,
-                "textures": None if options.textures is None else options.textures.name,
-                "lpips": PACKAGE if options.lpips is None else options.lpips.name,
-                "device": options.device,
-            },
+            "settings": shared_settings(options, source.name) | {"shipped_trust": shipped},
             "best": best(summarise(paths)),
             "depth": summarise(paths),
             "paths": paths,
         }
-        out.write_text(json.dumps(document, indent=2) + "\n")
+        file.write_text(json.dumps(document, indent=2) + "\n")
         print(f"{len(paths)} of {len(scenes)}: {json.dumps(paths[-1])}", flush=True)
     print(json.dumps(summarise(paths), indent=2))
-    print(f"best: {best(summarise(paths)):g}; these networks have {source.loaded.autoencoder.config.trust:g}")
+    print(f"best: {best(summarise(paths)):g}; these networks have {shipped:g}")
     if options.settle:
         settle(options.weights, best(summarise(paths)))
 

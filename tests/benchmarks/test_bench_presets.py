@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from tests.benchmarks import bench_presets
-from tests.benchmarks.bench_presets import STRENGTHS, Measured, given_first, make, open_fill, summarise
+from tests.benchmarks.bench_presets import STRENGTHS, Measured, open_fill, summarise
+from tests.benchmarks.first_chunk import given_first, make
+from tests.support.random_lpips import save_random_lpips
 from tests.support.tiny_preview import save_tiny_preview
 from tests.support.toy_scenes import ToyScenes
 from worldwarp_core.engine import make_engine
-from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.evaluation.variants import Variant
 from worldwarp_core.transformer.float8 import multiplies_float8
 
@@ -28,12 +28,9 @@ def weights(tmp_path_factory):
 
 
 def test_it_measures_every_preset_on_every_path_and_writes_figures_and_pictures(weights, tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    kept = {name.replace("heads.", "lin"): values for name, values in Lpips().state_dict().items()}
-    kept |= {name: values.abs() for name, values in kept.items() if name.startswith("lin")}
-    save_file({name: values for name, values in kept.items() if name not in ("shift", "scale")}, tmp_path / "lpips")
+    lpips = save_random_lpips(tmp_path)
     monkeypatch.setattr(bench_presets, "HeldOutWorlds", lambda *args, **more: ToyScenes(frames=FRAMES))
-    bench_presets.main(["--lpips", str(tmp_path / "lpips"), "--weights", str(weights), "--out", str(tmp_path)])
+    bench_presets.main(["--lpips", str(lpips), "--weights", str(weights), "--out", str(tmp_path)])
     (file,) = tmp_path.glob("presets_*.json")
     found = json.loads(file.read_text())
     assert {"commit", "versions", "cores"} <= set(found)

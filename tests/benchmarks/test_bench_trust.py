@@ -3,28 +3,21 @@
 import json
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from tests.benchmarks import bench_trust
+from tests.support.random_lpips import save_random_lpips
 from tests.support.tiny_preview import save_tiny_preview
 from tests.support.toy_scenes import ToyScenes
-from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.preview.weights import read_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_more_trust_brings_what_is_known_nearer_to_the_prior(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    kept = {name.replace("heads.", "lin"): values for name, values in Lpips().state_dict().items()}
-    kept |= {name: values.abs() for name, values in kept.items() if name.startswith("lin")}
-    save_file({name: values for name, values in kept.items() if name not in ("shift", "scale")}, tmp_path / "lpips")
+    lpips = save_random_lpips(tmp_path)
     monkeypatch.setattr(bench_trust, "HeldOutWorlds", lambda *args, **more: ToyScenes(frames=9))
     weights = save_tiny_preview(tmp_path / "weights")
-    bench_trust.main(
-        ["--lpips", str(tmp_path / "lpips"), "--weights", str(weights), "--out", str(tmp_path), "--settle"]
-    )
+    bench_trust.main(["--lpips", str(lpips), "--weights", str(weights), "--out", str(tmp_path), "--settle"])
     (file,) = tmp_path.glob("trust_*.json")
     found = json.loads(file.read_text())
     assert [path["name"] for path in found["paths"]] == ["room-0", "room-1"]

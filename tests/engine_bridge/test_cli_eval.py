@@ -5,17 +5,15 @@ import re
 import shutil
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from engine_bridge.cli import app
 from tests.support import room
+from tests.support.random_lpips import save_random_lpips
 from tests.support.re10k import write_re10k
 from tests.support.tiny_preview import save_tiny_preview
 from tests.support.toy_scenes import ToyScenes
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import judge, run
-from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.preview.weights import read_network, save_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,11 +39,7 @@ def preview(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lpips(tmp_path_factory):
-    torch.manual_seed(0)
-    state = {name.replace("heads.", "lin"): value.abs() for name, value in Lpips().state_dict().items()}
-    file = tmp_path_factory.mktemp("lpips") / "lpips.safetensors"
-    save_file({name: value for name, value in state.items() if name not in ("shift", "scale")}, file)
-    return file
+    return save_random_lpips(tmp_path_factory.mktemp("lpips"))
 
 
 def worldwarp(*words):

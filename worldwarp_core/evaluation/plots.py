@@ -78,7 +78,7 @@ def plot_arms(table: Mapping[str, Any], figures: Sequence[str]) -> Any:
         if along:
             axis.plot([row["at"] for row in known], [row[figure] for row in known], marker="o")
             axis.set_xlabel(table["axis"])
-            _widen(axis, LEAST_SPAN.get(figure.partition("@")[0], 0.0))
+            _widen(axis, LEAST_SPAN.get(figure.partition("@")[0], 0.0), min(row[figure] for row in known))
         else:
             bars = axis.barh([row["arm"] for row in known], [row[figure] for row in known], color="C0")
             axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
@@ -113,11 +113,15 @@ def _is_known(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _widen(axis: Any, span: float) -> None:
+def _widen(axis: Any, span: float, least: float) -> None:
+    """The axis spans so much at least, and nothing below 0 where all values, of which one is the least, are above."""
     low, high = axis.get_ylim()
     if high - low < span:
         middle = (low + high) / 2
-        axis.set_ylim(middle - span / 2, middle + span / 2)
+        low, high = middle - span / 2, middle + span / 2
+    if least >= 0 > low:
+        low, high = 0.0, high - low
+    axis.set_ylim(low, high)
 
 
 def _finish(axis: Any) -> None:

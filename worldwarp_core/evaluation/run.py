@@ -257,7 +257,7 @@ def _at_once(options: EvalOptions, tasks: Sequence[Task]) -> Iterator[Task]:
 
 
 def _start_process(options: EvalOptions, threads: int, started: Any) -> None:
-    """`started` is how many of these processes there are already, shared by all."""
+    """Loads what a process works with; `started`, which all share, is how many of them there are already."""
     global _bench
     import numba
 

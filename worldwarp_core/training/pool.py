@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 Examples = dict[str, Tensor]
 """Tensors whose first dimension counts examples."""
 
+Shape = tuple[torch.Size, ...]
+"""Of an example's tensors."""
+
 
 class Clips(Protocol):
     """A batch of clips with their priors; `worldwarp_core.training.clips.ClipBatch` is one."""
@@ -133,10 +136,6 @@ class ExamplePool:
         if next(iter(examples.values())).is_cuda:
             torch.cuda.synchronize()
         self.spent_s += time.monotonic() - started
-
-
-Shape = tuple[torch.Size, ...]
-"""Of an example's tensors."""
 
 
 class _Ring:

@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from tests.support.random_lpips import random_lpips, save_random_lpips
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import lpips
 from worldwarp_core.evaluation.lpips import Lpips, find_lpips
@@ -16,19 +16,9 @@ from worldwarp_core.evaluation.run import EvalOptions
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def state():
-    torch.manual_seed(0)
-    return {
-        name.replace("heads.", "lin"): value.abs() if "heads" in name else value
-        for name, value in Lpips().state_dict().items()
-        if name not in ("shift", "scale")
-    }
-
-
 @pytest.fixture
 def file(tmp_path):
-    save_file(state(), tmp_path / "lpips.safetensors")
-    return tmp_path / "lpips.safetensors"
+    return save_random_lpips(tmp_path)
 
 
 def pictures():
@@ -46,7 +36,7 @@ def test_it_is_zero_for_the_same_and_grows_with_the_damage(file):
 
 def test_the_packages_weights_are_those_of_a_file(file, monkeypatch):
     """The names are those of lpips 0.1.4 with torchvision's AlexNet."""
-    kept = state()
+    kept = random_lpips()
     named = {f"lin{i}.model.1.weight": kept[f"lin{i}.weight"] for i in range(5)}
     convolutions = ("slice1.0", "slice2.3", "slice3.6", "slice4.8", "slice5.10")
     for i, name in enumerate(convolutions):
