@@ -33,6 +33,8 @@ Past = dict[nn.Module, Tensor]
 ENCODED_AT_ONCE = 2
 """Latents that are encoded together: their features stay in the processor's cache."""
 LEAK = 0.1
+LEAST_VALID = 1e-3
+"""What is valid by less than this has no colour."""
 LATENT_BOUND = 4.0
 """Latents before normalisation stay within this, so that no rare value stretches the range that is denoised."""
 
@@ -216,7 +218,10 @@ class Decoder(nn.Module):
         small = F.pixel_shuffle(self.straight(latents), 2)
         large = F.interpolate(small, scale_factor=LATENT_PX // 2, mode="bilinear", align_corners=False)
         made = (rgb + large.repeat_interleave(LATENT_FRAMES, 0)) * 0.5 + 0.5
-        frames = made + torch.sigmoid(keep + self.trust) * validity * (prior - made)
+        known = prior / validity.clamp_min(
+            LEAST_VALID
+        )  # as it was before `join_guide`: at the rims of holes not darker
+        frames = made + torch.sigmoid(keep + self.trust) * validity * (known - made)
         return frames.unflatten(0, (clips, steps * LATENT_FRAMES))
 
 
