@@ -31,6 +31,7 @@ def toy_worlds(monkeypatch):
         return ToySource(size, frames)
 
     monkeypatch.setattr(run, "ClipSource", toy)
+    monkeypatch.setattr(run, "ViewSource", toy)
     monkeypatch.setattr(run, "build_bank", lambda *args, **more: Bank())
     monkeypatch.setattr("worldwarp_core.preview.depth.WORKED_AT", 64)
     monkeypatch.setitem(run.DEFAULTS, "depth", replace(run.DEFAULTS["depth"], judged=1))
@@ -65,7 +66,7 @@ def test_a_share_of_the_clips_is_warped_by_the_engine_s_own_cache(tmp_path, toy_
           "--batch", 1, "--pool", 2, "--device", "cpu")  # fmt: skip
     assert made_ready == ["cpu"]
     assert [warps.cached for split, *_, warps in toy_worlds if split == "train"] == [0.5]
-    assert [warps for split, *_, warps in toy_worlds if split == "val"] == [None], "what is judged by stays the same"
+    assert [warps.cached for split, *_, warps in toy_worlds if split == "val"] == [0.0], "what is judged by stays"
 
 
 def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_path, toy_worlds):
@@ -91,7 +92,9 @@ def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_p
         (("vae", "--also", "wide"), "WIDTHxHEIGHTxFRAMES"),
         (("vae", "--also", "32x40x5"), "multiples of 16"),
         (("vae", "--also", "32x32x6"), "4k"),
-        (("vae", "--also", "32x32x5", "--pool", 1, "--size", "32x32"), "a batch of each shape"),
+        (("vae", "--also", "32x32x5", "--pool", 1, "--size", "32x32"), "at least 2 batches"),
+        (("vae", "--also", "32x32x17", "--size", "32x32"), "shapes to learn from are the same"),
+        (("depth", "--also", "32x32x9", "--size", "32x32"), "shapes to learn from are the same"),
         (("stdiff", "--autoencoder", "nowhere", "--size", "32x32", "--frames", 5), "no weights"),
         (("stdiff", "--autoencoder", "nowhere", "--gpus", 64), "64 devices"),
         (("lora", "--footage", "nowhere"), "--depth-model"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .fit_settings import ADAM_EPS, BETA1, BETA2, FitSettings, cosine
@@ -87,22 +88,24 @@ class DeviceSteps:
         flat = [t.detach() for t in self.leaves]
         first, second = ([torch.zeros_like(t) for t in flat] for _ in range(2))
         self.adam = Adam(flat, first, second, [settings.rate(name) for name in moving.learned])
-        self.pace = Adam.pace(self.steps).to(device)
-        self.order = torch.tensor(order, device=device)
-        self.losses = torch.zeros(self.steps, device=device)
+        # One row more than steps: what a step reads and writes when all are done, and nobody looks at.
+        self.pace = F.pad(Adam.pace(self.steps), (0, 0, 0, 1)).to(device)
+        self.order = torch.tensor([*order, 0], device=device)
+        self.losses = torch.zeros(self.steps + 1, device=device)
         self.done = torch.zeros(1, dtype=torch.int64, device=device)
         self.needed = torch.zeros((), dtype=torch.int64, device=device)
 
     def step(self) -> None:
         """Does one step, or none where all are done or there is no room."""
-        at = self.done.clamp(max=self.steps - 1)
-        loss, needed = self.scene.loss(self.order[at])
+        # Every launch counts here, however little it does: rows are selected, which takes fewer than an index.
+        loss, needed = self.scene.loss(self.order.index_select(0, self.done))
         torch.maximum(self.needed, needed, out=self.needed)
         go = ((self.done < self.steps) & (self.needed <= self.scene.room))[0]
         gradients = list(torch.autograd.grad(loss, self.leaves))
         with torch.no_grad():
-            self.update(self.adam, gradients, self.pace[at][0], go)
-        self.losses.index_copy_(0, at, torch.where(go, loss.detach(), self.losses[at]))
+            self.update(self.adam, gradients, self.pace.index_select(0, self.done)[0], go)
+        # The loss of a step that had no room is written over when it is done again.
+        self.losses.index_copy_(0, self.done, loss.detach()[None])
         self.done += go
 
     def look(self) -> tuple[int, int]:

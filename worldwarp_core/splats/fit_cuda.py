@@ -23,8 +23,9 @@ from .loss import FitViews
 from .moving import Moving
 from .raster_gsplat import load_gsplat
 
-WARM_UP = 3
-"""Steps before a capture, in which everything is compiled and every buffer allocated."""
+WARM_UP = 1
+"""Steps before a capture, in which everything is compiled and every buffer allocated: one does, and each takes as long
+as three captured ones."""
 
 
 def optimise_on_cuda(
@@ -74,6 +75,9 @@ def capture(step: Callable[[], None]) -> Callable[[], None]:
 Activated = tuple[Tensor, Tensor, Tensor, Tensor]
 """(N, 3) means, (N, 3) standard deviations, (N,) opacities in [0, 1] and (N, 3) colours from one camera."""
 
+Camera = tuple[Tensor, Tensor, Tensor]
+"""(1, 3) centre, (1, 4, 4) w2c and (1, 3, 3) K."""
+
 
 @dataclass(frozen=True)
 class Splats:
@@ -99,16 +103,18 @@ class CudaScene:
     def __init__(self, moving: Moving, still: Gaussians, views: FitViews, settings: FitSettings) -> None:
         from .loss_triton import ViewLoss
 
-        self.moving, self.views = moving, views
+        self.moving = moving
         self._view_loss = ViewLoss(views, settings)
         self.height, self.width = views.weight.shape[1:]
-        self.centres = torch.linalg.inv(views.w2c)[:, :3, 3].contiguous()
+        centres = torch.linalg.inv(views.w2c)[:, :3, 3]
+        self._cameras = torch.cat([centres, views.w2c.flatten(1), views.K.flatten(1)], 1)
         each = [torch.tensor([v], device=views.w2c.device) for v in range(len(views))]
         with torch.no_grad():
             self.still: Splats | None = None
             if len(still):
                 # What stays as it is looks the same at every step.
-                seen = [self._project(_activate(still, self.centres[v]), still.quats, v) for v in each]
+                cameras = [self._camera(v) for v in each]
+                seen = [self._project(_activate(still, camera[0]), still.quats, camera) for camera in cameras]
                 self.still = Splats(*(torch.stack(x) for x in zip(*(s.tensors() for s in seen), strict=True)))
             self.room = 2**16
             needed = torch.stack([self._lists(self._splats(v)).needed for v in each])
@@ -130,22 +136,27 @@ class CudaScene:
     def _splats(self, view: Tensor) -> Splats:
         from .step_triton import activate
 
-        start, learned = self.moving.start, self.moving.learned
+        start, learned, camera = self.moving.start, self.moving.learned, self._camera(view)
         activated = activate(
             start.means, self.moving.radius, start.scales, learned["offset"], learned["scales"], learned["opacities"],
-            learned["sh0"], learned.get("shN", start.shN), self.centres[view],
+            learned["sh0"], learned.get("shN", start.shN), camera[0],
         )  # fmt: skip
-        moved = self._project(activated, learned["quats"], view)
+        moved = self._project(activated, learned["quats"], camera)
         if self.still is None:
             return moved
         return Splats(*(torch.cat([s[view][0], m]) for s, m in zip(self.still.tensors(), moved.tensors(), strict=True)))
 
-    def _project(self, activated: Activated, quats: Tensor, view: Tensor) -> Splats:
+    def _camera(self, view: Tensor) -> Camera:
+        row = self._cameras.index_select(0, view)
+        return row[:, :3], row[:, 3:19].view(1, 4, 4), row[:, 19:].view(1, 3, 3)
+
+    def _project(self, activated: Activated, quats: Tensor, camera: Camera) -> Splats:
         from gsplat import fully_fused_projection
 
         means, scales, opacities, colours = activated
+        _, w2c, K = camera
         radii, means2d, depths, conics, _ = fully_fused_projection(
-            means, None, quats, scales, self.views.w2c[view], self.views.K[view], self.width, self.height,
+            means, None, quats, scales, w2c, K, self.width, self.height,
             eps2d=BLUR_PX2, near_plane=NEAR, far_plane=FAR, opacities=opacities,
         )  # fmt: skip
         return Splats(means2d[0], conics[0], colours, depths[0], opacities, radii[0])

@@ -57,15 +57,16 @@ class _Draw(torch.autograd.Function):
         splats = torch.empty(n, 10, device=device)
         _pack[(triton.cdiv(n, 128),)](*(t.contiguous() for t in each), splats, n, 128)
         splats = splats.view(torch.int64)
-        image = torch.empty(height, width, 4, device=device)
-        through = torch.empty(height, width, device=device)
+        rgb = torch.empty(height, width, 3, device=device)
+        depth, alpha, through = (torch.empty(height, width, device=device) for _ in range(3))
         last = torch.empty(height, width, dtype=torch.int32, device=device)
         columns = -(-width // TILE)
         _draw_tile[(columns * -(-height // TILE),)](
-            splats, ids, offsets, image, through, last, width, height, columns, TILE, BATCH, num_warps=FORWARD_WARPS
-        )
+            splats, ids, offsets, rgb, depth, alpha, through, last, width, height, columns, TILE, BATCH,
+            num_warps=FORWARD_WARPS,
+        )  # fmt: skip
         ctx.save_for_backward(splats, ids, offsets, through, last)
-        return image[..., :3], image[..., 3], 1 - through
+        return rgb, depth, alpha
 
     @staticmethod
     def backward(ctx, v_rgb, v_depth, v_alpha):  # type: ignore[no-untyped-def]
@@ -105,19 +106,16 @@ def _pack(means2d, conics, opacities, colours, depths, splats, n, BLOCK: tl.cons
 
     So that 2 to the power of a dx dx + b dx dy + c dy dy is what e to the power of -sigma was.
     """
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = i < n
-    to = splats + 10 * i
-    tl.store(to, tl.load(means2d + 2 * i, live), live)
-    tl.store(to + 1, tl.load(means2d + 2 * i + 1, live), live)
-    tl.store(to + 2, -0.7213475204444817 * tl.load(conics + 3 * i, live), live)
-    tl.store(to + 3, -1.4426950408889634 * tl.load(conics + 3 * i + 1, live), live)
-    tl.store(to + 4, -0.7213475204444817 * tl.load(conics + 3 * i + 2, live), live)
-    tl.store(to + 5, tl.load(opacities + i, live), live)
-    tl.store(to + 6, tl.load(colours + 3 * i, live), live)
-    tl.store(to + 7, tl.load(colours + 3 * i + 1, live), live)
-    tl.store(to + 8, tl.load(colours + 3 * i + 2, live), live)
-    tl.store(to + 9, tl.load(depths + i, live), live)
+    i = (tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK))[:, None]
+    k = tl.arange(0, 16)[None, :]  # threads write side by side, as memory wants it
+    live = (i < n) & (k < 10)
+    scale = tl.where(k == 3, -1.4426950408889634, -0.7213475204444817)
+    value = tl.load(means2d + 2 * i + k, live & (k < 2), 0.0)
+    value += scale * tl.load(conics + 3 * i + (k - 2), live & (k >= 2) & (k < 5), 0.0)
+    value += tl.load(opacities + i + 0 * k, live & (k == 5), 0.0)
+    value += tl.load(colours + 3 * i + (k - 6), live & (k >= 6) & (k < 9), 0.0)
+    value += tl.load(depths + i + 0 * k, live & (k == 9), 0.0)
+    tl.store(splats + 10 * i + k, value, live)
 
 
 @triton.jit
@@ -150,8 +148,9 @@ def _alpha(x, y, a, b, c, opacity, u, v):  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["width", "height", "columns"])
 def _draw_tile(  # type: ignore[no-untyped-def]
-    splats, ids, offsets, image, through, last, width, height, columns, TILE: tl.constexpr, BATCH: tl.constexpr
-):
+    splats, ids, offsets, rgb, depth, covered, through, last, width, height, columns,
+    TILE: tl.constexpr, BATCH: tl.constexpr,
+):  # fmt: skip
     tile = tl.program_id(0)
     u, v, pixel, inside = _pixels(tile, width, height, columns, TILE)
     red, green, blue, far = u * 0, u * 0, u * 0, u * 0
@@ -179,10 +178,11 @@ def _draw_tile(  # type: ignore[no-untyped-def]
             left = tl.where(open_, after, left)
         at += BATCH
         end = tl.where(tl.max(open_.to(tl.int32), 0) > 0, end, at)
-    tl.store(image + 4 * pixel, red, inside)
-    tl.store(image + 4 * pixel + 1, green, inside)
-    tl.store(image + 4 * pixel + 2, blue, inside)
-    tl.store(image + 4 * pixel + 3, far, inside)
+    tl.store(rgb + 3 * pixel, red, inside)
+    tl.store(rgb + 3 * pixel + 1, green, inside)
+    tl.store(rgb + 3 * pixel + 2, blue, inside)
+    tl.store(depth + pixel, far, inside)
+    tl.store(covered + pixel, 1 - left, inside)
     tl.store(through + pixel, left, inside)
     tl.store(last + pixel, final, inside)
 

@@ -92,7 +92,7 @@ class AutoencoderTask:
     def __init__(
         self,
         network: PreviewAutoencoder,
-        source: Source,
+        source: Source[Clips],
         photos: Tensor | None,
         judged: Clips,
         judged_photos: Tensor | None,

@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..worlds.paths import PathSettings, choose_paths
-from ..worlds.render import RenderSettings, build_worlds, render, world_seed
+from ..worlds.paths import PathSettings
+from ..worlds.render import RenderSettings
 from ..worlds.rigid import chain, rotation
-from ..worlds.textures import Split, TextureBank, build_bank
+from ..worlds.textures import Split, TextureBank
+from .views import ViewSource
 from .warp import SKY_DISTANCE, forward_warp
 
 WARPED_FRAMES = 416
 """Frames warped at once: 32 clips of 13."""
-SOURCE_STRIDE = 1 << 20
-"""World indices that one `seed` of a source has to itself."""
 
 
 @dataclass(frozen=True)
@@ -112,38 +111,24 @@ class ClipSource:
         rendering: RenderSettings | None = None,
         bank: TextureBank | None = None,
     ) -> None:
-        self.split: Split = split
-        self.seed = seed
-        self.size = size
-        self.frames = frames
-        self.device = torch.device(device)
-        self.bank = bank or build_bank(split, textures, device=self.device)
-        self.warps = warps or WarpSettings()
         # a short clip is part of a longer move
         extent = (frames / 49) ** 0.6
-        self.paths = paths or PathSettings(frames=frames, size=size, amount=(0.4 * extent, 1.6 * extent))
-        self.rendering = rendering or RenderSettings()
+        self.warps = warps or WarpSettings()
+        paths = paths or PathSettings(frames=frames, size=size, amount=(0.4 * extent, 1.6 * extent))
+        self._views = ViewSource(
+            split, seed, size, frames, device, textures, paths=paths, rendering=rendering, bank=bank
+        )
 
     @torch.no_grad()
     def batch(self, n: int, first_seed: int) -> ClipBatch:
         """n clips of the worlds first_seed, first_seed + 1, ...: the same ones whenever asked."""
-        assert 0 <= first_seed <= SOURCE_STRIDE - n, first_seed
-        # what a trainer runs under must not coarsen geometry
-        with torch.autocast(self.device.type, enabled=False):
-            return self._make(n, first_seed)
-
-    def _make(self, n: int, first_seed: int) -> ClipBatch:
-        seeds = [world_seed(self.split, self.seed * SOURCE_STRIDE + first_seed + i) for i in range(n)]
-        worlds = build_worlds(seeds, self.bank, self.device)
-        paths = choose_paths(worlds, seeds, self.paths)
-        which = torch.arange(n, device=self.device).repeat_interleave(self.frames)
-        rgb, depth = render(
-            worlds, self.bank, which, paths.K.flatten(0, 1), paths.c2w.flatten(0, 1), self.size, self.rendering
-        )
-        rgb, depth = rgb.unflatten(0, (n, -1)), depth.unflatten(0, (n, -1))
-        prior, validity, sources, exact = warp_clips(seeds, rgb, depth, paths.K, paths.c2w, self.warps)
+        views = self._views.batch(n, first_seed)
+        with torch.autocast(views.rgb.device.type, enabled=False):
+            prior, validity, sources, exact = warp_clips(
+                self._views.seeds(n, first_seed), views.rgb, views.depth, views.K, views.c2w, self.warps
+            )
         return ClipBatch(
-            rgb, depth, prior, validity, paths.K, paths.c2w, worlds.kinds, paths.moves, sources, exact
+            views.rgb, views.depth, prior, validity, views.K, views.c2w, views.kinds, views.moves, sources, exact
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from ..errors import WorldWarpError
 from ..preview.depth import STRIDE, DepthNetwork, PreviewDepth
 from .judge import contact_sheet
-from .pool import Clips, ExamplePool, Examples, PoolSettings, Source
+from .pool import ExamplePool, Examples, PoolSettings, Source, Views
 from .trainer import Validation
 
 FARTHEST = 500.0
@@ -40,20 +40,16 @@ class DepthTraining:
 
     Attributes:
         pictures: in a batch.
-        frames: taken from each clip.
         gradient, sky: weights beside the absolute error.
     """
 
     pictures: int = 48
-    frames: int = 3
     gradient: float = 0.5
     sky: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.pictures < 1 or self.frames < 1:
-            raise WorldWarpError(
-                "bad_settings", f"Pictures and frames must be at least 1; got {self.pictures} and {self.frames}."
-            )
+        if self.pictures < 1:
+            raise WorldWarpError("bad_settings", f"There is at least 1 picture in a batch; got {self.pictures}.")
 
 
 class DepthTask:
@@ -64,15 +60,15 @@ class DepthTask:
     def __init__(
         self,
         network: DepthNetwork,
-        source: Source,
-        judged: Clips,
+        source: Source[Views],
+        judged: Views,
         judged_photos: Tensor | None,
         pool: PoolSettings,
         settings: DepthTraining,
         first_seed: int = 0,
         stride: int | None = None,
     ) -> None:
-        """`judged` clips are of worlds kept out of training; `judged_photos` (N, 3, S, S) uint8 are only shown."""
+        """`judged` views are of worlds kept out of training; `judged_photos` (N, 3, S, S) uint8 are only shown."""
         self.network, self.settings = network, settings
         self._source, self._judged, self._judged_photos = source, judged, judged_photos
         self._batch = pool.batch
@@ -100,8 +96,7 @@ class DepthTask:
 
     @torch.no_grad()
     def validate(self) -> Validation:
-        pictures = self._judged.rgb[:, :: max(self._judged.rgb.shape[1] // 4, 1)].float().flatten(0, 1)
-        depth = self._judged.depth[:, :: max(self._judged.depth.shape[1] // 4, 1)].float().flatten(0, 1)
+        pictures, depth = self._judged.rgb.float().flatten(0, 1), self._judged.depth.float().flatten(0, 1)
         made = PreviewDepth(self.network).estimate(pictures.permute(0, 2, 3, 1))
         surface = _surface(depth)
         both = surface & (made > 0)
@@ -124,13 +119,12 @@ class DepthTask:
         return Validation(figures, contact_sheet(columns))
 
     def _make(self, first_seed: int) -> Examples:
-        clips = self._source.batch(self._batch, first_seed)
-        frames = torch.linspace(0, clips.rgb.shape[1] - 1, self.settings.frames).round().long()
-        depth = clips.depth[:, frames].float().flatten(0, 1)
+        views = self._source.batch(self._batch, first_seed)
+        depth = views.depth.float().flatten(0, 1)
         surface = _surface(depth)
         log_depth = torch.where(surface, depth, 1.0).log()
         return {
-            "rgb": (clips.rgb[:, frames].flatten(0, 1) * 255).round().to(torch.uint8),
+            "rgb": (views.rgb.flatten(0, 1) * 255).round().to(torch.uint8),
             "log_depth": log_depth.half(),
             "surface": surface,
         }

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -27,8 +27,8 @@ Shape = tuple[torch.Size, ...]
 """Of an example's tensors."""
 
 
-class Clips(Protocol):
-    """A batch of clips with their priors; `worldwarp_core.training.clips.ClipBatch` is one."""
+class Views(Protocol):
+    """Pictures of worlds; `worldwarp_core.training.views.ViewBatch` is one."""
 
     @property
     def rgb(self) -> Tensor:
@@ -39,6 +39,10 @@ class Clips(Protocol):
     def depth(self) -> Tensor:
         """(n, T, H, W) planar z, inf where there is nothing."""
         ...
+
+
+class Clips(Views, Protocol):
+    """A batch of clips with their priors; `worldwarp_core.training.clips.ClipBatch` is one."""
 
     @property
     def prior(self) -> Tensor:
@@ -51,11 +55,14 @@ class Clips(Protocol):
         ...
 
 
-class Source(Protocol):
-    """Makes clips; `worldwarp_core.training.clips.ClipSource` is one."""
+Made = TypeVar("Made", bound=Views, covariant=True)
 
-    def batch(self, n: int, first_seed: int) -> Clips:
-        """`n` clips that no other seeds from `first_seed` to `first_seed + n - 1` give."""
+
+class Source(Protocol[Made]):
+    """Makes clips or views, as `worldwarp_core.training.clips.ClipSource` and `ViewSource` beside it do."""
+
+    def batch(self, n: int, first_seed: int) -> Made:
+        """`n` of them that no other seeds from `first_seed` to `first_seed + n - 1` give."""
         ...
 
 
@@ -68,7 +75,7 @@ class PoolSettings:
         first: examples made before any is drawn.
         batch: examples made at once.
         share: of the time, spent making more.
-        shapes: that examples come in, each kept in a ring of its own.
+        shapes: that examples come in, each kept in a ring of its own; see `turns`.
     """
 
     capacity: int
@@ -83,13 +90,19 @@ class PoolSettings:
                 "bad_settings",
                 f"A pool needs batch <= first <= capacity; got {self.batch}, {self.first}, {self.capacity}.",
             )
-        if self.shapes < 1 or self.capacity < self.batch * self.shapes:
+        if self.shapes < 1 or self.capacity < self.batch * len(turns(self.shapes)):
             raise WorldWarpError(
                 "bad_settings",
-                f"A pool keeps at least a batch of each shape: {self.shapes} of {self.batch}; got {self.capacity}.",
+                f"A pool of {self.shapes} shapes keeps at least {len(turns(self.shapes))} batches of {self.batch}; "
+                f"got {self.capacity}.",
             )
         if not 0.0 <= self.share < 1.0:
             raise WorldWarpError("bad_settings", f"The share of time for data must be in [0, 1); got {self.share}.")
+
+
+def turns(shapes: int) -> list[int]:
+    """The order in which shapes are made and drawn, over and over: every second time the first, which is judged by."""
+    return [shape for other in range(1, shapes) for shape in (0, other)] or [0]
 
 
 class ExamplePool:
@@ -101,7 +114,7 @@ class ExamplePool:
         """Of the first process this is how many clips all of them have made: `stride` is what they make at a time."""
         self._make, self._stride = make, stride
         self._rings: dict[Shape, _Ring] = {}
-        self._turn = 0
+        self._turns, self._turn = turns(settings.shapes), 0
 
     def __len__(self) -> int:
         return sum(len(ring) for ring in self._rings.values())
@@ -120,7 +133,7 @@ class ExamplePool:
             self._add()
             if self.made <= self.settings.first:
                 logger.info("%d of the first %d examples made in %.1f s", self.made, self.settings.first, self.spent_s)
-        ring = list(self._rings.values())[self._turn % len(self._rings)]
+        ring = list(self._rings.values())[self._turns[self._turn % len(self._turns)]]
         self._turn += 1
         return ring.draw(count, generator)
 
@@ -130,7 +143,8 @@ class ExamplePool:
         self.next_seed += self._stride
         shape = tuple(values.shape[1:] for values in examples.values())
         if shape not in self._rings:
-            self._rings[shape] = _Ring(self.settings.capacity // self.settings.shapes)
+            share = self._turns.count(len(self._rings)) / len(self._turns)
+            self._rings[shape] = _Ring(int(self.settings.capacity * share))
         self._rings[shape].add(examples)
         self.made += len(next(iter(examples.values())))
         if next(iter(examples.values())).is_cuda:

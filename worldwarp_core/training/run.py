@@ -29,16 +29,17 @@ from ..preview.transformer import make_transformer
 from ..preview.weights import NetworkFile, load_state, read_network
 from ..st_diff.noise_map import SMALL_PICTURES
 from ..transformer.prepare import TransformerOptions, WorldWarpTransformer
-from ..worlds.textures import TextureBank, build_bank
+from ..worlds.textures import Split, TextureBank, build_bank
 from .autoencoder import AutoencoderTask, AutoencoderTraining
 from .clips import ClipSource, WarpSettings
 from .depth import DepthTask, DepthTraining
 from .levels import make_trainable
 from .objective import ObjectiveSettings, Target
-from .pool import Clips, PoolSettings, Source
+from .pool import PoolSettings, Source, turns
 from .precision import full
 from .stdiff import StDiffTask, StDiffTraining
 from .trainer import Progress, Task, TrainSettings, read_progress, train
+from .views import ViewSource
 
 if TYPE_CHECKING:
     from ..wan.weights import ModelFiles
@@ -60,7 +61,7 @@ class KindDefaults:
     """What suits a network where the user does not say.
 
     Attributes:
-        frames: of a clip that is made.
+        frames: of a clip that is made; of `depth`, views of a world.
         batch: clips (of depth: pictures) in a step.
         learning_rate, average: see `TrainSettings`.
         made: clips made at once.
@@ -81,7 +82,7 @@ class KindDefaults:
 DEFAULTS: dict[Kind, KindDefaults] = {
     "vae": KindDefaults(17, 16, 1e-3, 0.998, 16, 64, 4096, 12),
     "stdiff": KindDefaults(49, 16, 5e-4, 0.999, 8, 64, 20_000, 8),
-    "depth": KindDefaults(5, 48, 4e-4, 0.995, 32, 128, 2048, 16),
+    "depth": KindDefaults(5, 48, 4e-4, 0.995, 32, 128, 2048, 64),
     "lora": KindDefaults(49, 1, 1e-4, 0.99, 2, 8, 512, 2),
 }
 
@@ -99,7 +100,8 @@ class TrainOptions:
         autoencoder: folder with a trained autoencoder; `stdiff` needs it.
         transformer: folder with a trained transformer: the decoder learns from its latents, its own encoder frozen.
         width, height: of the clips, multiples of 16.
-        also: (width, height, frames) of other clips of worlds to learn from in turn; judged are those above alone.
+        also: (width, height, frames) of other clips of worlds, to learn from every second time; judged are those above
+            alone.
         frames, batch, learning_rate, pool, judged: None takes what suits the network.
         sampler_steps: of ST-Diff, learn the states alone that a sampler of so many steps visits.
         freeze_encoder: of the autoencoder, learn the decoder alone.
@@ -214,6 +216,10 @@ def train_network(kind: Kind, options: TrainOptions) -> Progress:
 def _check_inputs(kind: Kind, options: TrainOptions) -> None:
     """Raises where what the network starts from is not there: known at once, as making clips takes a while."""
     _settings(kind, options)
+    frames = options.frames or DEFAULTS[kind].frames
+    shapes = [(options.width, options.height, frames), *options.also]
+    if len({shape[:2] if kind == "depth" else shape for shape in shapes}) < len(shapes):
+        raise WorldWarpError("bad_settings", "Two of the shapes to learn from are the same; leave one out.")
     read_progress(options.run, NAMES[kind])
     if options.lpips is not None:
         Lpips.load(options.lpips)
@@ -239,23 +245,23 @@ def _train_as_one_of(rank: int, kind: Kind, options: TrainOptions, address: str)
 
 @dataclass(frozen=True)
 class _InFull:
-    """A source of clips that calculates in full precision wherever it is asked."""
+    """A source that calculates in full precision wherever it is asked."""
 
-    source: Source
+    source: Source[Any]
     device: torch.device
 
-    def batch(self, n: int, first_seed: int) -> Clips:
+    def batch(self, n: int, first_seed: int) -> Any:
         with full(self.device):
             return self.source.batch(n, first_seed)
 
 
 class _InTurn:
-    """Several sources of clips, each of a shape of its own, asked one after the other."""
+    """Several sources, each of a shape of its own, asked in the order of `turns`."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources, self._turn = sources, 0
+    def __init__(self, sources: Sequence[Source[Any]]) -> None:
+        self._sources, self._turn = [sources[shape] for shape in turns(len(sources))], 0
 
-    def batch(self, n: int, first_seed: int) -> Clips:
+    def batch(self, n: int, first_seed: int) -> Any:
         source = self._sources[self._turn % len(self._sources)]
         self._turn += 1
         return source.batch(n, first_seed)
@@ -267,8 +273,8 @@ class _Ready:
 
     options: TrainOptions
     device: torch.device
-    source: Source
-    judged: Clips
+    source: Source[Any]
+    judged: Any
     photos: Tensor | None
     judged_photos: Tensor | None
     lpips: Lpips | None
@@ -290,26 +296,22 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
         logger.info("LPIPS is left out of the loss and the figures. %s", why)
     logger.info("making clips to judge by")
     if options.footage is not None:
-        source: Source = _InFull(_footage(options, frames, device), device)
+        source: Source[Any] = _InFull(_footage(options, frames, device), device)
         judged = source.batch(options.judged or defaults.judged, JUDGED_FOOTAGE)
         photos = judged_photos = None
     else:
-        bank, judged_bank = (build_bank(split, options.textures, device=device) for split in ("train", "val"))
-        photos, judged_photos = _photos(bank), _photos(judged_bank)
-        warps = WarpSettings(cached=options.cached)
+        banks: dict[Split, TextureBank] = {
+            split: build_bank(split, options.textures, device=device) for split in ("train", "val")
+        }
+        photos, judged_photos = (_photos(bank) for bank in banks.values())
         shapes = [(size, frames), *(((height, width), length) for width, height, length in options.also)]
-        source = _InTurn(
-            [
-                _InFull(ClipSource("train", options.seed, side, length, device, bank=bank, warps=warps), device)
-                for side, length in shapes
-            ]
-        )
-        judged = _InFull(ClipSource("val", 0, size, frames, device, bank=judged_bank), device).batch(
+        source = _InTurn([_worlds(kind, options, "train", banks["train"], *shape, device) for shape in shapes])
+        judged = _worlds(kind, options, "val", banks["val"], size, frames, device).batch(
             options.judged or defaults.judged, 0
         )
     logger.info("loading the network, after %.1f s", time.monotonic() - started)
     capacity, shapes_in_turn = options.pool or defaults.capacity, 1 + len(options.also)
-    made = min(defaults.made, max(capacity // shapes_in_turn, 1))
+    made = min(defaults.made, max(capacity // len(turns(shapes_in_turn)), 1))
     pool = PoolSettings(capacity, min(defaults.first, capacity), made, options.share, shapes_in_turn)
     ready = _Ready(
         options,
@@ -330,6 +332,23 @@ def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: i
 
         export_lora(options.run)
     return progress
+
+
+def _worlds(
+    kind: Kind,
+    options: TrainOptions,
+    split: Split,
+    bank: TextureBank,
+    size: tuple[int, int],
+    frames: int,
+    device: torch.device,
+) -> _InFull:
+    """Clips of a split's worlds, or views of them for the depth network; what is judged by is never the cache's."""
+    seed, cached = (options.seed, options.cached) if split == "train" else (0, 0.0)
+    if kind == "depth":
+        return _InFull(ViewSource(split, seed, size, frames, device, bank=bank), device)
+    warps = WarpSettings(cached=cached)
+    return _InFull(ClipSource(split, seed, size, frames, device, bank=bank, warps=warps), device)
 
 
 def _settings(kind: Kind, options: TrainOptions) -> TrainSettings:
@@ -354,7 +373,7 @@ def _autoencoder(ready: _Ready) -> Task:
         compile=options.compile,
     )
     if options.transformer is not None:  # what the engine decodes, and little else
-        training = replace(training, photos=0.1, guided=0.9, imagined=0.75)
+        training = replace(training, photos=0.1, guided=0.8, imagined=0.75)
     network = PreviewAutoencoder().to(ready.device)
     return AutoencoderTask(
         network,
@@ -450,9 +469,10 @@ def _wan_files(options: TrainOptions) -> ModelFiles:
 def _depth(ready: _Ready) -> Task:
     options = ready.options
     pool = ready.pool
+    views = options.frames or DEFAULTS["depth"].frames
     pictures = PoolSettings(  # the pool counts pictures here
-        pool.capacity * DepthTraining.frames,
-        pool.first * DepthTraining.frames,
+        pool.capacity * views,
+        pool.first * views,
         pool.batch,
         pool.share,
         pool.shapes,

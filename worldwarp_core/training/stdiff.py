@@ -90,7 +90,7 @@ class StDiffTask:
         self,
         model: WorldWarpTransformer,
         autoencoder: ClipAutoencoder,
-        source: Source,
+        source: Source[Clips],
         judged: Clips,
         lpips: Lpips | None,
         pool: PoolSettings,

@@ -77,7 +77,7 @@ KERNELS = {
     ),
     "_pack": (f"{SPLATS}, colours *fp32, depths *fp32, splats *fp32, n i32", {"BLOCK": 128}),
     "_draw_tile": (
-        f"{LISTS}, image *fp32, through *fp32, last *i32, width i32, height i32, columns i32",
+        f"{LISTS}, {floats('rgb depth covered through')}, last *i32, width i32, height i32, columns i32",
         {"TILE": 8, "BATCH": 16},
     ),
     "_draw_tile_vjp": (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.training.pool import ExamplePool, PoolSettings
+from worldwarp_core.training.pool import ExamplePool, PoolSettings, turns
 
 
 def pool(shapes=1, capacity=8, first=4, share=0.0):
@@ -13,7 +13,7 @@ def pool(shapes=1, capacity=8, first=4, share=0.0):
 
     def make(seed):
         made.append(seed)
-        side = 1 + (len(made) - 1) % shapes
+        side = 1 + turns(shapes)[(len(made) - 1) % len(turns(shapes))]
         return {"seed": torch.full((2, side), seed), "twice": torch.full((2, side, side), 2.0 * seed)}
 
     return ExamplePool(make, PoolSettings(capacity, first, 2, share, shapes), 10, 4), made
@@ -49,6 +49,8 @@ def test_shapes_take_turns_and_share_the_room():
     examples, _ = pool(shapes=2, capacity=8, first=2)
     sides = [found["seed"].shape[1] for found in drawn(examples, 4)]
     assert sides == [1, 2, 1, 2], "both are there at once, though the first two examples were of one shape"
+    three, _ = pool(shapes=3, capacity=16, first=2)
+    assert [found["seed"].shape[1] for found in drawn(three, 5)] == [1, 2, 1, 3, 1], "every second time the first"
     for _ in range(6):
         examples.spent_s = -1.0
         examples.top_up(0.0)
@@ -68,7 +70,11 @@ def test_nothing_is_made_when_its_share_of_the_time_is_spent():
 
 @pytest.mark.parametrize(
     ("capacity", "first", "shapes", "said"),
-    [(1, 4, 1, "batch <= first"), (8, 1, 1, "batch <= first"), (4, 4, 3, "a batch of each shape: 3 of 2; got 4")],
+    [
+        (1, 4, 1, "batch <= first"),
+        (8, 1, 1, "batch <= first"),
+        (4, 4, 3, "at least 4 batches of 2; got 4"),
+    ],
 )
 def test_too_little_room_is_refused(capacity, first, shapes, said):
     with pytest.raises(WorldWarpError, match=said):
