@@ -49,7 +49,7 @@ from worldwarp_core.st_diff.fill import FixedModels
 from worldwarp_core.st_diff.noise_map import SMALL_PICTURES
 
 TRUSTS = (0.0, 1.0, 2.0, 3.0, 4.0)
-ENOUGH = 0.01
+ENOUGH = 0.001
 """A share of LPIPS: what is nearer than this is no better."""
 DEPTHS: dict[str, tuple[DepthFault, float]] = {"exact": ("none", 0.0), "bent": ("warp", 0.1)}
 

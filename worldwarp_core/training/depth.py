@@ -109,11 +109,11 @@ class DepthTask:
             "sky_accuracy": float(((made == 0) == ~surface).float().mean()),
         }
         truth = torch.where(surface, 1 / depth.clamp_min(1e-6), 0.0)
-        shown = list(range(0, len(pictures), max(len(pictures) // 8, 1)))[:8]
+        shown = _spread(len(pictures))
         columns = [pictures[shown], _shown(truth[shown]), _shown(made[shown])]
         if self._judged_photos is not None:
             height, width = pictures.shape[-2:]
-            photos = self._judged_photos[: len(shown), :, :height, :width].float() / 255
+            photos = self._judged_photos[_spread(len(self._judged_photos)), :, :height, :width].float() / 255
             if len(photos) == len(shown):
                 columns += [photos, _shown(PreviewDepth(self.network).estimate(photos.permute(0, 2, 3, 1)))]
         return Validation(figures, contact_sheet(columns))
@@ -155,6 +155,11 @@ class DepthTask:
         pictures = (pictures * tint * draw(0.6, 1.3)).clamp(1e-4, 1) ** draw(0.7, 1.4)
         noise = torch.randn(pictures.shape, generator=generator, device=device)
         return Batch((pictures + draw(0.0, 0.03) * noise).clamp(0, 1), log_depth, surface > 0.5)
+
+
+def _spread(count: int) -> list[int]:
+    """Eight of so many, or all: neighbours are views of one world, or parts of one photograph."""
+    return list(range(0, count, max(count // 8, 1)))[:8]
 
 
 def _surface(depth: Tensor) -> Tensor:
