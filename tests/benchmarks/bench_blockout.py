@@ -41,12 +41,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.benchmarks.ground_truth import ground_truth, read_depth, read_rgb
-from tests.benchmarks.visibility import SKY, seen_from, unproject
 from tests.support import room
 from worldwarp_core.api import load_engine, render_splats
 from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.cameras.path import CameraPath
 from worldwarp_core.evaluation.provenance import provenance
+from worldwarp_core.evaluation.visibility import SKY, seen_from, unproject
 from worldwarp_core.spec import CacheUpdate, Frame, GenerateSpec, PathDepth
 from worldwarp_core.splat_files.cloud import SplatCloud
 

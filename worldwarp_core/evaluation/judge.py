@@ -22,6 +22,7 @@ from .metrics import alexnet_features, crops, psnr, spectrum_distance, ssim
 from .poses import pose_errors
 from .scenes import Scene
 from .variants import Variant
+from .visibility import seen_from
 
 WINDOWS = {50: (45, 55), 200: (190, 200)}
 """Frame numbers whose neighbours, from and to, stand for the figures at that frame."""
@@ -91,6 +92,9 @@ def judge_scene(
     valid = np.stack([frame.validity > 0 for frame in run.frames])
     by_frame = _frame_figures(numbers, made[rows], truth, valid[rows], judges)
     if depth is not None:
+        seen = _seen_at_first(scene, rows, depth)
+        for number, decibels in zip(numbers, psnr(_tensor(made[rows]), _tensor(truth), seen), strict=True):
+            by_frame[str(number)]["psnr_seen"] = float(decibels)
         found = np.stack([run.frames[row].depth for row in rows])
         for number, error in zip(numbers, _depth_errors(found, depth, valid[rows]), strict=True):
             by_frame[str(number)]["depth_absrel"] = error
@@ -196,6 +200,14 @@ def _frame_figures(
         for row, number in enumerate(numbers[part]):
             figures[str(number)] = {name: float(values[row]) for name, values in columns.items()}
     return figures
+
+
+def _seen_at_first(scene: Scene, rows: list[int], depth: np.ndarray) -> Tensor:
+    """(N, H, W) bool: the pixels of these frames, the first of which is the path's, that its first frame shows too."""
+    K, c2w = scene.cameras.K[rows], scene.cameras.c2w[rows]
+    return torch.from_numpy(
+        np.stack([seen_from(depth[0], K[0], c2w[0], *view) for view in zip(depth, K, c2w, strict=True)])
+    )
 
 
 def _depth_errors(found: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> list[float]:

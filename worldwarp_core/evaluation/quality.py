@@ -24,7 +24,8 @@ NOTES = {
     "windows": "50 is the mean of frames 45 to 55, 200 of 190 to 200; then the median over paths.",
     "unregistered": "the mean over paths; r_dist and t_dist are of what was registered.",
     "spectrum_distance": "in the holes of the prior; spectrum_distance_all over whole frames.",
-    "psnr_valid": "on the pixels valid in the fill's own prior.",
+    "psnr_seen": "on the pixels whose place the start frame shows, by the true depth: the same ones for every fill.",
+    "psnr_valid": "on the pixels valid in the fill's own prior: from the second chunk on, what it invented before too.",
     "kid": "on AlexNet's features of 64x64 crops, with a 95% interval.",
 }
 

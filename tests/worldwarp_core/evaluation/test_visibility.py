@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.benchmarks.visibility import pixel_rays, seen_from, unproject
+from worldwarp_core.evaluation.visibility import pixel_rays, seen_from, unproject
 
 H, W = 48, 64
 K = np.array([[50.0, 0, W / 2], [0, 50.0, H / 2], [0, 0, 1]])

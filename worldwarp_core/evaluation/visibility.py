@@ -16,7 +16,7 @@ TOLERANCE = 0.01
 
 
 def seen_from(
-    start_depth: np.ndarray,  # (h, w) planar z, 1e10 for sky
+    start_depth: np.ndarray,  # (h, w) planar z, 1e10 or inf for sky
     start_K: np.ndarray,  # (3, 3)
     start_c2w: np.ndarray,  # (4, 4)
     depth: np.ndarray,  # (H, W) planar z of the target view
