@@ -103,4 +103,5 @@ def test_holes_that_are_not_there_have_no_figure(engine):
     held = replace(scene, cameras=still, truth=lambda frames: (pictures[[0] * len(frames)], depth[[0] * len(frames)]))
     figures = judge_scene(held, QUICK, engine, NO_POSES).figures
     assert figures["frames"]["50"]["valid_share"] > 0.98
+    assert figures["frames"]["50"]["psnr_seen"] == pytest.approx(figures["frames"]["50"]["psnr"]), "it shows all of it"
     assert math.isnan(figures["frames"]["1"]["psnr_holes"])
