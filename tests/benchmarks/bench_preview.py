@@ -8,7 +8,7 @@ chunk_s                from the start frame to the last frame and the world, wit
 cancel_s               from a cancel at a random moment of a shot until the server's word that it is cancelled has come:
                        the longest of --cancels, and their median beside it. step_s: a denoising step's median.
 
-Writes results/preview_<hardware>.json.
+Writes results/preview_<hardware>.json, and chunk_s into results/preview_quality.json beside it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from engine_bridge.messages import Progress, StateEvent
 from engine_bridge.private_server import private_server
 from tests.support import room
 from worldwarp_core.evaluation.provenance import hardware_name, provenance
+from worldwarp_core.evaluation.quality import timed
 from worldwarp_core.preview.autoencoder import PreviewAutoencoder
 from worldwarp_core.preview.depth import DepthNetwork
 from worldwarp_core.preview.transformer import CONFIG, make_transformer
@@ -39,6 +40,7 @@ from worldwarp_core.preview.weights import save_network
 from worldwarp_core.spec import GenerateSpec
 
 RESULTS = Path(__file__).parent / "results"
+QUALITY = RESULTS / "preview_quality.json"
 FRAMES, WIDTH, HEIGHT = 49, 256, 144
 
 
@@ -130,6 +132,8 @@ def main() -> None:
     gpu = made["gpu"] if options.device != "cpu" else None
     path = RESULTS / f"preview_{hardware_name(gpu, made['cores'])}.json"
     path.write_text(json.dumps(found, indent=2) + "\n")
+    document = json.loads(QUALITY.read_text())
+    QUALITY.write_text(json.dumps(timed(document, {**made, "gpu": gpu}, found["chunk_s"]), indent=2) + "\n")
     print(json.dumps(found, indent=2))
 
 

@@ -20,6 +20,7 @@ PAPER = {
 TRAINED = {"autoencoder_photo_db": "autoencoder", "autoencoder_world_db": "autoencoder", "depth_absrel": "depth"}
 """Figures that training measures, and the network whose file has them."""
 CHUNK_S = ("chunk_s_2_cores", "chunk_s_h100")
+"""What `timed` lays into the document."""
 NOTES = {
     "windows": "50 is the mean of frames 45 to 55, 200 of 190 to 200; then the median over paths.",
     "unregistered": "the mean over paths; r_dist and t_dist are of what was registered.",
@@ -27,6 +28,8 @@ NOTES = {
     "psnr_seen": "on the pixels whose place the start frame shows, by the true depth: the same ones for every fill.",
     "psnr_valid": "on the pixels valid in the fill's own prior: from the second chunk on, what it invented before too.",
     "kid": "on AlexNet's features of 64x64 crops, with a 95% interval.",
+    "chunk_s": "a fill's is the mean over the chunks of its paths, first kernels and all; chunk_s_2_cores and "
+    "chunk_s_h100 are a whole shot of one chunk by a server that is running, as bench_preview.py times it.",
 }
 
 
@@ -44,7 +47,7 @@ def quality(
         missing: why a fill or a figure is not there.
         settings: of the evaluation.
         weights: folder of the preview's networks; None takes the package's.
-        before: an earlier file, whose seconds are kept where none were measured now on a machine that was free.
+        before: an earlier file, whose `chunk_s_2_cores` and `chunk_s_h100` are kept.
     """
     where = provenance()
     busy = busy_note([m for some in measured.values() for m in some])
@@ -61,18 +64,24 @@ def quality(
         if document[figure] is None:
             why[figure] = f"the {network} network has not been trained, or its training did not measure this"
     document |= dict.fromkeys(CHUNK_S, None) | _chunk_seconds(before)
-    if measured.get("preview") and not busy_note(measured["preview"]):
-        seconds = document["preview"]["chunk_s"]
-        gpu = str(where["gpu"] or "")
-        if "H100" in gpu:
-            document["chunk_s_h100"] = seconds
-        elif not gpu and where["cores"] == 2:
-            document["chunk_s_2_cores"] = seconds
     for figure in CHUNK_S:
         if document[figure] is None:
-            why[figure] = "the preview has not been timed on this hardware with nothing beside it"
+            why[figure] = "bench_preview.py has not been run on this hardware"
     document["missing"] = why
     return document
+
+
+def timed(document: dict[str, Any], where: Mapping[str, Any], chunk_s: float) -> dict[str, Any]:
+    """The document with the seconds of a chunk on the hardware of `where` (a `provenance`), if it has a figure for it.
+
+    Of one chunk made alone by a running server: an evaluation's own seconds hold first kernels, and other jobs.
+    """
+    gpu = str(where["gpu"] or "")
+    figure = "chunk_s_h100" if "H100" in gpu else "chunk_s_2_cores" if not gpu and where["cores"] == 2 else None
+    if figure is None:
+        return document
+    missing = {name: why for name, why in document.get("missing", {}).items() if name != figure}
+    return document | {figure: chunk_s, "missing": missing}
 
 
 def _of_fill(measured: Sequence[Measured]) -> dict[str, Any]:
