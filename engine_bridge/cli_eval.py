@@ -371,8 +371,21 @@ def _is_asked(name: str, figures: tuple[str, ...]) -> bool:
 
 
 def _show(fill: str, summary: dict[str, Any]) -> None:
-    table = Table("frame", "PSNR", "valid", "holes", "SSIM", "LPIPS", "KID", "R_dist", "T_dist", "unreg.", title=fill)
-    names = ("psnr", "psnr_valid", "psnr_holes", "ssim", "lpips", "kid", "r_dist", "t_dist", "unregistered")
+    table = Table(
+        "frame", "PSNR", "seen", "valid", "holes", "SSIM", "LPIPS", "KID", "R_dist", "T_dist", "unreg.", title=fill
+    )
+    names = (
+        "psnr",
+        "psnr_seen",
+        "psnr_valid",
+        "psnr_holes",
+        "ssim",
+        "lpips",
+        "kid",
+        "r_dist",
+        "t_dist",
+        "unregistered",
+    )
     for window in ("50", "200"):
         table.add_row(window, *(_text(summary[window].get(name)) for name in names))
     out_console.print(table)

@@ -42,15 +42,15 @@ Lpips = Annotated[
 Size = Annotated[str, typer.Option("--size", help="Of the clips: WIDTHxHEIGHT, multiples of 16.")]
 Also = Annotated[
     list[str] | None,
-    typer.Option("--also", help="Learn from clips of WIDTHxHEIGHTxFRAMES in turn with the others; may be repeated."),
+    typer.Option("--also", help="Learn from clips of WIDTHxHEIGHTxFRAMES every second time; may be repeated."),
 ]
-Frames = Annotated[int | None, typer.Option("--frames", help="Of a clip, 4k + 1.")]
+Frames = Annotated[int | None, typer.Option("--frames", help="Of a clip, 4k + 1; for depth, views of a world.")]
 Batch = Annotated[int | None, typer.Option("--batch", help="Clips (of depth: pictures) in a step, on each GPU.")]
 Rate = Annotated[float | None, typer.Option("--learning-rate", help="At its highest.")]
 Schedule = Annotated[
     str, typer.Option("--schedule", help="cosine falls over the run; constant stays, for runs that go on.")
 ]
-Pool = Annotated[int | None, typer.Option("--pool", help="Clips kept in memory.")]
+Pool = Annotated[int | None, typer.Option("--pool", help="Clips kept in memory; for depth, worlds.")]
 Share = Annotated[float, typer.Option("--data-share", help="Of the time, spent making new clips.")]
 Cached = Annotated[
     float,

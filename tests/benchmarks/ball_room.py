@@ -7,9 +7,9 @@ above. Colours are broad waves over the surfaces, so that small images do not al
 from __future__ import annotations
 
 import numpy as np
-from visibility import pixel_rays
 
 from worldwarp_core.cameras.path import CameraPath
+from worldwarp_core.evaluation.visibility import pixel_rays
 
 LOW, HIGH = np.array([-4.0, -4.0, -1.0]), np.array([4.0, 4.0, 2.0])
 

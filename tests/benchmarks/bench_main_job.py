@@ -9,7 +9,7 @@ psnr_start_db          the cache rendered back at the start camera against the s
                        of the worlds that the shot's fits left, so that a later fit cannot undo an earlier one unseen.
 psnr_20_frames_db      the frame delivered 20 frames later against Blender's own render, over the pixels marked valid.
 mask_precision, mask_recall
-                       that frame's validity against what the start view really saw (visibility.py).
+                       that frame's validity against what the start view really saw (evaluation/visibility.py).
 uncovered_percent      of that frame's pixels, those the start view did not see.
 splat_alignment_percent
                        the splats imported into the demo's .blend against the geometry in Blender's depth pass: the
@@ -42,7 +42,6 @@ import numpy as np
 import psutil
 from ball_room import orbit, see
 from ground_truth import ground_truth, read_depth, read_rgb
-from visibility import seen_from, unproject
 
 from engine_bridge.client import Client, Disconnected, RequestFailed
 from engine_bridge.messages import FrameEvent, StateEvent
@@ -51,6 +50,7 @@ from engine_bridge.session import FINAL
 from worldwarp_core.api import load_engine, render_splats
 from worldwarp_core.cameras.files import read_cameras
 from worldwarp_core.evaluation.provenance import provenance
+from worldwarp_core.evaluation.visibility import seen_from, unproject
 from worldwarp_core.spec import CacheUpdate, Frame, GenerateSpec
 
 HERE = Path(__file__).resolve().parent

@@ -7,9 +7,9 @@ the engine `preview` once and decoded with each trust, from the same latents bes
 frame's true depth and once with one that is bent by a tenth, as estimated depth is. Against the truth, of every fourth
 new frame: psnr_valid on the pixels that the prior knows, beside `prior_valid`, the prior's own there; and lpips.
 
-Medians over the paths; each path's own are under `paths`; `best` is the least trust whose LPIPS over both depths is
-within `ENOUGH` of the lowest: the rest is room to correct. Writes results/trust_<hardware>.json; with `--settle`
-the best into the autoencoder's file too.
+Medians over the paths; each path's own are under `paths`; `best` is the least trust that is within `ENOUGH` of the
+lowest LPIPS and within `ENOUGH_DB` of the highest PSNR, over both depths: the rest is room to correct. Writes
+results/trust_<hardware>.json; with `--settle` the best into the autoencoder's file too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,8 @@ from worldwarp_core.st_diff.fill import FixedModels
 from worldwarp_core.st_diff.noise_map import SMALL_PICTURES
 
 TRUSTS = (0.0, 1.0, 2.0, 3.0, 4.0)
-ENOUGH = 0.001
-"""A share of LPIPS: what is nearer than this is no better."""
+ENOUGH, ENOUGH_DB = 0.01, 0.1
+"""A share of LPIPS and decibels of PSNR where the prior is valid: what is nearer than these is no better."""
 DEPTHS: dict[str, tuple[DepthFault, float]] = {"exact": ("none", 0.0), "bent": ("warp", 0.1)}
 
 
@@ -119,8 +119,13 @@ def summarise(paths: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def best(summary: dict[str, Any]) -> float:
-    distance = {trust: sum(rows[f"{trust:g}"]["lpips"] for rows in summary.values()) for trust in TRUSTS}
-    return min(trust for trust in TRUSTS if distance[trust] <= (1 + ENOUGH) * min(distance.values()))
+    def over_both(figure: str) -> dict[float, float]:
+        return {trust: mean(rows[f"{trust:g}"][figure] for rows in summary.values()) for trust in TRUSTS}
+
+    distance, known = over_both("lpips"), over_both("psnr_valid")
+    near, high = (1 + ENOUGH) * min(distance.values()), max(known.values()) - ENOUGH_DB
+    fine = [trust for trust in TRUSTS if distance[trust] <= near and known[trust] >= high]
+    return fine[0] if fine else min(TRUSTS, key=lambda trust: distance[trust])
 
 
 def settle(weights: Path, trust: float) -> None:

@@ -30,11 +30,14 @@ def test_more_trust_brings_what_is_known_nearer_to_the_prior(tmp_path, monkeypat
 
 
 def test_the_least_trust_that_does_is_taken():
-    def depth(*lpips):
-        rows = zip(bench_trust.TRUSTS, lpips, strict=True)
-        return {"prior_valid": 30.0} | {f"{trust:g}": {"lpips": value} for trust, value in rows}
+    def depth(lpips, known=(30.0,) * 5):
+        rows = zip(bench_trust.TRUSTS, lpips, known, strict=True)
+        return {"prior_valid": 30.0} | {f"{trust:g}": {"lpips": x, "psnr_valid": db} for trust, x, db in rows}
 
-    assert bench_trust.best({"exact": depth(0.05, 0.042, 0.04003, 0.04, 0.041)}) == 2
-    assert (
-        bench_trust.best({"exact": depth(0.05, 0.04, 0.04, 0.04, 0.04), "bent": depth(0.1, 0.1, 0.1, 0.08, 0.1)}) == 3
-    )
+    exact, bent = depth((0.05, 0.042, 0.0402, 0.04, 0.041)), depth((0.1, 0.1, 0.1, 0.08, 0.1))
+    assert bench_trust.best({"exact": exact}) == 2
+    assert bench_trust.best({"exact": exact, "bent": bent}) == 3
+    keeps = depth((0.05, 0.042, 0.0402, 0.04, 0.041), (29.0, 29.5, 29.8, 29.95, 30.0))
+    assert bench_trust.best({"exact": keeps}) == 3, "what is known is kept, too"
+    torn = depth((0.04, 0.05, 0.05, 0.05, 0.05), (29.0, 30.0, 30.0, 30.0, 30.0))
+    assert bench_trust.best({"exact": torn}) == 0, "where none has both, pictures decide"

@@ -31,7 +31,7 @@ def toy_worlds(monkeypatch):
         return ToySource(size, frames)
 
     monkeypatch.setattr(run, "ClipSource", toy)
-    monkeypatch.setattr(run, "ViewSource", toy)
+    monkeypatch.setattr(run, "ViewSource", lambda *args, **more: toy(*args, **more, warps="none, views"))
     monkeypatch.setattr(run, "build_bank", lambda *args, **more: Bank())
     monkeypatch.setattr("worldwarp_core.preview.depth.WORKED_AT", 64)
     monkeypatch.setitem(run.DEFAULTS, "depth", replace(run.DEFAULTS["depth"], judged=1))
@@ -48,6 +48,7 @@ def test_a_run_of_the_depth_network_goes_on_where_it_stopped(tmp_path, toy_world
     train(*words, "--device", "cpu")
     assert read_network(tmp_path, "depth").progress["steps"] == 4
     assert "4 steps" in capfd.readouterr().err
+    assert {warps for *_, warps in toy_worlds} == {"none, views"}
 
 
 def test_clips_of_several_shapes_are_learned_from_and_one_is_judged(tmp_path, toy_worlds):
@@ -94,7 +95,7 @@ def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_p
         (("vae", "--also", "32x32x6"), "4k"),
         (("vae", "--also", "32x32x5", "--pool", 1, "--size", "32x32"), "at least 2 batches"),
         (("vae", "--also", "32x32x17", "--size", "32x32"), "shapes to learn from are the same"),
-        (("depth", "--also", "32x32x9", "--size", "32x32"), "shapes to learn from are the same"),
+        (("depth", "--also", "32x32x9", "--size", "32x32"), "sides of the pictures to learn from are the same"),
         (("stdiff", "--autoencoder", "nowhere", "--size", "32x32", "--frames", 5), "no weights"),
         (("stdiff", "--autoencoder", "nowhere", "--gpus", 64), "64 devices"),
         (("lora", "--footage", "nowhere"), "--depth-model"),

@@ -90,11 +90,9 @@ def judge_scene(
     run = _run(variant.adapt(engine), shot, lambda share: tell(0.85 * share))
     made = np.stack([frame.rgb for frame in run.frames])
     valid = np.stack([frame.validity > 0 for frame in run.frames])
-    by_frame = _frame_figures(numbers, made[rows], truth, valid[rows], judges)
+    seen = None if depth is None else _seen_at_first(scene, rows, depth)
+    by_frame = _frame_figures(numbers, made[rows], truth, valid[rows], seen, judges)
     if depth is not None:
-        seen = _seen_at_first(scene, rows, depth)
-        for number, decibels in zip(numbers, psnr(_tensor(made[rows]), _tensor(truth), seen), strict=True):
-            by_frame[str(number)]["psnr_seen"] = float(decibels)
         found = np.stack([run.frames[row].depth for row in rows])
         for number, error in zip(numbers, _depth_errors(found, depth, valid[rows]), strict=True):
             by_frame[str(number)]["depth_absrel"] = error
@@ -179,7 +177,12 @@ def _facts(scene: Scene) -> dict[str, Any]:
 
 
 def _frame_figures(
-    numbers: list[int], made: np.ndarray, truth: np.ndarray, valid: np.ndarray, judges: Judges
+    numbers: list[int],
+    made: np.ndarray,
+    truth: np.ndarray,
+    valid: np.ndarray,
+    seen: np.ndarray | None,
+    judges: Judges,
 ) -> dict[str, dict[str, float]]:
     figures: dict[str, dict[str, float]] = {}
     for first in range(0, len(numbers), JUDGED_AT_ONCE):
@@ -195,6 +198,8 @@ def _frame_figures(
             "spectrum_distance_all": spectrum_distance(one, other),
             "valid_share": known.float().mean((1, 2)),
         }
+        if seen is not None:
+            columns["psnr_seen"] = psnr(one, other, torch.from_numpy(seen[part]))
         if judges.lpips is not None:
             columns["lpips"] = judges.lpips(one, other)
         for row, number in enumerate(numbers[part]):
@@ -202,12 +207,10 @@ def _frame_figures(
     return figures
 
 
-def _seen_at_first(scene: Scene, rows: list[int], depth: np.ndarray) -> Tensor:
+def _seen_at_first(scene: Scene, rows: list[int], depth: np.ndarray) -> np.ndarray:
     """(N, H, W) bool: the pixels of these frames, the first of which is the path's, that its first frame shows too."""
     K, c2w = scene.cameras.K[rows], scene.cameras.c2w[rows]
-    return torch.from_numpy(
-        np.stack([seen_from(depth[0], K[0], c2w[0], *view) for view in zip(depth, K, c2w, strict=True)])
-    )
+    return np.stack([seen_from(depth[0], K[0], c2w[0], *view) for view in zip(depth, K, c2w, strict=True)])
 
 
 def _depth_errors(found: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> list[float]:

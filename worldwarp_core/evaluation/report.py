@@ -23,7 +23,7 @@ FIGURES = (
     "t_dist", "unregistered",
 )  # fmt: skip
 STRATUM_FIGURES = ("psnr", "psnr_seen", "psnr_valid", "lpips", "valid_share", "r_dist", "unregistered")
-CURVES = ("psnr", "psnr_seen", "lpips", "valid_share")
+CURVES = ("psnr", "psnr_seen", "psnr_valid", "lpips", "valid_share")
 SHOWN_OF_EACH_STRATUM = 2
 
 
@@ -128,16 +128,18 @@ def _strata(fills: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
     """A table a window: strata by fills."""
     tables = []
     for window in WINDOWS:
-        rows = []
-        for fill, measured in fills.items():
-            for stratum, some in by_group(measured, "stratum").items():
-                summary = summarise(some, pooled=False)[str(window)]
-                rows.append((stratum, fill, len(some), [_cell(summary[f], False, f) for f in STRATUM_FIGURES]))
+        found = [
+            (stratum, fill, len(some), summarise(some, pooled=False)[str(window)])
+            for fill, measured in fills.items()
+            for stratum, some in by_group(measured, "stratum").items()
+        ]
+        kept = [name for name in STRATUM_FIGURES if any(_is_known(summary[name]) for *_, summary in found)]
+        rows = [(*of, [_cell(summary[name], False, name) for name in kept]) for *of, summary in found]
         order = list(dict.fromkeys(row[0] for row in rows))
         tables.append(
             {
                 "window": window,
-                "heads": [figure_name(f) for f in STRATUM_FIGURES],
+                "heads": [figure_name(name) for name in kept],
                 "rows": sorted(rows, key=lambda row: order.index(row[0])),
             }
         )

@@ -17,7 +17,7 @@ from .folders import Dl3dv, RealEstate10k
 from .inception import Inception
 from .judge import Judges, judge_scene
 from .lpips import PACKAGE, find_lpips, package_is_here
-from .results import ResultFolder, plain
+from .results import FRAME_FIGURES, ResultFolder, plain
 from .scenes import HeldOutWorlds, Scene, SceneSet
 from .variants import Variant
 
@@ -93,6 +93,7 @@ class EvalOptions:
             "window_every": self.window_every,
             "depth_model": self.depth_model,
             "engine_options": self.engine_options,
+            "figures": list(FRAME_FIGURES),  # a folder from before there was one has it of none of its paths
         }
 
 

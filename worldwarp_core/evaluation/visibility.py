@@ -42,7 +42,8 @@ def seen_from(
     fu, fv = np.clip(u - 0.5 - left, 0, 1), np.clip(v - 0.5 - top, 0, 1)
     corners = np.stack([start_depth[top + i, left + j] for i in (0, 1) for j in (0, 1)])
     weights = np.stack([(1 - fv) * (1 - fu), (1 - fv) * fu, fv * (1 - fu), fv * fu])
-    smooth = 1.0 / (weights / corners).sum(0)
+    with np.errstate(divide="ignore"):  # sky all around has no disparity
+        smooth = 1.0 / (weights / corners).sum(0)
 
     agrees = (np.abs(z / near - 1) < tolerance) | (np.abs(z / smooth - 1) < tolerance)
     return inside & np.where(sky, (corners >= SKY).any(0), agrees)

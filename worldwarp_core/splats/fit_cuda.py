@@ -57,7 +57,7 @@ def lay_out(moving: Moving) -> Moving:
 
 
 def capture(step: Callable[[], None]) -> Callable[[], None]:
-    """What replays the step, after a few steps that count."""
+    """What replays the step, after `WARM_UP` steps that count."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -113,7 +113,8 @@ class DepthTask:
         columns = [pictures[shown], _shown(truth[shown]), _shown(made[shown])]
         if self._judged_photos is not None:
             height, width = pictures.shape[-2:]
-            photos = self._judged_photos[_spread(len(self._judged_photos)), :, :height, :width].float() / 255
+            chosen = _spread(len(self._judged_photos))[: len(shown)]
+            photos = self._judged_photos[chosen, :, :height, :width].float() / 255
             if len(photos) == len(shown):
                 columns += [photos, _shown(PreviewDepth(self.network).estimate(photos.permute(0, 2, 3, 1)))]
         return Validation(figures, contact_sheet(columns))

@@ -79,7 +79,7 @@ class LoraTask(StDiffTask):
         rank: int,
         autoencoder: WanLatents,
         words: Tensor,
-        source: Source,
+        source: Source[Clips],
         judged: Clips,
         lpips: Lpips | None,
         pool: PoolSettings,

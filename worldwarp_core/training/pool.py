@@ -59,7 +59,7 @@ Made = TypeVar("Made", bound=Views, covariant=True)
 
 
 class Source(Protocol[Made]):
-    """Makes clips or views, as `worldwarp_core.training.clips.ClipSource` and `ViewSource` beside it do."""
+    """Makes clips or views, as `clips.ClipSource` and `views.ViewSource` do."""
 
     def batch(self, n: int, first_seed: int) -> Made:
         """`n` of them that no other seeds from `first_seed` to `first_seed + n - 1` give."""
@@ -143,8 +143,8 @@ class ExamplePool:
         self.next_seed += self._stride
         shape = tuple(values.shape[1:] for values in examples.values())
         if shape not in self._rings:
-            share = self._turns.count(len(self._rings)) / len(self._turns)
-            self._rings[shape] = _Ring(int(self.settings.capacity * share))
+            shares = self._turns.count(len(self._rings))
+            self._rings[shape] = _Ring(self.settings.capacity * shares // len(self._turns))
         self._rings[shape].add(examples)
         self.made += len(next(iter(examples.values())))
         if next(iter(examples.values())).is_cuda:
@@ -163,12 +163,15 @@ class _Ring:
         return min(self._made, self._capacity)
 
     def add(self, examples: Examples) -> None:
-        for name, values in examples.items():
+        for name, every in examples.items():
+            values = every[
+                -self._capacity :
+            ]  # of more than there is room for, which one stays must not be left to chance
             if name not in self._store:
                 self._store[name] = values.new_empty((self._capacity, *values.shape[1:]))
             rows = (torch.arange(len(values)) + self._made) % self._capacity
             self._store[name][rows.to(values.device)] = values
-        self._made += len(next(iter(examples.values())))
+        self._made += min(len(next(iter(examples.values()))), self._capacity)
 
     def draw(self, count: int, generator: Generator) -> Examples:
         rows = torch.randint(len(self), (count,), generator=generator, device=generator.device)

@@ -219,7 +219,8 @@ def _check_inputs(kind: Kind, options: TrainOptions) -> None:
     frames = options.frames or DEFAULTS[kind].frames
     shapes = [(options.width, options.height, frames), *options.also]
     if len({shape[:2] if kind == "depth" else shape for shape in shapes}) < len(shapes):
-        raise WorldWarpError("bad_settings", "Two of the shapes to learn from are the same; leave one out.")
+        told = "sides of the pictures" if kind == "depth" else "shapes"
+        raise WorldWarpError("bad_settings", f"Two of the {told} to learn from are the same; leave one out.")
     read_progress(options.run, NAMES[kind])
     if options.lpips is not None:
         Lpips.load(options.lpips)
@@ -372,7 +373,7 @@ def _autoencoder(ready: _Ready) -> Task:
         freeze_encoder=options.freeze_encoder,
         compile=options.compile,
     )
-    if options.transformer is not None:  # what the engine decodes, and little else
+    if options.transformer is not None:  # what the engine decodes, and enough without a prior not to lose that
         training = replace(training, photos=0.1, guided=0.8, imagined=0.75)
     network = PreviewAutoencoder().to(ready.device)
     return AutoencoderTask(

@@ -1,4 +1,4 @@
-"""Pictures of worlds with their depth and cameras, rendered on one device and left there: all training starts here.
+"""Pictures of worlds with their depth and cameras, rendered on one device and left there.
 
 A clip is a walk through a world, warped from some of its frames (`clips.py`); the depth network learns from views that
 lie far apart, as it is asked about single pictures and a world's neighbouring frames teach it nothing new.

@@ -69,8 +69,10 @@ def test_what_stood_behind_something_was_not_seen():
     assert got[~behind & within & inside].all()
 
 
-def test_sky_was_seen_where_the_start_view_has_sky_in_that_direction():
-    sky = np.full((H, W), 1e10)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("far", [1e10, np.inf])
+def test_sky_was_seen_where_the_start_view_has_sky_in_that_direction(far):
+    sky = np.full((H, W), far)
     far_away = moved(x=100.0, z=-50.0)
     assert seen_from(sky, K, moved(), sky, K, far_away).all()
     turned = seen_from(sky, K, moved(), sky, K, moved(turned=0.3))

@@ -44,8 +44,10 @@ class CpuScene:
         render = rasterize(self.moving.now(), self.views.w2c[v, None], self.views.K[v, None], WIDTH, HEIGHT)
         seen = self.views.rgb[v], self.views.disparity[v], self.views.weight[v], self.views.depth_weight[v]
         self.draws += 1
+        needed = self.needed_at(self.draws)
         loss = view_loss(render.rgb[0], render.alpha[0], render.depth[0], *seen, FitSettings())
-        return loss, torch.tensor(self.needed_at(self.draws))
+        # What is drawn without room is nothing to learn from, nor to tell of.
+        return loss if needed <= self.room else loss * torch.nan, torch.tensor(needed)
 
     def make_room(self, needed):
         self.grown.append(needed)

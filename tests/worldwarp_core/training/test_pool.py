@@ -51,11 +51,24 @@ def test_shapes_take_turns_and_share_the_room():
     assert sides == [1, 2, 1, 2], "both are there at once, though the first two examples were of one shape"
     three, _ = pool(shapes=3, capacity=16, first=2)
     assert [found["seed"].shape[1] for found in drawn(three, 5)] == [1, 2, 1, 3, 1], "every second time the first"
+    for _ in range(16):
+        three.spent_s = -1.0
+        three.top_up(0.0)
+    assert [len(ring) for ring in three._rings.values()] == [8, 4, 4]
     for _ in range(6):
         examples.spent_s = -1.0
         examples.top_up(0.0)
         examples.spent_s = 0.0
     assert len(examples) == 8
+
+
+def test_of_more_examples_than_there_is_room_for_the_last_stay_whole():
+    examples = ExamplePool(
+        lambda seed: {name: torch.arange(6) for name in ("one", "other")}, PoolSettings(4, 2, 2, 0.0), 0, 1
+    )
+    (found,) = drawn(examples)
+    assert set(found["one"].tolist()) == {2, 3, 4, 5}
+    assert torch.equal(found["one"], found["other"])
 
 
 def test_nothing_is_made_when_its_share_of_the_time_is_spent():

@@ -24,6 +24,7 @@ def test_views_of_a_world_are_those_of_its_seed_whatever_is_made_with_them(sourc
     assert both.depth.shape == (2, 3, *SIZE)
     assert both.K.shape == (2, 3, 3, 3)
     assert both.kinds[1:] == second.kinds
+    torch.testing.assert_close(both.rgb[1:], second.rgb, atol=0.02, rtol=0)
     torch.testing.assert_close(both.depth[1:], second.depth, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(both.c2w[1:], second.c2w, atol=1e-4, rtol=0)
     assert ((both.rgb >= 0) & (both.rgb <= 1)).all()
