@@ -21,8 +21,9 @@ DISC_SIGMA = 0.55
 """Standard deviation of a disc in units of its pixel block: neighbours close to 93% alpha where four of them meet."""
 DISC_THICKNESS = 0.1
 """Of the disc's shorter radius: thin enough not to show edge-on, thick enough to stay well conditioned."""
-MAX_SLOPE = 0.7
-"""A disc's depth may change by at most this share across its block: steeper is a depth edge, not a surface."""
+MAX_SLOPE = 0.1
+"""A disc's depth may change by at most this share across its block. Steeper is a depth edge, sharp or smeared, and
+a disc along it is a wire across the picture once it is seen from the side. Grazing ground loses nothing by it."""
 EDGE_RATIO = 1.05
 """Neighbouring pixels whose depths differ by more than this do not share a disc."""
 BLOCK = 4

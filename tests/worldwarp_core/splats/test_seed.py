@@ -114,3 +114,12 @@ def test_no_disc_bridges_a_depth_edge():
     gaussians, _ = seed_gaussians(view(depth), 2000, 100.0, 0)
     z = gaussians.means[:, 2]
     assert ((z - 1).abs().minimum((z - 4).abs()) < 1e-4).all()
+
+
+def test_a_smeared_depth_edge_grows_no_wires():
+    """As of estimated depth: from near to far within three pixels."""
+    across = torch.full((WIDTH,), 2.0)
+    across[30:33], across[33:] = torch.tensor([2.8, 4.0, 5.7]), 8.0
+    gaussians, _ = seed_gaussians(view(across.expand(HEIGHT, WIDTH).contiguous()), 3000, sky_depth=100.0, sh_degree=0)
+    longest, shorter, _ = gaussians.scales.exp().sort(-1, descending=True).values.unbind(-1)
+    assert (longest / shorter).max() < 8
