@@ -371,23 +371,13 @@ def _is_asked(name: str, figures: tuple[str, ...]) -> bool:
 
 
 def _show(fill: str, summary: dict[str, Any]) -> None:
-    table = Table(
-        "frame", "PSNR", "seen", "valid", "holes", "SSIM", "LPIPS", "KID", "R_dist", "T_dist", "unreg.", title=fill
-    )
-    names = (
-        "psnr",
-        "psnr_seen",
-        "psnr_valid",
-        "psnr_holes",
-        "ssim",
-        "lpips",
-        "kid",
-        "r_dist",
-        "t_dist",
-        "unregistered",
-    )
+    shown = {
+        "PSNR": "psnr", "seen": "psnr_seen", "valid": "psnr_valid", "holes": "psnr_holes", "SSIM": "ssim",
+        "LPIPS": "lpips", "KID": "kid", "R_dist": "r_dist", "T_dist": "t_dist", "unreg.": "unregistered",
+    }  # fmt: skip
+    table = Table("frame", *shown, title=fill)
     for window in ("50", "200"):
-        table.add_row(window, *(_text(summary[window].get(name)) for name in names))
+        table.add_row(window, *(_text(summary[window].get(name)) for name in shown.values()))
     out_console.print(table)
     if summary["revisits"]:
         out_console.print(f"Revisit PSNR {_text(summary['revisit_psnr'])} over {summary['revisits']} paths")

@@ -218,9 +218,8 @@ class Decoder(nn.Module):
         small = F.pixel_shuffle(self.straight(latents), 2)
         large = F.interpolate(small, scale_factor=LATENT_PX // 2, mode="bilinear", align_corners=False)
         made = (rgb + large.repeat_interleave(LATENT_FRAMES, 0)) * 0.5 + 0.5
-        known = prior / validity.clamp_min(
-            LEAST_VALID
-        )  # as it was before `join_guide`: at the rims of holes not darker
+        # As it was before `join_guide`: not darker at the rims of holes.
+        known = prior / validity.clamp_min(LEAST_VALID)
         frames = made + torch.sigmoid(keep + self.trust) * validity * (known - made)
         return frames.unflatten(0, (clips, steps * LATENT_FRAMES))
 

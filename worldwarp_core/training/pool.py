@@ -164,9 +164,8 @@ class _Ring:
 
     def add(self, examples: Examples) -> None:
         for name, every in examples.items():
-            values = every[
-                -self._capacity :
-            ]  # of more than there is room for, which one stays must not be left to chance
+            # Of two that are written to one place at once either would stay, or a mixture.
+            values = every[-self._capacity :]
             if name not in self._store:
                 self._store[name] = values.new_empty((self._capacity, *values.shape[1:]))
             rows = (torch.arange(len(values)) + self._made) % self._capacity
