@@ -4,15 +4,14 @@ Each batch holds clips of worlds and of photographs that are panned and zoomed o
 decoded beside their prior, the rest (and photographs) from the latents alone. Latents get some noise always and much
 of it for a part of the guided clips: what the transformer makes is never exact, and then the prior must be kept.
 
-At the end the decoder can learn from a trained transformer's own latents (the encoder then stays as it is): its
-estimate of the clean clip from a state that the sampler visits stands in for a part of the true latents.
+At the end the decoder can learn from a trained transformer's own latents; see `decoder.py`.
 
 Loss: mean absolute error, the same of the pictures' gradients, and LPIPS on some frames.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,20 +22,14 @@ from ..errors import WorldWarpError
 from ..evaluation.lpips import Lpips
 from ..loop.priors import VALID
 from ..preview.autoencoder import PreviewAutoencoder, join_guide
-from ..preview.transformer import no_text
-from ..st_diff.close_holes import close_holes
-from ..st_diff.denoise import TIMESTEPS
-from ..st_diff.noise_map import LATENT_FRAMES, SMALL_PICTURES, expand_to_latents, token_confidence
-from ..transformer.prepare import WorldWarpTransformer
+from ..st_diff.noise_map import LATENT_FRAMES
 from .judge import contact_sheet, inpainted, psnr
-from .objective import draw_states
 from .pool import Clips, ExamplePool, Examples, PoolSettings, Source
 from .precision import half
 from .trainer import Validation
 
 STILL_FRAMES = 5
 """Length of a still clip of a photograph that is judged."""
-GRADED = replace(SMALL_PICTURES, graded=True)
 MOMENTUM = 0.01
 """How fast the latents' mean and deviation follow those of a batch."""
 
@@ -61,7 +54,6 @@ class AutoencoderTraining:
         shaken: the share of guided clips whose latents get much noise.
         perceptual, gradient: weights of LPIPS and of gradients beside the absolute error.
         perceptual_frames: frames of each clip that LPIPS looks at.
-        imagined: the share of guided clips whose latents are the transformer's own, where one is given.
         freeze_encoder: learn the decoder alone: latents stay what they are to a trained transformer.
     """
 
@@ -73,7 +65,6 @@ class AutoencoderTraining:
     perceptual: float = 0.2
     gradient: float = 0.5
     perceptual_frames: int = 3
-    imagined: float = 0.5
     freeze_encoder: bool = False
     compile: bool = False
 
@@ -101,11 +92,9 @@ class AutoencoderTask:
         settings: AutoencoderTraining,
         first_seed: int = 0,
         stride: int | None = None,
-        transformer: WorldWarpTransformer | None = None,
     ) -> None:
         """`photos` and `judged_photos` are (N, 3, S, S) uint8; `judged` clips are of worlds kept out of training."""
         self.network, self.settings, self.lpips = network, settings, lpips
-        self._transformer = transformer
         self._photos, self._judged, self._judged_photos = photos, judged, judged_photos
         self._source, self._batch = source, pool.batch
         self._pool = ExamplePool(self._make, pool, first_seed, stride or pool.batch)
@@ -133,12 +122,12 @@ class AutoencoderTask:
             raw = self.network.to_latents(truth)
             self._follow(raw)
         latents = self._disturb(raw, guided, generator)
-        if self._transformer is not None:
-            chance = torch.rand(len(raw), generator=generator, device=raw.device)
-            chosen = guided & (chance < self.settings.imagined)
-            latents = torch.where(chosen[:, None, None, None, None], self._imagine(batch, raw, generator), latents)
-        made = self.network.to_frames(latents, guide).float()
+        return self._picture_loss(self.network.to_frames(latents, guide).float(), truth, guided, generator)
 
+    def _picture_loss(
+        self, made: Tensor, truth: Tensor, guided: Tensor, generator: Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of made and true clips, (B, T, 3, H, W) each, and which of them (B,) are guided; with its parts."""
         error = (made - truth).abs()
         each = error.mean((1, 2, 3, 4))
         parts = {"l1": _mean_where(each, ~guided), "l1_guided": _mean_where(each, guided)}
@@ -224,27 +213,6 @@ class AutoencoderTask:
         much = torch.lerp(raw.detach().float(), noise + _over_channels(centre), share)
         shaken = guided[:, None, None, None, None] & (chance[2] < self.settings.shaken)
         return torch.where(shaken, much, little)
-
-    @torch.no_grad()
-    def _imagine(self, batch: Batch, raw: Tensor, generator: Generator) -> Tensor:
-        """Like `raw`: the clean clip as the transformer sees it from a state that the sampler visits."""
-        assert self._transformer is not None
-        validity = batch.guide[:, :, 3].clone()
-        prior = batch.guide[:, :, :3] / validity.clamp_min(1e-3)[:, :, None]  # as `join_guide` found it
-        prior[:, 0], validity[:, 0] = batch.truth[:, 0], 1.0
-        prior = close_holes(prior.flatten(0, 1), validity.flatten(0, 1)).view_as(prior)
-        drawn = draw_states(
-            self.network.normalise(raw.detach().float()),
-            self.network.encode_clips(prior),
-            torch.stack([token_confidence(v, GRADED) for v in validity]),
-            torch.ones(len(raw), dtype=torch.int64, device=raw.device),
-            generator,
-        )
-        text = no_text(len(raw), self._transformer.config["text_dim"], raw.device)
-        velocity = self._transformer(drawn.latents, TIMESTEPS * drawn.levels, drawn.index, text)
-        frames, rows, cols = raw.shape[2:]
-        sigma = drawn.levels[drawn.index].reshape(len(raw), frames, rows // 2, cols // 2)
-        return self.network.denormalise(drawn.latents - expand_to_latents(sigma)[:, None] * velocity.float())
 
     def _follow(self, raw: Tensor) -> None:
         """Keeps the network's mean and deviation of latents, by which they are normalised, up with a batch's."""

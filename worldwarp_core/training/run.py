@@ -32,6 +32,7 @@ from ..transformer.prepare import TransformerOptions, WorldWarpTransformer
 from ..worlds.textures import Split, TextureBank, build_bank
 from .autoencoder import AutoencoderTask, AutoencoderTraining
 from .clips import ClipSource, WarpSettings
+from .decoder import DecoderTask, DecoderTraining
 from .depth import DepthTask, DepthTraining
 from .levels import make_trainable
 from .objective import ObjectiveSettings, Target
@@ -85,6 +86,8 @@ DEFAULTS: dict[Kind, KindDefaults] = {
     "depth": KindDefaults(5, 48, 4e-4, 0.995, 32, 128, 2048, 64),
     "lora": KindDefaults(49, 1, 1e-4, 0.99, 2, 8, 512, 2),
 }
+DECODER = KindDefaults(49, 16, 5e-4, 0.998, 16, 64, 3000, 12)
+"""Of `vae` where a transformer is given: whole clips, as it samples them, kept as pixels."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ def train_network(kind: Kind, options: TrainOptions) -> Progress:
 def _check_inputs(kind: Kind, options: TrainOptions) -> None:
     """Raises where what the network starts from is not there: known at once, as making clips takes a while."""
     _settings(kind, options)
-    frames = options.frames or DEFAULTS[kind].frames
+    frames = options.frames or _defaults(kind, options).frames
     shapes = [(options.width, options.height, frames), *options.also]
     if len({shape[:2] if kind == "depth" else shape for shape in shapes}) < len(shapes):
         told = "sides of the pictures" if kind == "depth" else "shapes"
@@ -284,9 +287,13 @@ class _Ready:
     stride: int
 
 
+def _defaults(kind: Kind, options: TrainOptions) -> KindDefaults:
+    return DECODER if kind == "vae" and options.transformer is not None else DEFAULTS[kind]
+
+
 def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: int, world: int) -> Progress:
     started = time.monotonic()
-    defaults = DEFAULTS[kind]
+    defaults = _defaults(kind, options)
     torch.manual_seed(options.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -353,12 +360,13 @@ def _worlds(
 
 
 def _settings(kind: Kind, options: TrainOptions) -> TrainSettings:
+    defaults = _defaults(kind, options)
     return TrainSettings(
         minutes=options.minutes,
         steps=options.steps,
-        learning_rate=options.learning_rate or DEFAULTS[kind].learning_rate,
+        learning_rate=options.learning_rate or defaults.learning_rate,
         schedule=options.schedule,
-        average=DEFAULTS[kind].average,
+        average=defaults.average,
         validate_every_s=options.validate_every_s,
         save_every_s=options.save_every_s,
         seed=options.seed,
@@ -367,28 +375,17 @@ def _settings(kind: Kind, options: TrainOptions) -> TrainSettings:
 
 def _autoencoder(ready: _Ready) -> Task:
     options = ready.options
-    training = AutoencoderTraining(
-        clips=options.batch or DEFAULTS["vae"].batch,
-        frames=min(options.frames or DEFAULTS["vae"].frames, AutoencoderTraining.frames),
-        freeze_encoder=options.freeze_encoder,
-        compile=options.compile,
-    )
-    if options.transformer is not None:  # what the engine decodes, and enough without a prior not to lose that
-        training = replace(training, photos=0.1, guided=0.8, imagined=0.75)
+    defaults = _defaults("vae", options)
+    clips = options.batch or defaults.batch
+    frames = min(options.frames or defaults.frames, AutoencoderTraining.frames)
     network = PreviewAutoencoder().to(ready.device)
-    return AutoencoderTask(
-        network,
-        ready.source,
-        ready.photos,
-        ready.judged,
-        ready.judged_photos,
-        ready.lpips,
-        ready.pool,
-        training,
-        ready.first_seed,
-        ready.stride,
-        None if options.transformer is None else _trained_transformer(options.transformer, ready.device),
-    )
+    given = (ready.source, ready.photos, ready.judged, ready.judged_photos, ready.lpips, ready.pool)
+    if options.transformer is not None:
+        transformer = _trained_transformer(options.transformer, ready.device)
+        learning = DecoderTraining(frames=frames, strength=PreviewFill.strength, clips=clips, compile=options.compile)
+        return DecoderTask(network, transformer, *given, learning, ready.first_seed, ready.stride)
+    training = AutoencoderTraining(clips, frames, freeze_encoder=options.freeze_encoder, compile=options.compile)
+    return AutoencoderTask(network, *given, training, ready.first_seed, ready.stride)
 
 
 def _trained_transformer(folder: Path, device: torch.device) -> WorldWarpTransformer:

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def task(seed=0, transformer=None, **settings):
+def task(seed=0, **settings):
     torch.manual_seed(seed)
     source = ToySource()
     photos = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
@@ -32,7 +32,6 @@ def task(seed=0, transformer=None, **settings):
         None,
         PoolSettings(capacity=8, first=4, batch=4, share=0.0),
         AutoencoderTraining(clips=4, frames=5, **settings),
-        transformer=transformer,
     )
 
 
@@ -154,30 +153,3 @@ def test_photographs_are_panned_over_within_their_range():
     still = (clips[:, 0] == clips[:, -1]).all(-1).all(-1).all(-1)
     assert still.any()
     assert not still.all()
-
-
-class Knower:
-    """Gives the velocity towards latents of nothing but ones, from wherever it is asked."""
-
-    config = {"text_dim": 8}  # noqa: RUF012
-
-    def __call__(self, latents, levels, index, text):
-        sigma = (levels[index] / 1000).reshape(len(latents), latents.shape[2], *(s // 2 for s in latents.shape[3:]))
-        sigma = sigma.repeat_interleave(2, -2).repeat_interleave(2, -1)[:, None]
-        return (latents - 1) / sigma.clamp_min(1e-6)
-
-
-def test_the_decoder_can_learn_from_what_a_transformer_imagines():
-    one = task(freeze_encoder=True, transformer=Knower(), photos=0.0)
-    one.network.mean.uniform_(-1, 1)
-    one.network.std.uniform_(0.5, 2)
-    batch = one.draw(torch.Generator().manual_seed(0))
-    raw = one.network.to_latents(batch.truth).detach()
-    made = one._imagine(batch, raw, torch.Generator().manual_seed(0))
-    # The first latent is history and stays the truth's; the others are where the transformer leads.
-    torch.testing.assert_close(made[:, :, :1], raw[:, :, :1], atol=1e-4, rtol=1e-4)
-    ones = one.network.denormalise(torch.ones_like(raw))
-    torch.testing.assert_close(made[:, :, 1:], ones[:, :, 1:], atol=1e-3, rtol=1e-3)
-    loss, _ = one.loss(batch, torch.Generator().manual_seed(0))
-    loss.backward()
-    assert all(p.grad is None for p in one.network.encoder.parameters())

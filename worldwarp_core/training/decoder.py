@@ -1,0 +1,202 @@
+"""Trains the preview autoencoder's decoder on what the engine will give it: a transformer's own latents, beside priors.
+
+Whole clips are sampled by the transformer once, as the engine samples chunks, and kept with the truth; the decoder
+learns on a few latents of them at a time. The encoder stays as it is: the transformer knows its latents alone. True
+latents, with and without a prior, keep their share, so that what the decoder could before is not lost.
+
+Loss: as in `autoencoder.py`; and what the prior leaves open is also pulled towards what looks true (`critic.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from ..evaluation.lpips import Lpips
+from ..loop.priors import VALID
+from ..preview.autoencoder import PreviewAutoencoder, join_guide
+from ..preview.transformer import no_text
+from ..st_diff.close_holes import close_holes
+from ..st_diff.denoise import SamplerSettings, compose_latents, denoise
+from ..st_diff.noise_map import LATENT_FRAMES, SMALL_PICTURES, build_sigma_map, context_latents, sigma_schedule
+from ..transformer.prepare import WorldWarpTransformer
+from .autoencoder import AutoencoderTask, AutoencoderTraining, pan_over
+from .critic import TOGETHER, Judgement
+from .judge import contact_sheet
+from .pool import Clips, Examples, PoolSettings, Source
+from .precision import half
+from .trainer import Validation
+
+CONTEXTS = (1, 5)
+"""Frames of history that clips begin with, in turn: a start frame, the overlap of two chunks."""
+
+
+class Batch(NamedTuple):
+    """Latents (B, C, t, h, w) as the decoder takes them, guides (B, t, 4, 4, H, W), true clips (B, 4t, 3, H, W), and of
+    each clip (B,) whether it is guided and whether its latents are the transformer's."""
+
+    raw: Tensor
+    guide: Tensor
+    truth: Tensor
+    guided: Tensor
+    imagined: Tensor
+
+
+@dataclass(frozen=True)
+class DecoderTraining(AutoencoderTraining):
+    """What is learned from; what `AutoencoderTraining` says beside it.
+
+    Attributes:
+        imagined: the share of guided clips whose latents are the transformer's own.
+        steps, strength: of the sampler.
+        critic: how much more the critic pulls at an unknown pixel than the absolute error does; 0 goes without one.
+        critic_widths: of its layers.
+        judged_together: groups of three frames of each clip that it sees.
+    """
+
+    photos: float = 0.1
+    guided: float = 0.8
+    freeze_encoder: bool = True
+    imagined: float = 0.75
+    steps: int = 7
+    strength: float = 0.2
+    critic: float = 1.0
+    critic_widths: tuple[int, ...] = (64, 128, 256, 256)
+    judged_together: int = 2
+
+
+class DecoderTask(AutoencoderTask):
+    """A `Task` of the trainer."""
+
+    settings: DecoderTraining
+
+    def __init__(
+        self,
+        network: PreviewAutoencoder,
+        transformer: WorldWarpTransformer,
+        source: Source[Clips],
+        photos: Tensor | None,
+        judged: Clips,
+        judged_photos: Tensor | None,
+        lpips: Lpips | None,
+        pool: PoolSettings,
+        settings: DecoderTraining,
+        first_seed: int = 0,
+        stride: int | None = None,
+    ) -> None:
+        """As `AutoencoderTask`; the network must have been trained before."""
+        super().__init__(network, source, photos, judged, judged_photos, lpips, pool, settings, first_seed, stride)
+        self._transformer = transformer
+        self._judgement: Judgement | None = None
+        if settings.critic:
+            self._judgement = Judgement(judged.rgb.device, settings.critic_widths)
+
+    def loss(self, batch: Batch, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        latents = self._disturb(batch.raw, batch.guided, generator)
+        latents = torch.where(batch.imagined[:, None, None, None, None], batch.raw, latents)
+        made = self.network.decoder(latents, batch.guide).float()
+        loss, parts = self._picture_loss(made, batch.truth, batch.guided, generator)
+        if self._judgement is not None:
+            unknown = batch.guide[:, :, :, 3].flatten(1, 2) < VALID
+            unknown &= batch.imagined[:, None, None, None]
+            starts = torch.randint(made.shape[1] - TOGETHER + 1, (self.settings.judged_together,), generator=generator,
+                                   device=generator.device)  # fmt: skip
+            rows = (starts[:, None] + torch.arange(TOGETHER, device=starts.device)).tolist()
+            seen, true, open_ = (torch.cat([x[:, r] for r in rows]) for x in (made, batch.truth, unknown))
+            way, figures = self._judgement.pull(seen, true, open_)
+            # The absolute error pulls at each value of all pictures with 1 / their number.
+            loss = loss + self.settings.critic * (way * seen).sum() / made.numel()
+            parts |= figures
+        return loss, parts
+
+    @torch.no_grad()
+    def validate(self) -> Validation:
+        result = super().validate()
+        truth, made, holes, priors = [], [], [], []
+        detail = torch.zeros(2, dtype=torch.float64)
+        for row in range(len(self._judged.rgb)):
+            clip = {name: getattr(self._judged, name)[row : row + 1] for name in ("rgb", "prior", "validity")}
+            found = self._imagine(*clip.values(), context=1, seed=row)
+            with half(found["made"].device):
+                raw = self.network.denormalise(found["made"].float())
+                guide = join_guide(found["prior"].float(), found["validity"].float())
+                frames = self.network.to_frames(raw, guide)[0].float().clamp(0, 1)
+            true, unknown = clip["rgb"][0].float(), found["validity"][0] < VALID
+            for i, pictures in enumerate((frames, true)):
+                across = (pictures[..., 1:] - pictures[..., :-1]).abs().mean(1)
+                detail[i] += float((across * unknown[..., 1:]).sum())
+            chosen = slice(LATENT_FRAMES, None, LATENT_FRAMES)
+            truth.append(true[chosen])
+            made.append(frames[chosen])
+            priors.append(found["prior"][0].float()[chosen])
+            holes.append(unknown[chosen])
+        figures = result.figures | {"made_detail": float(detail[0] / detail[1].clamp_min(1e-9))}
+        t, m, p = (torch.cat(x) for x in (truth, made, priors))
+        if self.lpips is not None:
+            figures["made_lpips"] = float(self.lpips(m, t).mean())
+        each = len(truth[0])
+        middle, last = slice(each // 2, 6 * each, each), slice(each - 1, 6 * each, each)
+        return Validation(figures, contact_sheet([x[rows] for rows in (middle, last) for x in (t, p, m)]))
+
+    def draw(self, generator: Generator) -> Batch:  # type: ignore[override]
+        settings, count, device = self.settings, self.settings.clips, generator.device
+        found = self._pool.draw(count, generator)
+        length = (settings.frames - 1) // LATENT_FRAMES + 1
+        most = found["made"].shape[2]
+        length = min(length, most)
+        first = torch.randint(most - length + 1, (count, 1), generator=generator, device=device)
+        steps = first + torch.arange(length, device=device)
+        # The first latent stands for one frame; the decoder makes four of it, all alike.
+        frames = LATENT_FRAMES * first - (LATENT_FRAMES - 1) + torch.arange(LATENT_FRAMES * length, device=device)
+        every, window = torch.arange(count, device=device)[:, None], frames.clamp_min(0)
+        rgb, prior, validity = (found[name][every, window].float() / 255 for name in ("rgb", "prior", "validity"))
+        truth, made = (found[name].transpose(1, 2)[every, steps].transpose(1, 2).float() for name in ("true", "made"))
+        chance = torch.rand((2, count), generator=generator, device=device)
+        guided = chance[0] < settings.guided
+        number = round(settings.photos * count)
+        if self._photos is not None and number:
+            length_s = LATENT_FRAMES * (length - 1) + 1
+            clips = pan_over(self._photos, number, length_s, (rgb.shape[-2], rgb.shape[-1]), generator)
+            with half(device), torch.no_grad():
+                truth = torch.cat([self.network.encode_clips(clips), truth[number:]])
+            still = clips[:, :1].expand(-1, LATENT_FRAMES - 1, -1, -1, -1)
+            rgb = torch.cat([torch.cat([still, clips], 1), rgb[number:]])
+            guided = guided & (torch.arange(count, device=device) >= number)
+        imagined = guided & (chance[1] < settings.imagined)
+        guide = join_guide(prior, validity) * guided[:, None, None, None, None]
+        raw = torch.where(imagined[:, None, None, None, None], made, truth)
+        return Batch(self.network.denormalise(raw), guide.unflatten(1, (length, LATENT_FRAMES)), rgb, guided, imagined)
+
+    def _make(self, first_seed: int) -> Examples:
+        clips = self._source.batch(self._batch, first_seed)
+        turn = first_seed // self._batch
+        mirrored, context = bool(turn % 2), CONTEXTS[turn // 2 % len(CONTEXTS)]
+        rgb, prior, validity = (x.flip(-1) if mirrored else x for x in (clips.rgb, clips.prior, clips.validity))
+        found = self._imagine(rgb, prior, validity, min(context, rgb.shape[1]), first_seed)
+        pixels = {"rgb": rgb, "prior": found["prior"], "validity": found["validity"]}
+        return {name: (values * 255).round().to(torch.uint8) for name, values in pixels.items()} | {
+            name: found[name].half() for name in ("true", "made")
+        }
+
+    @torch.no_grad()
+    def _imagine(self, rgb: Tensor, prior: Tensor, validity: Tensor, context: int, seed: int) -> Examples:
+        """Clips with history as the engine would sample them: `true` and `made` latents, and the priors they had."""
+        settings, device = self.settings, rgb.device
+        prior, validity = prior.float().clone(), validity.float().clone()
+        prior[:, :context], validity[:, :context] = rgb[:, :context].float(), 1.0
+        closed = close_holes(prior.flatten(0, 1), validity.flatten(0, 1)).view_as(prior)
+        sigma_map = torch.stack([build_sigma_map(v, settings.strength, context, SMALL_PICTURES) for v in validity])
+        with half(device):
+            true, warped = (self.network.encode_clips(x) for x in (rgb.float(), closed))
+            noise = torch.randn(true.shape, generator=Generator(device).manual_seed(seed), device=device)
+            start = compose_latents(warped, true[:, :, : context_latents(context)], noise, sigma_map)
+            text = no_text(len(true), self._transformer.config["text_dim"], device)
+            sigmas = sigma_schedule(settings.steps, [settings.strength])
+            plain = SamplerSettings(guidance=1.0)
+            states = denoise(self._transformer, start, sigma_map, sigmas, text, None, plain)
+            made = deque(states, maxlen=1).pop()
+        return {"true": true, "made": made, "prior": prior, "validity": validity}
