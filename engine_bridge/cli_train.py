@@ -129,6 +129,15 @@ def stdiff(
         int | None,
         typer.Option("--for-steps", help="Learn only what a sampler of so few steps meets: a last piece of training."),
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option("--teacher", help="Folder with a trained transformer: few steps learn to make what it makes."),
+    ] = None,
+    weaker: Annotated[
+        Path | None,
+        typer.Option("--weaker", help="With --teacher: folder with an earlier state of it, to be led away from."),
+    ] = None,
+    guidance: Annotated[float, typer.Option("--guidance", help="How far, beyond the teacher; 1 is not at all.")] = 2.0,
 ) -> None:
     """Train ST-Diff: fill what is blank, revise what is warped."""
     _train("stdiff", locals())

@@ -26,7 +26,7 @@ from ..st_diff.noise_map import LATENT_FRAMES, SMALL_PICTURES, build_sigma_map, 
 from ..transformer.prepare import WorldWarpTransformer
 from .autoencoder import AutoencoderTask, AutoencoderTraining, pan_over
 from .critic import TOGETHER, Judgement
-from .judge import contact_sheet
+from .judge import contact_sheet, detail
 from .pool import Clips, Examples, PoolSettings, Source
 from .precision import half
 from .trainer import Validation
@@ -117,25 +117,21 @@ class DecoderTask(AutoencoderTask):
     def validate(self) -> Validation:
         result = super().validate()
         truth, made, holes, priors = [], [], [], []
-        detail = torch.zeros(2, dtype=torch.float64)
         for row in range(len(self._judged.rgb)):
             clip = {name: getattr(self._judged, name)[row : row + 1] for name in ("rgb", "prior", "validity")}
-            found = self._imagine(*clip.values(), context=1, seed=row)
+            found = self._imagine(clip["rgb"], clip["prior"], clip["validity"], 1, row)
             with half(found["made"].device):
                 raw = self.network.denormalise(found["made"].float())
                 guide = join_guide(found["prior"].float(), found["validity"].float())
                 frames = self.network.to_frames(raw, guide)[0].float().clamp(0, 1)
             true, unknown = clip["rgb"][0].float(), found["validity"][0] < VALID
-            for i, pictures in enumerate((frames, true)):
-                across = (pictures[..., 1:] - pictures[..., :-1]).abs().mean(1)
-                detail[i] += float((across * unknown[..., 1:]).sum())
             chosen = slice(LATENT_FRAMES, None, LATENT_FRAMES)
             truth.append(true[chosen])
             made.append(frames[chosen])
             priors.append(found["prior"][0].float()[chosen])
             holes.append(unknown[chosen])
-        figures = result.figures | {"made_detail": float(detail[0] / detail[1].clamp_min(1e-9))}
         t, m, p = (torch.cat(x) for x in (truth, made, priors))
+        figures = result.figures | {"made_detail": detail(m, t, torch.cat(holes))}
         if self.lpips is not None:
             figures["made_lpips"] = float(self.lpips(m, t).mean())
         each = len(truth[0])

@@ -161,6 +161,11 @@ def draw_levels(generator: Generator, jitter: bool = True) -> Tensor:
     return torch.cat([levels[:1], inner, levels[-1:]])
 
 
+def few_levels(steps: int, device: torch.device) -> Tensor:
+    """(n,) levels from 1 to 0: of the reference schedule, where tokens start, and of one of few steps together."""
+    return _few_levels(steps, device)[0]
+
+
 def _few_levels(steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Levels of the reference schedule and of one of few steps together.
 

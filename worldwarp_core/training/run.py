@@ -34,6 +34,7 @@ from .autoencoder import AutoencoderTask, AutoencoderTraining
 from .clips import ClipSource, WarpSettings
 from .decoder import DecoderTask, DecoderTraining
 from .depth import DepthTask, DepthTraining
+from .distill import DistillTask, DistillTraining, Teacher
 from .levels import make_trainable
 from .objective import ObjectiveSettings, Target
 from .pool import PoolSettings, Source, turns
@@ -88,6 +89,8 @@ DEFAULTS: dict[Kind, KindDefaults] = {
 }
 DECODER = KindDefaults(49, 16, 5e-4, 0.998, 16, 64, 3000, 12)
 """Of `vae` where a transformer is given: whole clips, as it samples them, kept as pixels."""
+STUDENT = replace(DEFAULTS["stdiff"], capacity=1500)
+"""Of `stdiff` where a teacher is given: an example is all states on a clip's way."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ class TrainOptions:
             alone.
         frames, batch, learning_rate, pool, judged: None takes what suits the network.
         sampler_steps: of ST-Diff, learn the states alone that a sampler of so many steps visits.
+        teacher, weaker: of ST-Diff, folders with a trained transformer to distil and with an earlier state of it.
+        guidance: with a teacher, how far beyond it to go, away from its earlier state.
         freeze_encoder: of the autoencoder, learn the decoder alone.
         wan, base: of a LoRA, the models that it is for: Wan's, and the fine-tuned transformer or `base` for Wan's own.
         prompt: of a LoRA, the words that it is learned with.
@@ -136,6 +141,9 @@ class TrainOptions:
     schedule: Literal["constant", "cosine"] = "cosine"
     target: Target = "consistent"
     sampler_steps: int | None = None
+    teacher: Path | None = None
+    weaker: Path | None = None
+    guidance: float = DistillTraining.guidance
     freeze_encoder: bool = False
     wan: str = "wan-1.3b"
     base: str = "worldwarp"
@@ -169,6 +177,10 @@ class TrainOptions:
             raise WorldWarpError(
                 "bad_settings",
                 "A transformer knows its own encoder's latents alone: freeze the encoder to learn from it.",
+            )
+        if (self.teacher is None) != (self.weaker is None):
+            raise WorldWarpError(
+                "bad_settings", "Distilling takes two states of a transformer: give both --teacher and --weaker."
             )
         if self.device not in ("auto", "cpu", "cuda"):
             raise WorldWarpError("bad_settings", f"device must be auto, cpu or cuda; got {self.device!r}.")
@@ -231,6 +243,9 @@ def _check_inputs(kind: Kind, options: TrainOptions) -> None:
         read_network(options.transformer, NAMES["stdiff"])
     if kind == "stdiff":
         _read_autoencoder(options)
+        for folder in (options.teacher, options.weaker):
+            if folder is not None:
+                read_network(folder, NAMES["stdiff"])
     if kind == "depth":
         _new_depth_network(options)
     if kind == "lora":
@@ -288,7 +303,9 @@ class _Ready:
 
 
 def _defaults(kind: Kind, options: TrainOptions) -> KindDefaults:
-    return DECODER if kind == "vae" and options.transformer is not None else DEFAULTS[kind]
+    if kind == "vae" and options.transformer is not None:
+        return DECODER
+    return STUDENT if kind == "stdiff" and options.teacher is not None else DEFAULTS[kind]
 
 
 def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: int, world: int) -> Progress:
@@ -389,9 +406,11 @@ def _autoencoder(ready: _Ready) -> Task:
 
 
 def _trained_transformer(folder: Path, device: torch.device) -> WorldWarpTransformer:
+    """To be asked, not to learn."""
     found = read_network(folder, NAMES["stdiff"])
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
-        network = make_transformer(found.config, TransformerOptions(fused=False), found.state, device)
+        network = make_transformer(found.config, None, found.state, device, dtype)
     except (RuntimeError, TypeError) as error:
         raise WorldWarpError("bad_weights", f"The transformer in {folder} cannot be built: {error}") from error
     return network.eval().requires_grad_(False)
@@ -404,23 +423,24 @@ def _transformer(ready: _Ready) -> Task:
     load_state(autoencoder, found, NAMES["vae"])
     plain = TransformerOptions(fused=False)  # fused kernels have no gradients
     pool = replace(ready.pool, first=2 * ready.pool.first, capacity=2 * ready.pool.capacity)  # each clip both ways
-    network = make_trainable(make_transformer(options=plain, device=ready.device), compiled=options.compile)
-    return StDiffTask(
-        network,
-        autoencoder.to(ready.device).eval(),
-        ready.source,
-        ready.judged,
-        ready.lpips,
-        pool,
-        StDiffTraining(
-            clips=options.batch or DEFAULTS["stdiff"].batch,
-            objective=ObjectiveSettings(target=options.target, steps=options.sampler_steps),
-            noise=SMALL_PICTURES,
-            strength=PreviewFill.strength,
-        ),
-        ready.first_seed,
-        ready.stride,
-    )
+    objective = ObjectiveSettings(target=options.target, steps=options.sampler_steps)
+    common: dict[str, Any] = {
+        "clips": options.batch or DEFAULTS["stdiff"].batch,
+        "objective": objective,
+        "noise": SMALL_PICTURES,
+    }
+    rest = (autoencoder.to(ready.device).eval(), ready.source, ready.judged, ready.lpips, pool)
+    seeds = (ready.first_seed, ready.stride)
+    if options.teacher is None or options.weaker is None:
+        network = make_trainable(make_transformer(options=plain, device=ready.device), compiled=options.compile)
+        training = StDiffTraining(strength=PreviewFill.strength, **common)
+        return StDiffTask(network, *rest, training, *seeds)
+    teacher = Teacher(*(_trained_transformer(folder, ready.device) for folder in (options.teacher, options.weaker)))
+    found = read_network(options.teacher, NAMES["stdiff"])
+    student = make_transformer(found.config, plain, found.state, ready.device)
+    network = make_trainable(student, compiled=options.compile)
+    distilling = DistillTraining(strength=PreviewFill.strength, guidance=options.guidance, **common)
+    return DistillTask(network, teacher, *rest, distilling, *seeds)
 
 
 def _read_autoencoder(options: TrainOptions) -> NetworkFile:

@@ -30,7 +30,7 @@ from ..st_diff.noise_map import (
     token_confidence,
 )
 from ..transformer.prepare import WorldWarpTransformer
-from .judge import contact_sheet, inpainted, psnr
+from .judge import contact_sheet, detail, inpainted, psnr
 from .objective import NoisyClips, ObjectiveSettings, draw_states, velocity_loss
 from .pool import Clips, ExamplePool, Examples, PoolSettings, Source
 from .precision import half
@@ -145,6 +145,7 @@ class StDiffTask:
             figures[f"{name}_db"] = psnr(pictures, truth)
             figures[f"{name}_valid_db"] = psnr(pictures, truth, validity >= VALID)
             figures[f"{name}_holes_db"] = psnr(pictures, truth, validity < VALID)
+            figures[f"{name}_detail"] = detail(pictures, truth, validity < VALID)
             if self.lpips is not None:
                 figures[f"{name}_lpips"] = float(self.lpips(pictures, truth).mean())
         each = len(chosen)
