@@ -64,7 +64,7 @@ class DecoderTraining(AutoencoderTraining):
     imagined: float = 0.75
     steps: int = 7
     strength: float = 0.2
-    critic: float = 1.0
+    critic: float = 0.5
     critic_widths: tuple[int, ...] = (64, 128, 256, 256)
     judged_together: int = 2
 
