@@ -61,7 +61,7 @@ Preset = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help="How fast against how exact. wan: reference, balanced or fast; preview: preview or careful.",
+        help="How fast against how exact. Engine wan: reference, balanced or fast.",
     ),
 ]
 

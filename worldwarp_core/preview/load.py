@@ -35,7 +35,6 @@ PRESETS: dict[str, Preset] = {
     for preset in (
         # A start sigma that is no node of the schedule is one step more: 8 passes a chunk.
         Preset("preview", 7, SamplerSettings(guidance=1.0), experimental=False),
-        Preset("careful", 24, SamplerSettings(guidance=1.0), experimental=False),
     )
 }
 KEEPS_WHAT_IS_KNOWN = 0.35
@@ -58,6 +57,14 @@ class PreviewFill(StDiffFill):
                 "high_strength",
                 f"At strength {strength:g} the small network loses sight of what is known, and pictures come out "
                 f"soft. A strength of {self.strength:g} to {KEEPS_WHAT_IS_KNOWN:g} keeps it.",
+            )
+        steps, learned = self._preset(spec).steps, PRESETS[self.name].steps
+        if steps != learned:
+            comes = "overdrawn" if steps > learned else "soft"
+            yield Notice(
+                "other_steps",
+                f"The preview model learned to make a chunk in {learned} steps; in {steps}, what nobody has seen comes "
+                f"out {comes}.",
             )
         given = [name.replace("_", " ") for name in WORDS if _is_given(getattr(spec, name))]
         if spec.guidance not in (None, 1.0):

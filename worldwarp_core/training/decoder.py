@@ -103,11 +103,12 @@ class DecoderTask(AutoencoderTask):
         if self._judgement is not None:
             unknown = batch.guide[:, :, :, 3].flatten(1, 2) < VALID
             unknown &= batch.imagined[:, None, None, None]
-            starts = torch.randint(made.shape[1] - TOGETHER + 1, (self.settings.judged_together,), generator=generator,
-                                   device=generator.device)  # fmt: skip
-            rows = (starts[:, None] + torch.arange(TOGETHER, device=starts.device)).tolist()
-            seen, true, open_ = (torch.cat([x[:, r] for r in rows]) for x in (made, batch.truth, unknown))
-            way, figures = self._judgement.pull(seen, true, open_)
+            starts, groups = made.shape[1] - TOGETHER + 1, (self.settings.judged_together,)
+            drawn = torch.randint(starts, groups, generator=generator, device=generator.device).tolist()
+            seen, true, empty = (
+                torch.cat([x[:, start : start + TOGETHER] for start in drawn]) for x in (made, batch.truth, unknown)
+            )
+            way, figures = self._judgement.pull(seen, true, empty)
             # The absolute error pulls at each value of all pictures with 1 / their number.
             loss = loss + self.settings.critic * (way * seen).sum() / made.numel()
             parts |= figures
@@ -155,8 +156,8 @@ class DecoderTask(AutoencoderTask):
         guided = chance[0] < settings.guided
         number = round(settings.photos * count)
         if self._photos is not None and number:
-            length_s = LATENT_FRAMES * (length - 1) + 1
-            clips = pan_over(self._photos, number, length_s, (rgb.shape[-2], rgb.shape[-1]), generator)
+            shown = LATENT_FRAMES * (length - 1) + 1
+            clips = pan_over(self._photos, number, shown, (rgb.shape[-2], rgb.shape[-1]), generator)
             with half(device), torch.no_grad():
                 truth = torch.cat([self.network.encode_clips(clips), truth[number:]])
             still = clips[:, :1].expand(-1, LATENT_FRAMES - 1, -1, -1, -1)

@@ -88,6 +88,14 @@ def test_a_strength_that_loses_what_is_known_is_named_and_one_that_keeps_it_need
     assert "0.2 to 0.35" in said.message
 
 
+@pytest.mark.parametrize(("steps", "word"), [(24, "overdrawn"), (3, "soft")])
+def test_steps_that_were_not_learned_are_named(shipped, steps, word):
+    (said,) = load_fill(folder=shipped).prepare(spec(9, steps=steps), split_chunks(9, 9, 5))
+    assert said.code == "other_steps"
+    assert word in said.message
+    assert "7 steps" in said.message
+
+
 def test_the_default_asks_the_transformer_at_most_eight_times():
     preset = PRESETS["preview"]
     assert preset.steps + 1 <= 8
