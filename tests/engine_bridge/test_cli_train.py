@@ -8,6 +8,7 @@ import torch
 
 from engine_bridge.cli import app
 from tests.support.tiny_wan import save_tiny_wan, tiny_transformer
+from tests.support.tiny_preview import save_tiny_preview
 from tests.support.toy_clips import ToySource
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.preview.weights import read_network
@@ -81,6 +82,24 @@ def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_p
     assert not torch.equal(transformer.blocks[0].attn1.to_q.weight, before)
 
 
+def test_a_transformer_learns_few_steps_from_a_teacher_and_the_decoder_from_what_it_makes(tmp_path, toy_worlds):
+    trained, weaker = save_tiny_preview(tmp_path / "trained"), save_tiny_preview(tmp_path / "weaker")
+    small = ("--size", "48x32", "--steps", 1, "--batch", 2, "--pool", 16, "--device", "cpu")
+    folders = ("--autoencoder", trained, "--teacher", trained, "--weaker", weaker)
+    train("train", "stdiff", "--run", tmp_path / "few", *folders, "--frames", 9, *small)
+    student, teacher = (read_network(tmp_path / name, "transformer") for name in ("few", "trained"))
+    assert student.progress["steps"] == 1
+    assert student.config.items() >= teacher.config.items()
+    change = max(float((values - teacher.state[name]).abs().max()) for name, values in student.state.items())
+    assert 0 < change < 0.01, "it starts as the teacher"
+
+    decoder = ("vae", "--run", tmp_path / "decoder", "--freeze-encoder", "--transformer", tmp_path / "few")
+    toy_worlds.clear()
+    train("train", *decoder, *small)
+    assert {frames for _, _, frames, _ in toy_worlds} == {49}, "whole chunks, as the engine samples them"
+    assert "made_detail" in read_network(tmp_path / "decoder", "autoencoder").progress["figures"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -98,6 +117,7 @@ def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_p
         (("depth", "--also", "32x32x9", "--size", "32x32"), "sides of the pictures to learn from are the same"),
         (("stdiff", "--autoencoder", "nowhere", "--size", "32x32", "--frames", 5), "no weights"),
         (("stdiff", "--autoencoder", "nowhere", "--gpus", 64), "64 devices"),
+        (("stdiff", "--autoencoder", "nowhere", "--teacher", "nowhere"), "both --teacher and --weaker"),
         (("lora", "--footage", "nowhere"), "--depth-model"),
         (("lora", "--layout", "films"), "re10k or dl3dv"),
         (("lora", "--rank", 0), "at least 1"),

@@ -109,7 +109,8 @@ class TrainOptions:
         also: (width, height, frames) of other clips of worlds, to learn from every second time; judged are those above
             alone.
         frames, batch, learning_rate, pool, judged: None takes what suits the network.
-        sampler_steps: of ST-Diff, learn the states alone that a sampler of so many steps visits.
+        sampler_steps: of ST-Diff, learn the states alone that a sampler of so many steps visits; with a teacher, the
+            student's steps.
         teacher, weaker: of ST-Diff, folders with a trained transformer to distil and with an earlier state of it.
         guidance: with a teacher, how far beyond it to go, away from its earlier state.
         freeze_encoder: of the autoencoder, learn the decoder alone.
@@ -246,6 +247,7 @@ def _check_inputs(kind: Kind, options: TrainOptions) -> None:
         for folder in (options.teacher, options.weaker):
             if folder is not None:
                 read_network(folder, NAMES["stdiff"])
+        _distilling(options)
     if kind == "depth":
         _new_depth_network(options)
     if kind == "lora":
@@ -423,24 +425,32 @@ def _transformer(ready: _Ready) -> Task:
     load_state(autoencoder, found, NAMES["vae"])
     plain = TransformerOptions(fused=False)  # fused kernels have no gradients
     pool = replace(ready.pool, first=2 * ready.pool.first, capacity=2 * ready.pool.capacity)  # each clip both ways
-    objective = ObjectiveSettings(target=options.target, steps=options.sampler_steps)
-    common: dict[str, Any] = {
-        "clips": options.batch or DEFAULTS["stdiff"].batch,
-        "objective": objective,
-        "noise": SMALL_PICTURES,
-    }
     rest = (autoencoder.to(ready.device).eval(), ready.source, ready.judged, ready.lpips, pool)
     seeds = (ready.first_seed, ready.stride)
     if options.teacher is None or options.weaker is None:
         network = make_trainable(make_transformer(options=plain, device=ready.device), compiled=options.compile)
-        training = StDiffTraining(strength=PreviewFill.strength, **common)
+        training = StDiffTraining(
+            clips=options.batch or DEFAULTS["stdiff"].batch,
+            objective=ObjectiveSettings(target=options.target, steps=options.sampler_steps),
+            noise=SMALL_PICTURES,
+            strength=PreviewFill.strength,
+        )
         return StDiffTask(network, *rest, training, *seeds)
     teacher = Teacher(*(_trained_transformer(folder, ready.device) for folder in (options.teacher, options.weaker)))
     found = read_network(options.teacher, NAMES["stdiff"])
     student = make_transformer(found.config, plain, found.state, ready.device)
     network = make_trainable(student, compiled=options.compile)
-    distilling = DistillTraining(strength=PreviewFill.strength, guidance=options.guidance, **common)
-    return DistillTask(network, teacher, *rest, distilling, *seeds)
+    return DistillTask(network, teacher, *rest, _distilling(options), *seeds)
+
+
+def _distilling(options: TrainOptions) -> DistillTraining:
+    return DistillTraining(
+        clips=options.batch or DEFAULTS["stdiff"].batch,
+        steps=options.sampler_steps or DistillTraining.steps,
+        strength=PreviewFill.strength,
+        noise=SMALL_PICTURES,
+        guidance=options.guidance,
+    )
 
 
 def _read_autoencoder(options: TrainOptions) -> NetworkFile:

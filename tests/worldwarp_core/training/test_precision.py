@@ -12,7 +12,9 @@ from worldwarp_core.preview.depth import DepthNetwork
 from worldwarp_core.preview.transformer import CONFIG, make_transformer
 from worldwarp_core.training import precision
 from worldwarp_core.training.autoencoder import AutoencoderTask, AutoencoderTraining
+from worldwarp_core.training.decoder import DecoderTask, DecoderTraining
 from worldwarp_core.training.depth import DepthTask, DepthTraining
+from worldwarp_core.training.distill import DistillTask, DistillTraining, Teacher
 from worldwarp_core.training.levels import make_trainable
 from worldwarp_core.training.pool import PoolSettings
 from worldwarp_core.training.stdiff import StDiffTask, StDiffTraining
@@ -47,8 +49,14 @@ def autoencoder_task():
         Lpips(),
         POOL,
         AutoencoderTraining(clips=4, frames=5, freeze_encoder=True),
-        transformer=make_transformer(TINY),
     )
+
+
+def decoder_task():
+    photos = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    training = DecoderTraining(clips=4, frames=5, critic_widths=(8,))
+    given = (SOURCE, photos, SOURCE.batch(1, 99), photos, Lpips(), POOL)
+    return DecoderTask(autoencoder(), make_transformer(TINY), *given, training)
 
 
 def stdiff_task():
@@ -56,11 +64,17 @@ def stdiff_task():
     return StDiffTask(network, autoencoder(), SOURCE, SOURCE.batch(1, 99), None, POOL, StDiffTraining(clips=2, steps=2))
 
 
+def distill_task():
+    network, teacher = make_trainable(make_transformer(TINY)), Teacher(make_transformer(TINY), make_transformer(TINY))
+    training = DistillTraining(clips=2, steps=2, substeps=2)
+    return DistillTask(network, teacher, autoencoder(), SOURCE, SOURCE.batch(1, 99), None, POOL, training)
+
+
 def depth_task():
     return DepthTask(DepthNetwork(), SOURCE, SOURCE.batch(1, 99), None, POOL, DepthTraining(pictures=2))
 
 
-@pytest.mark.parametrize("make", [autoencoder_task, stdiff_task, depth_task])
+@pytest.mark.parametrize("make", [autoencoder_task, decoder_task, stdiff_task, distill_task, depth_task])
 def test_every_network_trains_in_half_precision(make, tmp_path):
     torch.manual_seed(0)
     task = make()
