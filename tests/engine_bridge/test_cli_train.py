@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine_bridge.cli import app
-from tests.support.tiny_wan import save_tiny_wan, tiny_transformer
 from tests.support.tiny_preview import save_tiny_preview
+from tests.support.tiny_wan import save_tiny_wan, tiny_transformer
 from tests.support.toy_clips import ToySource
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.preview.weights import read_network
