@@ -127,7 +127,10 @@ def stdiff(
     ] = "consistent",
     sampler_steps: Annotated[
         int | None,
-        typer.Option("--for-steps", help="Learn only what a sampler of so few steps meets: a last piece of training."),
+        typer.Option(
+            "--for-steps",
+            help="Learn only what a sampler of so few steps meets; with --teacher, to take so many (7 by default).",
+        ),
     ] = None,
     teacher: Annotated[
         Path | None,
@@ -137,7 +140,10 @@ def stdiff(
         Path | None,
         typer.Option("--weaker", help="With --teacher: folder with an earlier state of it, to be led away from."),
     ] = None,
-    guidance: Annotated[float, typer.Option("--guidance", help="How far, beyond the teacher; 1 is not at all.")] = 2.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", help="With --teacher: how far to be led, 2 where not given; 1 is not at all."),
+    ] = None,
 ) -> None:
     """Train ST-Diff: fill what is blank, revise what is warped."""
     _train("stdiff", locals())

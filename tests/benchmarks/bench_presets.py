@@ -6,7 +6,8 @@ Of every held-out path the first chunk is made once by each preset: by the produ
 with its depth, the same priors and the same noise. Both at the method's strength, 0.8, which `wan` takes where a shot
 names none and which is more than the preview was trained for, and at the preview's own, 0.2. `preview` is its own
 preset, as a yardstick; `fast_without_fp8` is `fast` where a device has no float8. The preview knows no words, so no
-preset is guided: what their guidance at some steps only does to pictures is not measured here.
+preset is guided: what their guidance at some steps only does to pictures is not measured here. `--weights` is to hold a
+transformer that was not distilled for few steps, as the one that ships was: that would answer another question.
 
 lpips, psnr_valid, psnr     against the truth, of every fourth new frame; `valid` are the pixels that the prior knows.
 from_reference_lpips, _psnr the same frames against those that `reference` made.

@@ -50,7 +50,8 @@ from worldwarp_core.st_diff.noise_map import SMALL_PICTURES
 
 TRUSTS = (0.0, 1.0, 2.0, 3.0, 4.0)
 ENOUGH, ENOUGH_DB = 0.01, 0.05
-"""A share of LPIPS and decibels of PSNR where the prior is valid: what is nearer than these is no better."""
+"""A share of LPIPS and decibels of PSNR where the prior is valid: what is nearer than these is no better. The
+decibels are few, as the prior's own are the bar, and a decoder misses it by some tenths."""
 DEPTHS: dict[str, tuple[DepthFault, float]] = {"exact": ("none", 0.0), "bent": ("warp", 0.1)}
 
 

@@ -1,7 +1,7 @@
 """`worldwarp train`: a run that can be watched, goes on, and says in a sentence what is wrong."""
 
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from tests.support.tiny_preview import save_tiny_preview
 from tests.support.tiny_wan import save_tiny_wan, tiny_transformer
 from tests.support.toy_clips import ToySource
 from worldwarp_core.errors import WorldWarpError
-from worldwarp_core.preview.weights import read_network
+from worldwarp_core.preview.autoencoder import PreviewAutoencoder
+from worldwarp_core.preview.weights import read_network, save_network
 from worldwarp_core.wan.loras import LoraFile, apply_loras
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,6 +85,9 @@ def test_a_lora_of_wan_is_trained_by_one_command_and_is_a_lora_like_others(tmp_p
 
 def test_a_transformer_learns_few_steps_from_a_teacher_and_the_decoder_from_what_it_makes(tmp_path, toy_worlds):
     trained, weaker = save_tiny_preview(tmp_path / "trained"), save_tiny_preview(tmp_path / "weaker")
+    earlier = read_network(weaker, "transformer")
+    earlier.state["proj_out.weight"] *= 0.5
+    save_network(weaker, "transformer", earlier.state, earlier.config, {})
     small = ("--size", "48x32", "--steps", 1, "--batch", 2, "--pool", 16, "--device", "cpu")
     folders = ("--autoencoder", trained, "--teacher", trained, "--weaker", weaker)
     train("train", "stdiff", "--run", tmp_path / "few", *folders, "--frames", 9, *small)
@@ -93,11 +97,30 @@ def test_a_transformer_learns_few_steps_from_a_teacher_and_the_decoder_from_what
     change = max(float((values - teacher.state[name]).abs().max()) for name, values in student.state.items())
     assert 0 < change < 0.01, "it starts as the teacher"
 
+    network = PreviewAutoencoder()
+    save_network(tmp_path / "decoder", "autoencoder", network.state_dict(), asdict(network.config), {"steps": 3})
     decoder = ("vae", "--run", tmp_path / "decoder", "--freeze-encoder", "--transformer", tmp_path / "few")
     toy_worlds.clear()
     train("train", *decoder, *small)
     assert {frames for _, _, frames, _ in toy_worlds} == {49}, "whole chunks, as the engine samples them"
-    assert "made_detail" in read_network(tmp_path / "decoder", "autoencoder").progress["figures"]
+    progress = read_network(tmp_path / "decoder", "autoencoder").progress
+    assert progress["steps"] == 4
+    assert "made_detail" in progress["figures"]
+
+
+def test_a_transformer_is_not_led_away_from_itself_nor_a_decoder_taught_beside_no_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr("worldwarp_core.training.run.build_bank", None)  # before any clip is made
+    trained = save_tiny_preview(tmp_path / "trained")
+    folders = ("--autoencoder", trained, "--teacher", trained, "--weaker", trained)
+    with pytest.raises(WorldWarpError, match="are the same"):
+        train("train", "stdiff", "--run", tmp_path / "few", *folders, "--device", "cpu")
+    with pytest.raises(WorldWarpError, match="Guidance must be"):
+        train("train", "stdiff", "--run", tmp_path / "few", *folders, "--guidance", 0.5, "--device", "cpu")
+    with pytest.raises(WorldWarpError, match="1 step"):
+        train("train", "stdiff", "--run", tmp_path, "--autoencoder", trained, "--for-steps", 0, "--device", "cpu")
+    words = ("--run", tmp_path / "decoder", "--freeze-encoder", "--transformer", trained, "--device", "cpu")
+    with pytest.raises(WorldWarpError, match="autoencoder's run"):
+        train("train", "vae", *words)
 
 
 @pytest.mark.parametrize(

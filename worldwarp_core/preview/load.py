@@ -48,6 +48,8 @@ class PreviewFill(StDiffFill):
 
     name = "preview"
     strength = 0.2
+    learned_steps: int | None = None
+    """What its transformer was distilled for."""
 
     def prepare(self, spec: GenerateSpec, plans: Sequence[ChunkPlan]) -> Iterator[Notice]:
         yield from super().prepare(spec, plans)
@@ -58,8 +60,8 @@ class PreviewFill(StDiffFill):
                 f"At strength {strength:g} the small network loses sight of what is known, and pictures come out "
                 f"soft. A strength of {self.strength:g} to {KEEPS_WHAT_IS_KNOWN:g} keeps it.",
             )
-        steps, learned = self._preset(spec).steps, PRESETS[self.name].steps
-        if steps != learned:
+        steps, learned = self._preset(spec).steps, self.learned_steps
+        if learned is not None and steps != learned:
             comes = "overdrawn" if steps > learned else "soft"
             yield Notice(
                 "other_steps",
@@ -93,7 +95,9 @@ def load_fill(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewFill:
     Raises:
         WorldWarpError: `no_weights` where the package came without them, `bad_weights` where they cannot be used.
     """
-    return PreviewFill(load_models(device, folder), PRESETS, "preview", SMALL_PICTURES)
+    fill = PreviewFill(load_models(device, folder), PRESETS, "preview", SMALL_PICTURES)
+    fill.learned_steps = _read(folder, "transformer").progress.get("sampler_steps")
+    return fill
 
 
 def load_models(device: str = "cpu", folder: Path = WEIGHTS, options: TransformerOptions | None = None) -> FixedModels:

@@ -79,6 +79,7 @@ class AutoencoderTask:
     """A `Task` of the trainer."""
 
     name = "autoencoder"
+    sampler_steps: int | None = None
 
     def __init__(
         self,

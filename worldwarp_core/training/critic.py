@@ -4,7 +4,7 @@ What nobody has seen cannot be made right, only likely. Absolute errors reward t
 a smear. The critic knows no truth for a place; it knows what worlds look like, and pulls what is made there towards it.
 
 It sees three frames that follow each other at once, so that detail which flickers gives itself away, and judges patches
-of 16 pixels that hold something unknown, each by the 60 pixels around. Spectral norms and hinge losses, as inpainting
+of 16 pixels that hold something unknown, each by the 93 pixels around. Spectral norms and hinge losses, as inpainting
 uses them (Yu et al. 2019, arXiv 1806.03589, section 3.3).
 """
 
@@ -48,7 +48,7 @@ class Judgement:
 
     def __init__(self, device: torch.device, widths: tuple[int, ...] = WIDTHS) -> None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same in all processes
+            torch.default_generator.manual_seed(0)  # the same in all processes
             self.critic = Critic(widths).to(device)
         self._optimiser = torch.optim.Adam(self.critic.parameters(), LEARNING_RATE, BETAS)
         self._device = device
@@ -63,6 +63,9 @@ class Judgement:
         Returns:
             Like `made`: to be subtracted; at mean 1 over the unknown pixels, 0 elsewhere.
         """
+        assert made.shape == truth.shape, (made.shape, truth.shape)
+        assert made.shape[1:3] == (TOGETHER, 3), made.shape
+        assert unknown.shape == made.shape[:2] + made.shape[3:], (unknown.shape, made.shape)
         with full(self._device):
             own = made.detach().float().requires_grad_(True)
             share = unknown.float().mean(1, keepdim=True)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from ..errors import WorldWarpError
 from ..evaluation.lpips import Lpips
 from ..loop.priors import VALID
 from ..preview.autoencoder import PreviewAutoencoder, join_guide
@@ -25,14 +26,16 @@ from ..st_diff.denoise import SamplerSettings, compose_latents, denoise
 from ..st_diff.noise_map import LATENT_FRAMES, SMALL_PICTURES, build_sigma_map, context_latents, sigma_schedule
 from ..transformer.prepare import WorldWarpTransformer
 from .autoencoder import AutoencoderTask, AutoencoderTraining, pan_over
-from .critic import TOGETHER, Judgement
+from .critic import TOGETHER, WIDTHS, Judgement
 from .judge import contact_sheet, detail
 from .pool import Clips, Examples, PoolSettings, Source
 from .precision import half
 from .trainer import Validation
 
 CONTEXTS = (1, 5)
-"""Frames of history that clips begin with, in turn: a start frame, the overlap of two chunks."""
+"""Frames of history that clips begin with: a start frame, the overlap of two chunks."""
+ENCODED_AT_ONCE = 4
+"""Clips."""
 
 
 class Batch(NamedTuple):
@@ -53,8 +56,10 @@ class DecoderTraining(AutoencoderTraining):
     Attributes:
         imagined: the share of guided clips whose latents are the transformer's own.
         steps, strength: of the sampler.
-        critic: how much more the critic pulls at an unknown pixel than the absolute error does; 0 goes without one.
+        critic: how hard the critic pulls at the unknown pixels that it sees, as a multiple of the absolute error's pull
+            there; 0 goes without one.
         critic_widths: of its layers.
+        critic_first: steps over which its pull rises from nothing: it starts anew with every run.
         judged_together: groups of three frames of each clip that it sees.
     """
 
@@ -65,8 +70,21 @@ class DecoderTraining(AutoencoderTraining):
     steps: int = 7
     strength: float = 0.2
     critic: float = 0.5
-    critic_widths: tuple[int, ...] = (64, 128, 256, 256)
+    critic_widths: tuple[int, ...] = WIDTHS
+    critic_first: int = 100
     judged_together: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("imagined", "strength"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise WorldWarpError("bad_settings", f"{name} is in [0, 1]; got {getattr(self, name)}.")
+        if self.steps < 1 or self.critic < 0 or self.critic_first < 1 or self.judged_together < 1:
+            raise WorldWarpError(
+                "bad_settings",
+                "steps, critic_first and judged_together are at least 1 and critic at least 0; got "
+                f"{self.steps}, {self.critic_first}, {self.judged_together} and {self.critic}.",
+            )
 
 
 class DecoderTask(AutoencoderTask):
@@ -92,6 +110,7 @@ class DecoderTask(AutoencoderTask):
         super().__init__(network, source, photos, judged, judged_photos, lpips, pool, settings, first_seed, stride)
         self._transformer = transformer
         self._judgement: Judgement | None = None
+        self._judged_so_far = 0
         if settings.critic:
             self._judgement = Judgement(judged.rgb.device, settings.critic_widths)
 
@@ -109,8 +128,10 @@ class DecoderTask(AutoencoderTask):
                 torch.cat([x[:, start : start + TOGETHER] for start in drawn]) for x in (made, batch.truth, unknown)
             )
             way, figures = self._judgement.pull(seen, true, empty)
+            self._judged_so_far += 1
+            pull = self.settings.critic * min(self._judged_so_far / self.settings.critic_first, 1.0)
             # The absolute error pulls at each value of all pictures with 1 / their number.
-            loss = loss + self.settings.critic * (way * seen).sum() / made.numel()
+            loss = loss + pull * (way * seen).sum() / made.numel()
             parts |= figures
         return loss, parts
 
@@ -170,8 +191,8 @@ class DecoderTask(AutoencoderTask):
 
     def _make(self, first_seed: int) -> Examples:
         clips = self._source.batch(self._batch, first_seed)
-        turn = first_seed // self._batch
-        mirrored, context = bool(turn % 2), CONTEXTS[turn // 2 % len(CONTEXTS)]
+        mirrored, longer = (torch.rand(2, generator=Generator().manual_seed(first_seed)) < 0.5).tolist()
+        context = CONTEXTS[int(longer)]
         rgb, prior, validity = (x.flip(-1) if mirrored else x for x in (clips.rgb, clips.prior, clips.validity))
         found = self._imagine(rgb, prior, validity, min(context, rgb.shape[1]), first_seed)
         pixels = {"rgb": rgb, "prior": found["prior"], "validity": found["validity"]}
@@ -181,19 +202,25 @@ class DecoderTask(AutoencoderTask):
 
     @torch.no_grad()
     def _imagine(self, rgb: Tensor, prior: Tensor, validity: Tensor, context: int, seed: int) -> Examples:
-        """Clips with history as the engine would sample them: `true` and `made` latents, and the priors they had."""
+        """Clips with `context` frames of history as the engine would sample them.
+
+        In: (B, T, 3, H, W) twice and (B, T, H, W). Returns `true` and `made` latents (B, C, T', H/8, W/8), and the
+        `prior` and `validity` that they were made beside, history in place.
+        """
         settings, device = self.settings, rgb.device
         prior, validity = prior.float().clone(), validity.float().clone()
         prior[:, :context], validity[:, :context] = rgb[:, :context].float(), 1.0
         closed = close_holes(prior.flatten(0, 1), validity.flatten(0, 1)).view_as(prior)
         sigma_map = torch.stack([build_sigma_map(v, settings.strength, context, SMALL_PICTURES) for v in validity])
         with half(device):
-            true, warped = (self.network.encode_clips(x) for x in (rgb.float(), closed))
-            noise = torch.randn(true.shape, generator=Generator(device).manual_seed(seed), device=device)
-            start = compose_latents(warped, true[:, :, : context_latents(context)], noise, sigma_map)
-            text = no_text(len(true), self._transformer.config["text_dim"], device)
-            sigmas = sigma_schedule(settings.steps, [settings.strength])
-            plain = SamplerSettings(guidance=1.0)
-            states = denoise(self._transformer, start, sigma_map, sigmas, text, None, plain)
-            made = deque(states, maxlen=1).pop()
+            true, warped = (
+                torch.cat([self.network.encode_clips(part) for part in x.split(ENCODED_AT_ONCE)])
+                for x in (rgb.float(), closed)
+            )
+        noise = torch.randn(true.shape, generator=Generator(device).manual_seed(seed), device=device)
+        start = compose_latents(warped, true[:, :, : context_latents(context)], noise, sigma_map)
+        text = no_text(len(true), self._transformer.config["text_dim"], device)
+        sigmas = sigma_schedule(settings.steps, [settings.strength])
+        states = denoise(self._transformer, start, sigma_map, sigmas, text, None, SamplerSettings(guidance=1.0))
+        made = deque(states, maxlen=1).pop()
         return {"true": true, "made": made, "prior": prior, "validity": validity}

@@ -56,6 +56,7 @@ class DepthTask:
     """A `Task` of the trainer."""
 
     name = "depth"
+    sampler_steps: int | None = None
 
     def __init__(
         self,

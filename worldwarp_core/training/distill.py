@@ -27,6 +27,9 @@ from .objective import NoisyClips, few_levels
 from .pool import Clips, Examples, PoolSettings, Source
 from .stdiff import ClipAutoencoder, StDiffTask, StDiffTraining
 
+OWN_DRAWS = 1 << 40
+"""Added to seeds, so that what is drawn here does not follow from what the clips' own seeds draw."""
+
 
 @dataclass(frozen=True)
 class DistillTraining(StDiffTraining):
@@ -49,6 +52,8 @@ class DistillTraining(StDiffTraining):
             raise WorldWarpError("bad_settings", f"Guidance must be at least 1; got {self.guidance}.")
         if self.substeps < 1:
             raise WorldWarpError("bad_settings", f"At least 1 step for one of the student's; got {self.substeps}.")
+        if not 0.0 <= self.usual <= 1.0:
+            raise WorldWarpError("bad_settings", f"usual is a share in [0, 1]; got {self.usual}.")
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,12 @@ class DistillTask(StDiffTask):
         stride: int | None = None,
     ) -> None:
         """As `StDiffTask`; `model` best starts as the teacher."""
-        self._teacher = teacher
+        self._teacher, self.sampler_steps = teacher, settings.steps
         super().__init__(model, autoencoder, source, judged, lpips, pool, settings, first_seed, stride)
         self._judged_latents |= self._lead(self._judged_latents, settings.strength, 0)
 
     def _make(self, first_seed: int) -> Examples:
-        hand = Generator().manual_seed(first_seed)
+        hand = Generator().manual_seed(OWN_DRAWS + first_seed)
         chance, place = torch.rand(2, generator=hand).tolist()
         low, high = self.settings.objective.strengths
         strength = self.settings.strength if chance < self.settings.usual else low + (high - low) * place
@@ -93,8 +98,14 @@ class DistillTask(StDiffTask):
     def _lead(self, examples: Examples, strength: float, seed: int) -> Examples:
         """Where the teacher leads clips from noise.
 
-        Returns `states` (B, n + 1, C, T', h, w) at the n + 1 levels `schedule` (B, n + 1) of the student, the clean
-        ones last, and `start` (B, T', h/2, w/2), the level that each token started at.
+        Args:
+            examples: of `StDiffTask`: `prior` (B, C, T', h, w), `confidence` (B, T', h/2, w/2) and `context` (B,).
+            strength: of all of them, in [0, 1].
+            seed: of the noise.
+
+        Returns:
+            `states` (B, n + 1, C, T', h, w) at the n + 1 levels `schedule` (B, n + 1) of the student, the clean ones
+            last, and `start` (B, T', h/2, w/2), the level that each token started at.
         """
         prior, confidence = examples["prior"].float(), examples["confidence"].float()
         device, settings = prior.device, self.settings
@@ -109,6 +120,9 @@ class DistillTask(StDiffTask):
         fine = refine(schedule, settings.substeps)
         path = denoise(guided, state, start, fine, text, None, SamplerSettings(guidance=1.0))
         kept = [state, *list(path)[settings.substeps - 1 :: settings.substeps]]
+        # A start that is a node of the schedule already makes it one shorter; examples are of one shape.
+        more = settings.steps + 2 - len(schedule)
+        schedule, kept = schedule + schedule[-1:] * more, kept + kept[-1:] * more
         return {
             "states": torch.stack(kept, 1),
             "schedule": torch.tensor(schedule, device=device).expand(len(prior), -1).contiguous(),
@@ -119,8 +133,11 @@ class DistillTask(StDiffTask):
         """A step of each clip's."""
         states, schedule, start = examples["states"], examples["schedule"], examples["start"]
         rows = torch.arange(len(states), device=states.device)
-        step = torch.randint(schedule.shape[1] - 1, (len(states),), generator=generator, device=states.device)
-        here, there = (torch.minimum(start, schedule[rows, at][:, None, None, None]) for at in (step, step + 1))
+        levels_on_the_way = torch.minimum(start[:, None], schedule[:, :, None, None, None])
+        moves = (levels_on_the_way[:, :-1] > levels_on_the_way[:, 1:]).flatten(2).any(2)
+        # Evenly among the steps in which any token moves; a clip in which none ever does teaches nothing.
+        step = torch.multinomial(moves.float() + 1e-9, 1, generator=generator)[:, 0]
+        here, there = (levels_on_the_way[rows, at] for at in (step, step + 1))
         gap = expand_to_latents(there - here)[:, None]
         target = torch.where(gap < 0, (states[rows, step + 1] - states[rows, step]) / gap.clamp_max(-1e-6), 0.0)
         levels = few_levels(self.settings.steps, states.device)

@@ -145,9 +145,9 @@ def draw_states(
 
 
 def velocity_loss(velocity: Tensor, clips: NoisyClips) -> Tensor:
-    """Mean squared error over all that is not context."""
+    """Mean squared error over all that is learned; 0 where nothing is."""
     error = (velocity.float() - clips.target.float()).square() * clips.learned
-    return error.sum() / (clips.learned.sum() * clips.target.shape[1])
+    return error.sum() / (clips.learned.sum() * clips.target.shape[1]).clamp_min(1)
 
 
 def draw_levels(generator: Generator, jitter: bool = True) -> Tensor:

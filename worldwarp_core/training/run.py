@@ -25,6 +25,7 @@ from ..evaluation.lpips import Lpips, find_lpips
 from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
 from ..preview.load import PreviewFill
+from ..preview.shipped import network_files
 from ..preview.transformer import make_transformer
 from ..preview.weights import NetworkFile, load_state, read_network
 from ..st_diff.noise_map import SMALL_PICTURES
@@ -87,10 +88,10 @@ DEFAULTS: dict[Kind, KindDefaults] = {
     "depth": KindDefaults(5, 48, 4e-4, 0.995, 32, 128, 2048, 64),
     "lora": KindDefaults(49, 1, 1e-4, 0.99, 2, 8, 512, 2),
 }
-DECODER = KindDefaults(49, 16, 5e-4, 0.998, 16, 64, 3000, 12)
-"""Of `vae` where a transformer is given: whole clips, as it samples them, kept as pixels."""
+DECODER = KindDefaults(49, 16, 5e-4, 0.998, 16, 64, 1500, 12)
+"""Of `vae` where a transformer is given: whole clips, as it samples them, kept as pixels, 13 MB each."""
 STUDENT = replace(DEFAULTS["stdiff"], capacity=1500)
-"""Of `stdiff` where a teacher is given: an example is all states on a clip's way."""
+"""Of `stdiff` where a teacher is given: an example is all states on a clip's way, 4 MB; there are two of each clip."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class TrainOptions:
         sampler_steps: of ST-Diff, learn the states alone that a sampler of so many steps visits; with a teacher, the
             student's steps.
         teacher, weaker: of ST-Diff, folders with a trained transformer to distil and with an earlier state of it.
-        guidance: with a teacher, how far beyond it to go, away from its earlier state.
+        guidance: with a teacher, how far beyond it to go, away from its earlier state; None takes what suits.
         freeze_encoder: of the autoencoder, learn the decoder alone.
         wan, base: of a LoRA, the models that it is for: Wan's, and the fine-tuned transformer or `base` for Wan's own.
         prompt: of a LoRA, the words that it is learned with.
@@ -144,7 +145,7 @@ class TrainOptions:
     sampler_steps: int | None = None
     teacher: Path | None = None
     weaker: Path | None = None
-    guidance: float = DistillTraining.guidance
+    guidance: float | None = None
     freeze_encoder: bool = False
     wan: str = "wan-1.3b"
     base: str = "worldwarp"
@@ -183,6 +184,10 @@ class TrainOptions:
             raise WorldWarpError(
                 "bad_settings", "Distilling takes two states of a transformer: give both --teacher and --weaker."
             )
+        if self.teacher is None and self.guidance is not None:
+            raise WorldWarpError("bad_settings", "--guidance leads away from a weaker state: give --teacher, --weaker.")
+        if self.teacher is not None and self.target != "consistent":
+            raise WorldWarpError("bad_settings", "With a teacher its own way is the target; leave --target out.")
         if self.device not in ("auto", "cpu", "cuda"):
             raise WorldWarpError("bad_settings", f"device must be auto, cpu or cuda; got {self.device!r}.")
         if not 0.0 <= self.cached <= 1.0:
@@ -242,12 +247,23 @@ def _check_inputs(kind: Kind, options: TrainOptions) -> None:
         Lpips.load(options.lpips)
     if kind == "vae" and options.transformer is not None:
         read_network(options.transformer, NAMES["stdiff"])
+        if not (network_files(options.run, NAMES["vae"]) or (options.run / "resume.safetensors").exists()):
+            raise WorldWarpError(
+                "no_weights",
+                f"The decoder learns beside an encoder that is trained already, and {options.run} has none: give --run "
+                "the folder of the autoencoder's run.",
+            )
     if kind == "stdiff":
         _read_autoencoder(options)
-        for folder in (options.teacher, options.weaker):
-            if folder is not None:
-                read_network(folder, NAMES["stdiff"])
+        if options.teacher is None or options.weaker is None:
+            _learning(options)
+            return
         _distilling(options)
+        better, weaker = (read_network(folder, NAMES["stdiff"]).state for folder in (options.teacher, options.weaker))
+        if all(name in weaker and torch.equal(values, weaker[name]) for name, values in better.items()):
+            raise WorldWarpError(
+                "bad_settings", "The teacher and the weaker state are the same: there is nothing to be led away from."
+            )
     if kind == "depth":
         _new_depth_network(options)
     if kind == "lora":
@@ -401,7 +417,14 @@ def _autoencoder(ready: _Ready) -> Task:
     given = (ready.source, ready.photos, ready.judged, ready.judged_photos, ready.lpips, ready.pool)
     if options.transformer is not None:
         transformer = _trained_transformer(options.transformer, ready.device)
-        learning = DecoderTraining(frames=frames, strength=PreviewFill.strength, clips=clips, compile=options.compile)
+        steps = read_network(options.transformer, NAMES["stdiff"]).progress.get("sampler_steps")
+        learning = DecoderTraining(
+            clips,
+            frames,
+            steps=DecoderTraining.steps if steps is None else steps,
+            strength=PreviewFill.strength,
+            compile=options.compile,
+        )
         return DecoderTask(network, transformer, *given, learning, ready.first_seed, ready.stride)
     training = AutoencoderTraining(clips, frames, freeze_encoder=options.freeze_encoder, compile=options.compile)
     return AutoencoderTask(network, *given, training, ready.first_seed, ready.stride)
@@ -429,13 +452,7 @@ def _transformer(ready: _Ready) -> Task:
     seeds = (ready.first_seed, ready.stride)
     if options.teacher is None or options.weaker is None:
         network = make_trainable(make_transformer(options=plain, device=ready.device), compiled=options.compile)
-        training = StDiffTraining(
-            clips=options.batch or DEFAULTS["stdiff"].batch,
-            objective=ObjectiveSettings(target=options.target, steps=options.sampler_steps),
-            noise=SMALL_PICTURES,
-            strength=PreviewFill.strength,
-        )
-        return StDiffTask(network, *rest, training, *seeds)
+        return StDiffTask(network, *rest, _learning(options), *seeds)
     teacher = Teacher(*(_trained_transformer(folder, ready.device) for folder in (options.teacher, options.weaker)))
     found = read_network(options.teacher, NAMES["stdiff"])
     student = make_transformer(found.config, plain, found.state, ready.device)
@@ -443,13 +460,22 @@ def _transformer(ready: _Ready) -> Task:
     return DistillTask(network, teacher, *rest, _distilling(options), *seeds)
 
 
+def _learning(options: TrainOptions) -> StDiffTraining:
+    return StDiffTraining(
+        clips=options.batch or DEFAULTS["stdiff"].batch,
+        objective=ObjectiveSettings(target=options.target, steps=options.sampler_steps),
+        noise=SMALL_PICTURES,
+        strength=PreviewFill.strength,
+    )
+
+
 def _distilling(options: TrainOptions) -> DistillTraining:
     return DistillTraining(
         clips=options.batch or DEFAULTS["stdiff"].batch,
-        steps=options.sampler_steps or DistillTraining.steps,
+        steps=DistillTraining.steps if options.sampler_steps is None else options.sampler_steps,
         strength=PreviewFill.strength,
         noise=SMALL_PICTURES,
-        guidance=options.guidance,
+        guidance=DistillTraining.guidance if options.guidance is None else options.guidance,
     )
 
 

@@ -67,6 +67,8 @@ class StDiffTraining:
     def __post_init__(self) -> None:
         if self.clips < 1:
             raise WorldWarpError("bad_settings", f"A batch needs at least 1 clip; got {self.clips}.")
+        if self.steps < 1:
+            raise WorldWarpError("bad_settings", f"A sampler takes at least 1 step; got {self.steps}.")
 
 
 class ClipAutoencoder(Protocol):
@@ -85,6 +87,7 @@ class StDiffTask:
     """A `Task` of the trainer."""
 
     name = "transformer"
+    sampler_steps: int | None = None
 
     def __init__(
         self,

@@ -97,6 +97,8 @@ class Task(Protocol):
     """What is trained, on what, and how it is judged."""
 
     name: str
+    sampler_steps: int | None
+    """Steps of the sampler that the network is learning to be asked in, where these alone are learned."""
 
     @property
     def network(self) -> nn.Module: ...
@@ -135,6 +137,8 @@ class Progress:
     seconds: float = 0.0
     """Of wall-clock time in training, times the number of devices."""
     figures: dict[str, float] = field(default_factory=dict)
+    sampler_steps: int | None = None
+    """Of the task; None where any number will do."""
 
 
 def train(
@@ -149,6 +153,7 @@ def train(
     session = _Session(task, settings, device)
     progress = session.resume(run)
     seconds_before, first = progress.seconds, progress.steps
+    progress.sampler_steps = task.sampler_steps
     generator = torch.Generator(device).manual_seed(settings.seed * 1000003 + progress.steps * 1009 + rank)
     if world > 1:
         for values in task.network.state_dict().values():

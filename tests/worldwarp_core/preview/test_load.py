@@ -90,10 +90,19 @@ def test_a_strength_that_loses_what_is_known_is_named_and_one_that_keeps_it_need
 
 @pytest.mark.parametrize(("steps", "word"), [(24, "overdrawn"), (3, "soft")])
 def test_steps_that_were_not_learned_are_named(shipped, steps, word):
-    (said,) = load_fill(folder=shipped).prepare(spec(9, steps=steps), split_chunks(9, 9, 5))
+    plans = split_chunks(9, 9, 5)
+    fill = load_fill(folder=shipped)
+    assert list(fill.prepare(spec(9, steps=steps), plans)) == [], "any number of steps will do for this one"
+    fill.learned_steps = 7
+    assert list(fill.prepare(spec(9), plans)) == []
+    (said,) = fill.prepare(spec(9, steps=steps), plans)
     assert said.code == "other_steps"
     assert word in said.message
     assert "7 steps" in said.message
+
+
+def test_what_ships_was_distilled_for_the_preset_s_steps():
+    assert load_fill().learned_steps == PRESETS["preview"].steps
 
 
 def test_the_default_asks_the_transformer_at_most_eight_times():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.support.toy_clips import ToySource
+from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoencoder, _in_fours
 from worldwarp_core.training.decoder import DecoderTask, DecoderTraining
 from worldwarp_core.training.pool import PoolSettings
@@ -65,30 +66,57 @@ def test_latents_and_frames_of_a_batch_belong_together():
     assert batch.imagined.any()
     assert (batch.imagined <= batch.guided).all()
     assert not batch.guide[~batch.guided].any()
+    made, clips = one._make(0), one._source.batch(4, 0)
+    mirrored = torch.equal(made["rgb"], (clips.rgb.flip(-1) * 255).round().to(torch.uint8))
+    history = 1 if not made["validity"][:, 1].all() else 2  # latents
+    every = (clips.rgb.flip(-1) if mirrored else clips.rgb).float()
     starts = set()
     for row in range(6):
-        seed = next(
-            seed for seed in range(4)
-            if (one._source.batch(1, seed).rgb[0, 4:, :, 0, 0].float() - batch.truth[row, -4, :, 0, 0]).abs().max(1)
-            .values.min() < 0.01
-        )  # fmt: skip
-        clip = one._source.batch(1, seed)
-        true = one.network.to_latents(clip.rgb.float())
-        groups = _in_fours(clip.rgb.float()[0][None])[0]
-        first = next(
-            k for k in range(3)
-            if torch.allclose(groups[k : k + 2].flatten(0, 1), batch.truth[row], atol=0.01)
-        )  # fmt: skip
+        clip, first = next(
+            (clip, k)
+            for clip in range(4)
+            for k in range(3)
+            if torch.allclose(_in_fours(every[clip][None])[0, k : k + 2].flatten(0, 1), batch.truth[row], atol=0.01)
+        )
         starts.add(first)
-        expected = true[0, :, first : first + 2]
+        expected = one.network.to_latents(every[clip][None])[0, :, first : first + 2]
         if batch.imagined[row]:
-            known = int(first == 0)
+            known = max(history - first, 0)
             assert torch.allclose(batch.raw[row, :, :known], expected[:, :known], atol=0.02)
             ones = one.network.denormalise(torch.ones(1, 8, 2 - known, 4, 6))[0]
             assert torch.allclose(batch.raw[row, :, known:], ones, atol=0.02)
         else:
             assert torch.allclose(batch.raw[row], expected, atol=0.02)
     assert len(starts) > 1, "clips are learned from all over their length"
+
+
+def test_clips_are_learned_from_both_ways_and_with_short_and_long_histories():
+    one = task()
+    kinds = set()
+    for seed in range(0, 32, 4):
+        made, clips = one._make(seed), one._source.batch(4, seed)
+        assert made["rgb"].shape == (4, 13, 3, 32, 48)
+        mirrored = torch.equal(made["rgb"], (clips.rgb.flip(-1) * 255).round().to(torch.uint8))
+        assert mirrored or torch.equal(made["rgb"], (clips.rgb * 255).round().to(torch.uint8))
+        known = (made["validity"] == 255).flatten(2).all(2).sum(1)
+        assert len(known.unique()) == 1
+        kinds.add((mirrored, int(known[0])))
+    assert kinds == {(False, 1), (False, 5), (True, 1), (True, 5)}
+
+
+def test_the_critic_s_pull_rises_from_nothing():
+    one, plain = task(critic_first=4, photos=0.0), task(critic=0.0, photos=0.0)
+    batch = one.draw(torch.Generator().manual_seed(0))
+    losses = [one.loss(batch, torch.Generator().manual_seed(0))[0] for _ in range(2)]
+    without, _ = plain.loss(batch, torch.Generator().manual_seed(0))
+    pulls = [float((loss - without).detach().abs()) for loss in losses]
+    assert 0 < pulls[0] < pulls[1]
+
+
+@pytest.mark.parametrize("wrong", [{"imagined": 2}, {"steps": 0}, {"critic": -1.0}, {"critic_first": 0}])
+def test_settings_that_cannot_be_are_named(wrong):
+    with pytest.raises(WorldWarpError):
+        DecoderTraining(**wrong)
 
 
 def test_photographs_come_with_latents_of_their_own():

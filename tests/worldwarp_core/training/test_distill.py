@@ -10,6 +10,7 @@ from tests.support.toy_clips import ToySource
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from worldwarp_core.preview.transformer import CONFIG, make_transformer
+from worldwarp_core.preview.weights import read_network
 from worldwarp_core.st_diff.noise_map import sigma_schedule, start_sigma
 from worldwarp_core.training.distill import DistillTask, DistillTraining, Teacher, refine
 from worldwarp_core.training.objective import velocity_loss
@@ -92,20 +93,22 @@ def test_the_teacher_is_led_away_from_its_weaker_state_where_tokens_are_blank():
 def test_what_is_learned_is_the_way_from_each_state_to_the_next():
     one = task()
     found = one._pool.draw(8, torch.Generator().manual_seed(0))
-    drawn = one._noisy(found, torch.Generator().manual_seed(1))
-    level = drawn.levels[drawn.index].view_as(found["start"])
     steps = set()
-    for row in range(8):
-        states, schedule = found["states"][row], found["schedule"][row]
-        step = next(k for k in range(3) if torch.equal(states[k], drawn.latents[row]))
-        steps.add(step)
-        torch.testing.assert_close(level[row], found["start"][row].clamp_max(schedule[step]))
-        there = found["start"][row].clamp_max(schedule[step + 1])
-        gap = (there - level[row]).repeat_interleave(2, -2).repeat_interleave(2, -1)
-        torch.testing.assert_close(drawn.latents[row] + gap * drawn.target[row], states[step + 1], atol=1e-5, rtol=0)
-        assert torch.equal(drawn.learned[row, 0] > 0, gap < 0), "what holds and what is history teaches nothing"
-    assert len(steps) == 3
-    assert velocity_loss(drawn.target, drawn) == 0
+    for seed in range(3):
+        drawn = one._noisy(found, torch.Generator().manual_seed(seed))
+        assert velocity_loss(drawn.target, drawn) == 0
+        level = drawn.levels[drawn.index].view_as(found["start"])
+        for row in range(8):
+            states, schedule = found["states"][row], found["schedule"][row]
+            step = next(k for k in range(3) if torch.equal(states[k], drawn.latents[row]))
+            steps.add(step)
+            torch.testing.assert_close(level[row], found["start"][row].clamp_max(schedule[step]))
+            there = found["start"][row].clamp_max(schedule[step + 1])
+            gap = (there - level[row]).repeat_interleave(2, -2).repeat_interleave(2, -1)
+            arrived = drawn.latents[row] + gap * drawn.target[row]
+            torch.testing.assert_close(arrived, states[step + 1], atol=1e-5, rtol=0)
+            assert torch.equal(drawn.learned[row, 0] > 0, gap < 0), "what holds and what is history teaches nothing"
+    assert steps == {0, 1, 2}
 
 
 def test_the_student_comes_to_make_what_the_teacher_makes(tmp_path):
@@ -130,11 +133,45 @@ def test_the_student_comes_to_make_what_the_teacher_makes(tmp_path):
     progress = train(one, tmp_path, settings, CPU)
     assert alike() < 0.7 * before
     assert set(progress.figures) >= {"validation_loss", "made_db", "made_detail"}
+    assert read_network(tmp_path, "transformer").progress["sampler_steps"] == 2
+
+
+def test_a_start_that_is_a_node_of_the_schedule_already_makes_examples_of_the_same_shape():
+    assert len(sigma_schedule(8, [0.16])) == len(sigma_schedule(8, [0.2])) - 1
+    one = task(steps=8, substeps=1)
+    examples = one._encode(one._source.batch(2, 0), torch.tensor([1, 5]))
+    short, usual = (one._lead(examples, strength, 0) for strength in (0.16, 0.2))
+    assert {name: values.shape for name, values in short.items()} == {name: v.shape for name, v in usual.items()}
+    assert torch.equal(short["states"][:, -1], short["states"][:, -2])
+    for seed in range(8):  # and the step that goes nowhere is not drawn
+        assert one._noisy(short, torch.Generator().manual_seed(seed)).learned.flatten(1).any(1).all()
+
+
+def test_where_nothing_moves_nothing_is_learned():
+    one = task()
+    examples = one._encode(one._source.batch(2, 0), torch.tensor([5, 5]))
+    led = one._lead(examples | {"context": torch.tensor([3, 3])}, 0.2, 0)
+    drawn = one._noisy(led, torch.Generator().manual_seed(0))
+    assert velocity_loss(drawn.target, drawn) == 0
+    # A clip that is known whole begins to move when the schedule has come down to it, and is asked from there on.
+    led = one._lead(examples | {"confidence": torch.ones(2, 3, 2, 3)}, 0.2, 0)
+    for seed in range(8):
+        assert one._noisy(led, torch.Generator().manual_seed(seed)).learned.any()
+
+
+def test_strengths_do_not_follow_from_the_histories_of_the_clips():
+    one = task(steps=1, substeps=1, usual=0.5)
+    usual = [len({*one._make(seed)["start"].unique().tolist()} & {start_sigma(0.2)}) == 1 for seed in range(0, 64, 4)]
+    assert 3 <= sum(usual) <= 13
 
 
 def test_a_teacher_needs_its_weaker_state(tmp_path):
     with pytest.raises(WorldWarpError, match="--weaker"):
         TrainOptions(run=tmp_path, teacher=tmp_path)
-    for wrong in ({"guidance": 0.5}, {"substeps": 0}):
+    with pytest.raises(WorldWarpError, match="--guidance"):
+        TrainOptions(run=tmp_path, guidance=2.0)
+    with pytest.raises(WorldWarpError, match="--target"):
+        TrainOptions(run=tmp_path, teacher=tmp_path, weaker=tmp_path, target="paper")
+    for wrong in ({"guidance": 0.5}, {"substeps": 0}, {"steps": 0}, {"usual": 2}):
         with pytest.raises(WorldWarpError):
             DistillTraining(**wrong)

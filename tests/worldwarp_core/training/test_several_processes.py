@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from tests.support.toy_clips import ToySource
 from worldwarp_core.preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from worldwarp_core.training.autoencoder import AutoencoderTask, AutoencoderTraining
+from worldwarp_core.training.critic import Judgement
 from worldwarp_core.training.pool import PoolSettings
 from worldwarp_core.training.trainer import TrainSettings, average_gradients, train
 
@@ -22,6 +23,14 @@ def work(rank, world, folder):
     parameter.grad = torch.full((3,), float(rank + 1))
     average_gradients([parameter], world)
     assert (parameter.grad == 1.5).all()
+
+    judgement = Judgement(torch.device("cpu"), (4,))
+    truth = torch.rand(2, 3, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
+    unknown = torch.full((2, 3, 32, 32), rank == 0)  # one of them has nothing to judge, and is waited for all the same
+    for _ in range(2):
+        judgement.pull(truth.flip(0), truth, unknown)
+    critic = {name: p.detach().contiguous() for name, p in judgement.critic.named_parameters()}
+    save_file(critic, folder / f"critic{rank}.safetensors")
 
     torch.manual_seed(rank)  # they begin apart, and rank 0's weights are everyone's
     source = ToySource()
@@ -44,5 +53,8 @@ def test_two_processes_learn_one_set_of_weights(tmp_path):
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(one[name], other[name], atol=1e-7, rtol=1e-5)
+    critics = [load_file(tmp_path / f"critic{rank}.safetensors") for rank in range(2)]
+    for name, values in critics[0].items():
+        torch.testing.assert_close(values, critics[1][name], atol=1e-7, rtol=1e-5)
     assert (tmp_path / "0" / "autoencoder.safetensors").exists()
     assert not (tmp_path / "1").exists()
