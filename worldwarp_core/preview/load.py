@@ -23,7 +23,7 @@ from ..st_diff.denoise import SamplerSettings
 from ..st_diff.fill import FixedModels, StDiffFill, StDiffModels
 from ..st_diff.noise_map import SMALL_PICTURES
 from ..st_diff.presets import Preset
-from ..transformer.prepare import TransformerOptions
+from ..transformer.prepare import TransformerOptions, WorldWarpTransformer
 from .autoencoder import AutoencoderConfig, PreviewAutoencoder
 from .depth import DepthNetwork, PreviewDepth
 from .shipped import WEIGHTS, network_files
@@ -107,19 +107,27 @@ def load_models(device: str = "cpu", folder: Path = WEIGHTS, options: Transforme
         WorldWarpError: as `load_fill`.
     """
     there = torch.device(device)
-    found = _read(folder, "transformer")
+    transformer = load_transformer(device, folder, options)
+    words = NoWords(there, int(transformer.config["text_dim"]))
+    models = StDiffModels(load_autoencoder(device, folder), transformer, words, there)
+    # Its presets' few steps are what it learns: there is no longer schedule that they fall short of.
+    return FixedModels(_in_words(folder), models, distilled=True)
+
+
+def load_transformer(
+    device: str = "cpu", folder: Path = WEIGHTS, options: TransformerOptions | None = None
+) -> WorldWarpTransformer:
+    """Returns the transformer alone, to be asked and not to learn, run as `options` say.
+
+    Raises:
+        WorldWarpError: as `load_fill`.
+    """
+    found, there = _read(folder, "transformer"), torch.device(device)
     try:
         transformer = make_transformer(found.config, options, found.state, there, _precision(there))
     except (RuntimeError, TypeError) as error:
-        raise WorldWarpError("bad_weights", f"The preview's transformer cannot be built: {error}") from error
-    models = StDiffModels(
-        load_autoencoder(device, folder),
-        transformer.eval().requires_grad_(False),
-        NoWords(there, int(found.config["text_dim"])),
-        there,
-    )
-    # Its presets' few steps are what it learns: there is no longer schedule that they fall short of.
-    return FixedModels(_in_words(folder), models, distilled=True)
+        raise WorldWarpError("bad_weights", f"The transformer in {folder} cannot be built: {error}") from error
+    return transformer.eval().requires_grad_(False)
 
 
 def load_autoencoder(device: str = "cpu", folder: Path = WEIGHTS) -> PreviewAutoencoder:

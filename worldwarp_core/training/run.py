@@ -24,12 +24,12 @@ from ..errors import WorldWarpError
 from ..evaluation.lpips import Lpips, find_lpips
 from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
-from ..preview.load import PreviewFill
+from ..preview.load import PreviewFill, load_transformer
 from ..preview.shipped import network_files
 from ..preview.transformer import make_transformer
 from ..preview.weights import NetworkFile, load_state, read_network
 from ..st_diff.noise_map import SMALL_PICTURES
-from ..transformer.prepare import TransformerOptions, WorldWarpTransformer
+from ..transformer.prepare import TransformerOptions
 from ..worlds.textures import Split, TextureBank, build_bank
 from .autoencoder import AutoencoderTask, AutoencoderTraining
 from .clips import ClipSource, WarpSettings
@@ -416,7 +416,7 @@ def _autoencoder(ready: _Ready) -> Task:
     network = PreviewAutoencoder().to(ready.device)
     given = (ready.source, ready.photos, ready.judged, ready.judged_photos, ready.lpips, ready.pool)
     if options.transformer is not None:
-        transformer = _trained_transformer(options.transformer, ready.device)
+        transformer = load_transformer(str(ready.device), options.transformer)
         steps = read_network(options.transformer, NAMES["stdiff"]).progress.get("sampler_steps")
         learning = DecoderTraining(
             clips,
@@ -428,17 +428,6 @@ def _autoencoder(ready: _Ready) -> Task:
         return DecoderTask(network, transformer, *given, learning, ready.first_seed, ready.stride)
     training = AutoencoderTraining(clips, frames, freeze_encoder=options.freeze_encoder, compile=options.compile)
     return AutoencoderTask(network, *given, training, ready.first_seed, ready.stride)
-
-
-def _trained_transformer(folder: Path, device: torch.device) -> WorldWarpTransformer:
-    """To be asked, not to learn."""
-    found = read_network(folder, NAMES["stdiff"])
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    try:
-        network = make_transformer(found.config, None, found.state, device, dtype)
-    except (RuntimeError, TypeError) as error:
-        raise WorldWarpError("bad_weights", f"The transformer in {folder} cannot be built: {error}") from error
-    return network.eval().requires_grad_(False)
 
 
 def _transformer(ready: _Ready) -> Task:
@@ -453,7 +442,7 @@ def _transformer(ready: _Ready) -> Task:
     if options.teacher is None or options.weaker is None:
         network = make_trainable(make_transformer(options=plain, device=ready.device), compiled=options.compile)
         return StDiffTask(network, *rest, _learning(options), *seeds)
-    teacher = Teacher(*(_trained_transformer(folder, ready.device) for folder in (options.teacher, options.weaker)))
+    teacher = Teacher(*(load_transformer(str(ready.device), folder) for folder in (options.teacher, options.weaker)))
     found = read_network(options.teacher, NAMES["stdiff"])
     student = make_transformer(found.config, plain, found.state, ready.device)
     network = make_trainable(student, compiled=options.compile)
