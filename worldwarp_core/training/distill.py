@@ -23,7 +23,7 @@ from ..preview.transformer import no_text
 from ..st_diff.denoise import SamplerSettings, Transformer, compose_latents, denoise
 from ..st_diff.noise_map import SHIFT, expand_to_latents, sigma_schedule, start_sigma
 from ..transformer.prepare import WorldWarpTransformer
-from .objective import NoisyClips, few_levels
+from .objective import NoisyClips, few_levels, weights
 from .pool import Clips, Examples, PoolSettings, Source
 from .stdiff import ClipAutoencoder, StDiffTask, StDiffTraining
 
@@ -38,13 +38,11 @@ class DistillTraining(StDiffTraining):
     Attributes:
         guidance: how far to go beyond the teacher, away from its weaker state; 1 is the teacher's own way.
         substeps: steps of the teacher for one of the student's.
-        usual: the share of batches of clips at `strength`; the others' are drawn from the objective's range.
     """
 
     strength: float = 0.2
     guidance: float = 2.0
     substeps: int = 4
-    usual: float = 0.6
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,8 +50,6 @@ class DistillTraining(StDiffTraining):
             raise WorldWarpError("bad_settings", f"Guidance must be at least 1; got {self.guidance}.")
         if self.substeps < 1:
             raise WorldWarpError("bad_settings", f"At least 1 step for one of the student's; got {self.substeps}.")
-        if not 0.0 <= self.usual <= 1.0:
-            raise WorldWarpError("bad_settings", f"usual is a share in [0, 1]; got {self.usual}.")
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,9 @@ class DistillTask(StDiffTask):
     def _make(self, first_seed: int) -> Examples:
         hand = Generator().manual_seed(OWN_DRAWS + first_seed)
         chance, place = torch.rand(2, generator=hand).tolist()
-        low, high = self.settings.objective.strengths
-        strength = self.settings.strength if chance < self.settings.usual else low + (high - low) * place
+        objective = self.settings.objective
+        low, high = objective.strengths
+        strength = objective.usual_strength if chance < objective.usual else low + (high - low) * place
         return self._lead(super()._make(first_seed), strength, first_seed)
 
     @torch.no_grad()
@@ -142,7 +139,8 @@ class DistillTask(StDiffTask):
         target = torch.where(gap < 0, (states[rows, step + 1] - states[rows, step]) / gap.clamp_max(-1e-6), 0.0)
         levels = few_levels(self.settings.steps, states.device)
         index = (here.flatten(1)[..., None] - levels).abs().argmin(-1)
-        return NoisyClips(states[rows, step], levels, index, target, (gap < 0).float())
+        learned = weights(start == 1.0, there < here, self.settings.objective)
+        return NoisyClips(states[rows, step], levels, index, target, learned)
 
 
 class _Guided:

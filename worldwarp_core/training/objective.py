@@ -43,21 +43,27 @@ class ObjectiveSettings:
     Attributes:
         target: see above.
         strengths: the range that a clip's strength is drawn from, evenly.
+        usual, usual_strength: the share of clips that are at this strength instead: the one that is asked for the most.
         graded: the share of clips whose valid tokens start by their confidence; the rest start alike.
         independent: the share of clips in which every latent frame is at a step of its own. The sampler never visits
             these; the ablation with noise that varies in time alone does.
         erased: the share of clips whose prior is not used at all (all blank): the ablation with full noise.
         jitter: levels are drawn between those of the reference schedule too: schedules of few steps stand there.
+        blank_weight: how much a blank token counts, beside 1 of a valid one. Where the decoder is guided by the prior,
+            pictures need little of the latents there.
         steps: where given, only the states that a sampler of so many steps visits are drawn, and no others: a small
             network then spends all it has on them. `jitter` and `independent` change nothing then.
     """
 
     target: Target = "consistent"
     strengths: tuple[float, float] = (0.15, 0.9)
+    usual: float = 0.0
+    usual_strength: float = 0.8
     graded: float = 0.3
     independent: float = 0.1
     erased: float = 0.05
     jitter: bool = True
+    blank_weight: float = 1.0
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -68,9 +74,13 @@ class ObjectiveSettings:
         low, high = self.strengths
         if not 0.0 < low <= high <= 1.0:
             raise WorldWarpError("bad_settings", f"strengths must rise within (0, 1]; got {low} to {high}.")
+        if not 0.0 < self.usual_strength <= 1.0:
+            raise WorldWarpError("bad_settings", f"usual_strength is in (0, 1]; got {self.usual_strength}.")
+        if not self.blank_weight > 0:
+            raise WorldWarpError("bad_settings", f"blank_weight must be above 0; got {self.blank_weight}.")
         if self.steps is not None and self.steps < 1:
             raise WorldWarpError("bad_settings", f"A sampler takes at least 1 step; got {self.steps}.")
-        for name in ("graded", "independent", "erased"):
+        for name in ("usual", "graded", "independent", "erased"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise WorldWarpError("bad_settings", f"{name} is a share in [0, 1]; got {getattr(self, name)}.")
 
@@ -84,7 +94,7 @@ class NoisyClips:
         levels: (n,) float32, falling from 1 to 0.
         index: (B, L) int64, the level of each token, in the order t, h, w.
         target: like `latents`: the velocity to predict.
-        learned: (B, 1, T', H/8, W/8), 1 where the target counts: not in context.
+        learned: (B, 1, T', H/8, W/8), how much the target counts: nothing in context.
     """
 
     latents: Tensor
@@ -139,9 +149,15 @@ def draw_states(
         composite = torch.where(expand_to_latents(start > 0)[:, None], prior, truth)
         latents = (1 - sigma) * composite + sigma * eps
         target = eps - truth
-    learned = (~clean)[:, None, :, None, None].to(truth.dtype)
-    latents = torch.where(learned > 0, latents, truth)
-    return NoisyClips(latents, levels, at.flatten(1), target, learned.expand(-1, 1, -1, height, width))
+    latents = torch.where(clean[:, None, :, None, None], truth, latents)
+    learned = weights(start == 0, ~clean[:, :, None, None], settings)
+    return NoisyClips(latents, levels, at.flatten(1), target, learned)
+
+
+def weights(blank: Tensor, learned: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """(B, 1, T', H/8, W/8): how much each token's target counts, of token maps (B, T', H/16, W/16), the one of what is
+    blank and the other of what counts at all."""
+    return expand_to_latents(torch.where(blank, settings.blank_weight, 1.0) * learned)[:, None]
 
 
 def velocity_loss(velocity: Tensor, clips: NoisyClips) -> Tensor:
@@ -197,6 +213,7 @@ def _draw_starts(confidence: Tensor, generator: Generator, settings: ObjectiveSe
 
     low, high = settings.strengths
     strength = low + (high - low) * _uniform(confidence.shape[0], generator).double()
+    strength = torch.where(draw(settings.usual), settings.usual_strength, strength)
     trust = torch.where(draw(settings.graded), confidence.double(), (confidence > 0).double())
     trust = torch.where(draw(settings.erased), 0.0, trust)
     # Confidence c acts as strength 1 - c (1 - strength), truncated to a step as noise_map does: 0.6 is index 20.

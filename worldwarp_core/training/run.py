@@ -452,7 +452,7 @@ def _transformer(ready: _Ready) -> Task:
 def _learning(options: TrainOptions) -> StDiffTraining:
     return StDiffTraining(
         clips=options.batch or DEFAULTS["stdiff"].batch,
-        objective=ObjectiveSettings(target=options.target, steps=options.sampler_steps),
+        objective=_objective(options),
         noise=SMALL_PICTURES,
         strength=PreviewFill.strength,
     )
@@ -461,10 +461,19 @@ def _learning(options: TrainOptions) -> StDiffTraining:
 def _distilling(options: TrainOptions) -> DistillTraining:
     return DistillTraining(
         clips=options.batch or DEFAULTS["stdiff"].batch,
+        objective=_objective(options),
         steps=DistillTraining.steps if options.sampler_steps is None else options.sampler_steps,
         strength=PreviewFill.strength,
         noise=SMALL_PICTURES,
         guidance=DistillTraining.guidance if options.guidance is None else options.guidance,
+    )
+
+
+def _objective(options: TrainOptions) -> ObjectiveSettings:
+    """A small network learns most of what it will be asked most, and of what its guided decoder has no prior for."""
+    steps = None if options.teacher is not None else options.sampler_steps
+    return ObjectiveSettings(
+        target=options.target, usual=0.6, usual_strength=PreviewFill.strength, blank_weight=3.0, steps=steps
     )
 
 

@@ -13,7 +13,7 @@ from worldwarp_core.preview.transformer import CONFIG, make_transformer
 from worldwarp_core.preview.weights import read_network
 from worldwarp_core.st_diff.noise_map import sigma_schedule, start_sigma
 from worldwarp_core.training.distill import DistillTask, DistillTraining, Teacher, refine
-from worldwarp_core.training.objective import velocity_loss
+from worldwarp_core.training.objective import ObjectiveSettings, velocity_loss
 from worldwarp_core.training.pool import PoolSettings
 from worldwarp_core.training.run import TrainOptions
 from worldwarp_core.training.trainer import TrainSettings, train
@@ -112,7 +112,7 @@ def test_what_is_learned_is_the_way_from_each_state_to_the_next():
 
 
 def test_the_student_comes_to_make_what_the_teacher_makes(tmp_path):
-    one = task(usual=1.0)
+    one = task(objective=ObjectiveSettings(usual=1.0, usual_strength=0.2))
     goal = one._judged_latents["states"][:, -1]
 
     def alike():  # the same noise as the judged clips were led from
@@ -147,6 +147,16 @@ def test_a_start_that_is_a_node_of_the_schedule_already_makes_examples_of_the_sa
         assert one._noisy(short, torch.Generator().manual_seed(seed)).learned.flatten(1).any(1).all()
 
 
+def test_what_is_blank_counts_as_much_as_the_objective_says():
+    one = task(objective=ObjectiveSettings(blank_weight=3.0))
+    found = one._pool.draw(8, torch.Generator().manual_seed(0))
+    drawn = one._noisy(found, torch.Generator().manual_seed(0))
+    blank = (found["start"] == 1.0).repeat_interleave(2, -2).repeat_interleave(2, -1)
+    counted = drawn.learned[:, 0]
+    assert set(counted[blank].unique().tolist()) == {3.0}
+    assert set(counted[~blank].unique().tolist()) == {0.0, 1.0}
+
+
 def test_where_nothing_moves_nothing_is_learned():
     one = task()
     examples = one._encode(one._source.batch(2, 0), torch.tensor([5, 5]))
@@ -160,7 +170,7 @@ def test_where_nothing_moves_nothing_is_learned():
 
 
 def test_strengths_do_not_follow_from_the_histories_of_the_clips():
-    one = task(steps=1, substeps=1, usual=0.5)
+    one = task(steps=1, substeps=1, objective=ObjectiveSettings(usual=0.5, usual_strength=0.2))
     usual = [len({*one._make(seed)["start"].unique().tolist()} & {start_sigma(0.2)}) == 1 for seed in range(0, 64, 4)]
     assert 3 <= sum(usual) <= 13
 
@@ -172,6 +182,6 @@ def test_a_teacher_needs_its_weaker_state(tmp_path):
         TrainOptions(run=tmp_path, guidance=2.0)
     with pytest.raises(WorldWarpError, match="--target"):
         TrainOptions(run=tmp_path, teacher=tmp_path, weaker=tmp_path, target="paper")
-    for wrong in ({"guidance": 0.5}, {"substeps": 0}, {"steps": 0}, {"usual": 2}):
+    for wrong in ({"guidance": 0.5}, {"substeps": 0}, {"steps": 0}):
         with pytest.raises(WorldWarpError):
             DistillTraining(**wrong)

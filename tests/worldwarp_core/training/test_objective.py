@@ -5,7 +5,13 @@ import torch
 
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.st_diff.denoise import SamplerSettings, compose_latents, denoise
-from worldwarp_core.st_diff.noise_map import REFERENCE_SIGMAS, build_sigma_map, expand_to_latents, sigma_schedule
+from worldwarp_core.st_diff.noise_map import (
+    REFERENCE_SIGMAS,
+    build_sigma_map,
+    expand_to_latents,
+    sigma_schedule,
+    start_sigma,
+)
 from worldwarp_core.training.objective import (
     ObjectiveSettings,
     draw_levels,
@@ -159,6 +165,33 @@ def test_frames_at_steps_of_their_own_happen_when_asked_for():
     frames = drawn.index.reshape(FRAMES, -1)
     assert (frames == frames[:, :1]).all()
     assert len(frames[:, 0].unique()) > 1
+
+
+def test_the_usual_strength_is_drawn_as_often_as_asked():
+    truth, prior = torch.zeros(400, 1, 1, 4, 4), torch.ones(400, 1, 1, 4, 4)
+
+    def above(usual):
+        """Clips of valid tokens that stand higher than any at the usual strength can."""
+        settings = ObjectiveSettings(strengths=(0.9, 0.9), usual=usual, usual_strength=0.2, graded=0.0, erased=0.0)
+        drawn = draw_states(
+            truth, prior, torch.ones(400, 1, 2, 2), torch.zeros(400, dtype=torch.int64), torch.Generator(), settings
+        )
+        return int((drawn.levels[drawn.index[:, 0]] > start_sigma(0.25)).sum())
+
+    assert above(1.0) == 0
+    assert 0.35 * above(0.0) < above(0.5) < 0.65 * above(0.0)
+
+
+def test_what_is_blank_counts_as_much_as_asked():
+    confidence = torch.tensor([1.0, 0.0, 0.0, 1.0]).view(1, 1, 2, 2)
+    truth, prior = torch.zeros(1, 1, 1, 4, 4), torch.ones(1, 1, 1, 4, 4)
+    settings = ObjectiveSettings(graded=0.0, erased=0.0, blank_weight=4.0)
+    drawn = draw_states(truth, prior, confidence, torch.zeros(1, dtype=torch.int64), torch.Generator(), settings)
+    expected = torch.tensor([[1.0, 4.0], [4.0, 1.0]]).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(drawn.learned[0, 0, 0], expected)
+    off = drawn.target.clone()
+    off[..., :2, 2:] += 1.0  # a blank token, of 4 + 4 + 1 + 1
+    torch.testing.assert_close(velocity_loss(off, drawn), torch.tensor(0.4))
 
 
 FEW = ObjectiveSettings(strengths=(0.6, 0.6), graded=0.0, independent=0.0, erased=0.0, steps=7)
