@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .align import TOLERANCE, align_disparity
+from .edges import sharpen_edges
 from .inpaint import hole_border, inpaint_disparity, spread
 from .monocular import DepthModel
 
@@ -89,4 +90,4 @@ def _aligned(model: Tensor, disparity: Tensor, known: Tensor, *, with_shift: boo
         fade = spread(error, agree, (~known).cpu().numpy())
         guess = (guess + torch.from_numpy(fade).to(guess)).clamp_min(0)
     guess = torch.where(guess < SKY_SHARE * disparity[surface].min(), 0, guess)
-    return torch.where(known, disparity, guess)
+    return sharpen_edges(torch.where(known, disparity, guess), ~known)

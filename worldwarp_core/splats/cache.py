@@ -32,6 +32,8 @@ SEEN_ALPHA = 0.5
 """A pixel whose cache alpha reaches this was seen; below, Gaussians are missing."""
 DEPTH_TOLERANCE = 0.1
 """Depths of one point from two views agree within this share."""
+STEP_BACK = 1.04
+"""By how much a guess that contradicts what was seen is moved back at a time."""
 SOURCE_VIEWS = 8
 """Key views that are asked about a camera, nearest first."""
 MIN_NEW_PIXELS = 0.0005
@@ -178,6 +180,7 @@ def update_cache(
             known_depth = torch.where(seen, known_depth, scene)
         wanted = ~seen
         depth, confidence = estimate_depth(history.rgb[v], known_depth, known)
+        depth = _behind_what_was_seen(depth, ~known, cache, history.w2c[v], history.K[v])
         room = settings.max_gaussians - len(gaussians)
         share = float(wanted.float().mean())
         if share >= MIN_NEW_PIXELS and room > 0:
@@ -307,19 +310,43 @@ def _near(gaussians: Gaussians, wanted: Tensor, w2c: Tensor, K: Tensor) -> Tenso
     return inside & region[row, col]
 
 
-def _hides_what_was_seen(means: Tensor, views: KeyViews, w2c: Tensor) -> Tensor:
-    """(N,) bool: points that a key view looked through, at what lies behind them.
+def _behind_what_was_seen(depth: Tensor, guessed: Tensor, cache: SplatCache, w2c: Tensor, K: Tensor) -> Tensor:
+    """(H, W) planar z; a guess ((H, W) bool) that stands where views looked through goes back along its ray, out of
+    their sight: behind what they saw, or into the sky.
 
     The depth of a filled hole is a guess; where it contradicts what was seen, what was seen stays.
     """
+    rows, cols = torch.nonzero(guessed & torch.isfinite(depth), as_tuple=True)
+    c2w = torch.linalg.inv(w2c)
+    pixels = torch.stack([cols + 0.5, rows + 0.5, torch.ones_like(rows)], -1).to(depth.dtype)
+    rays, origin = pixels @ torch.linalg.inv(K).T @ c2w[:3, :3].T, c2w[:3, 3]
+    z = depth[rows, cols]
+    chosen = nearest_views(cache.views, w2c, SOURCE_VIEWS)
+    moving = torch.nonzero(_before_seen(origin + rays * z[:, None], cache.views, chosen, 1 - DEPTH_TOLERANCE))[:, 0]
+    while len(moving):
+        z[moving] *= STEP_BACK
+        moving = moving[z[moving] < cache.sky_depth]
+        moving = moving[_before_seen(origin + rays[moving] * z[moving, None], cache.views, chosen, 1 + DEPTH_TOLERANCE)]
+    moved = depth.clone()
+    moved[rows, cols] = torch.where(z < cache.sky_depth, z, torch.inf)
+    return moved
+
+
+def _hides_what_was_seen(means: Tensor, views: KeyViews, w2c: Tensor) -> Tensor:
+    """(N,) bool: points that a key view looked through, at what lies behind them."""
+    return _before_seen(means, views, nearest_views(views, w2c, SOURCE_VIEWS), 1 - DEPTH_TOLERANCE)
+
+
+def _before_seen(means: Tensor, views: KeyViews, chosen: Tensor, share: float) -> Tensor:
+    """(N,) bool: points nearer than this share of the way to what one of the chosen views saw there, or beside it."""
     height, width = views.depth.shape[1:]
-    hides = torch.zeros(len(means), dtype=torch.bool, device=means.device)
-    for k in nearest_views(views, w2c, SOURCE_VIEWS).tolist():
+    before = torch.zeros(len(means), dtype=torch.bool, device=means.device)
+    for k in chosen.tolist():
         col, row, inside = _project(means, views.w2c[k], views.K[k], width, height)
         z = means @ views.w2c[k, 2, :3] + views.w2c[k, 2, 3]
         nearest = -F.max_pool2d(-views.depth[k, None, None], 3, stride=1, padding=1)[0, 0]
-        hides |= inside & (z < (1 - DEPTH_TOLERANCE) * nearest[row, col])
-    return hides
+        before |= inside & (z < share * nearest[row, col])
+    return before
 
 
 def _in_view(gaussians: Gaussians, history: History, width: int, height: int) -> Tensor:

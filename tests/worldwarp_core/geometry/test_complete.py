@@ -96,6 +96,15 @@ def test_a_models_bend_is_taken_out_at_the_seam() -> None:
     assert jump.max() < 0.01
 
 
+def test_a_models_blurred_outline_is_put_on_one_side() -> None:
+    depth, seen = scene(), ~hole()
+    depth[0, 35:55, 100:110] = 1 / 3.0
+    blurred = torch.nn.functional.avg_pool2d((1 / depth)[:, None], 3, 1, 1, count_include_pad=False)[:, 0]
+    got = 1 / complete(depth, seen, GivenModel(blurred, "disparity")).depth[0, 40:50, 95:115]
+    floor = 1 / depth[0, 40:50, 92:93]
+    assert torch.minimum((got - 3.0).abs(), (got - floor).abs()).max() < 0.1
+
+
 def test_a_model_that_contradicts_the_cache_is_not_used() -> None:
     depth, seen = scene(), ~hole()
     nonsense = torch.rand(1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3)) ** 4

@@ -7,7 +7,14 @@ import torch
 from tests.support import room
 from worldwarp_core.history import History
 from worldwarp_core.loop.priors import VALID, render_priors
-from worldwarp_core.splats.cache import CacheSettings, camera_distance, open_cache, update_cache
+from worldwarp_core.splats.cache import (
+    CacheSettings,
+    _behind_what_was_seen,
+    _hides_what_was_seen,
+    camera_distance,
+    open_cache,
+    update_cache,
+)
 from worldwarp_core.splats.space import CacheSpace
 
 WIDTH, HEIGHT = 96, 64
@@ -181,6 +188,31 @@ def test_a_guessed_depth_never_hides_what_was_seen(world, opened):
 
     updated, _ = run(update_cache(opened, world.history([20]), too_near, SETTINGS, torch.Generator().manual_seed(0)))
     assert psnr(world.priors(updated, 0).rgb[0], world.rgb(0)) > psnr(world.priors(opened, 0).rgb[0], world.rgb(0)) - 5
+
+
+def test_a_guess_before_what_was_seen_is_moved_back_to_where_nobody_looked(world, opened):
+    frame = 20
+    exact = world.depth(frame)
+    unseen = world.priors(opened, frame).alpha[0] < 0.5
+    guess = torch.where(unseen, 0.4 * exact, exact)
+    moved = _behind_what_was_seen(guess, unseen, opened, world.w2c[frame], world.K[frame])
+    assert torch.equal(moved[~unseen], exact[~unseen])
+    assert (moved[unseen] >= guess[unseen]).all()
+    assert not _hidden(moved, unseen, opened, world, frame).any()
+    # Where the start view looked past the guess, it is now near the truth or out of sight of that view.
+    contradicted = _hidden(guess, unseen, opened, world, frame)
+    assert contradicted.float().mean() > 0.3
+    off = (moved / exact - 1).abs()[unseen][contradicted]
+    assert off.median() < (guess / exact - 1).abs()[unseen][contradicted].median() / 2
+
+
+def _hidden(depth, where, cache, world, frame):
+    """Of the pixels of `where`: whether they stand before what the key views saw."""
+    rows, cols = torch.nonzero(where, as_tuple=True)
+    pixels = torch.stack([cols + 0.5, rows + 0.5, torch.ones_like(rows)], -1).float()
+    c2w = torch.linalg.inv(world.w2c[frame])
+    points = (pixels @ torch.linalg.inv(world.K[frame]).T) * depth[where][:, None]
+    return _hides_what_was_seen(points @ c2w[:3, :3].T + c2w[:3, 3], cache.views, world.w2c[frame])
 
 
 def test_a_fit_keeps_every_gaussian_near_where_it_was_seeded(world):
