@@ -1,5 +1,5 @@
 """`worldwarp train vae | stdiff | depth`: trains the networks of the engine `preview`, in pieces of any length; `lora`
-trains a LoRA of the engine `wan`.
+trains a LoRA of the engine `wan`; `move` goes on with a distilled transformer whose teacher has learned more.
 
 A run is a folder; the same command goes on where it stopped. What is trained ships as it is: put the folder's weights
 where the engine finds them, or start another run from them.
@@ -8,6 +8,8 @@ where the engine finds them, or start another run from them.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -211,6 +213,34 @@ def lora(
     _train("lora", locals())
 
 
+@train_app.command()
+def move(
+    student: Annotated[Path, typer.Option("--student", help="Folder with a transformer that was distilled.")],
+    before: Annotated[Path, typer.Option("--before", help="Folder with the teacher that it was distilled from.")],
+    teacher: Annotated[Path, typer.Option("--teacher", help="Folder with what that teacher has become since.")],
+    run: Annotated[Path, typer.Option("--run", help="New folder, to go on distilling in.")],
+) -> None:
+    """Move a student as its teacher has moved. `train stdiff --run RUN --teacher ...` then goes on from there."""
+    with _needs_engine():
+        from worldwarp_core.training.move import move_student
+    move_student(student, before, teacher, run)
+    console.print(f"The student to go on with is in {run}.", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _needs_engine() -> Iterator[None]:
+    """Says in a sentence what is missing where only the add-on's part is installed."""
+    from worldwarp_core.errors import WorldWarpError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise WorldWarpError(
+            "engine_not_installed",
+            f"Training needs the Python package {error.name!r}, which is missing: {INSTALL_ENGINE}",
+        ) from error
+
+
 def _train(kind: str, given: dict[str, Any]) -> None:
     from worldwarp_core.errors import WorldWarpError
 
@@ -223,13 +253,8 @@ def _train(kind: str, given: dict[str, Any]) -> None:
         if len(numbers) != 3 or not all(number.isdigit() for number in numbers):
             raise WorldWarpError("bad_settings", "--also must be WIDTHxHEIGHTxFRAMES, such as 192x192x25.")
         also.append(tuple(map(int, numbers)))
-    try:
+    with _needs_engine():
         from worldwarp_core.training.run import TrainOptions, train_network
-    except ModuleNotFoundError as error:
-        raise WorldWarpError(
-            "engine_not_installed",
-            f"Training needs the Python package {error.name!r}, which is missing: {INSTALL_ENGINE}",
-        ) from error
     logging.basicConfig(format="%(message)s")
     logging.getLogger("worldwarp_core.training").setLevel(logging.INFO)
     given |= {
