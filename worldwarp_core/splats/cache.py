@@ -32,6 +32,8 @@ SEEN_ALPHA = 0.5
 """A pixel whose cache alpha reaches this was seen; below, Gaussians are missing."""
 DEPTH_TOLERANCE = 0.1
 """Depths of one point from two views agree within this share."""
+NEAR = 0.01
+"""Cache units before a camera from which on it sees a point."""
 STEP_BACK = 1.04
 """By how much a guess that contradicts what was seen is moved back at a time."""
 SOURCE_VIEWS = 8
@@ -321,12 +323,12 @@ def _behind_what_was_seen(depth: Tensor, guessed: Tensor, cache: SplatCache, w2c
     pixels = torch.stack([cols + 0.5, rows + 0.5, torch.ones_like(rows)], -1).to(depth.dtype)
     rays, origin = pixels @ torch.linalg.inv(K).T @ c2w[:3, :3].T, c2w[:3, 3]
     z = depth[rows, cols]
-    chosen = nearest_views(cache.views, w2c, SOURCE_VIEWS)
-    moving = torch.nonzero(_before_seen(origin + rays * z[:, None], cache.views, chosen, 1 - DEPTH_TOLERANCE))[:, 0]
+    sight = _Sight.around(cache.views, w2c)
+    moving = torch.nonzero(sight.before(origin + rays * z[:, None], 1 - DEPTH_TOLERANCE))[:, 0]
     while len(moving):
         z[moving] *= STEP_BACK
         moving = moving[z[moving] < cache.sky_depth]
-        moving = moving[_before_seen(origin + rays[moving] * z[moving, None], cache.views, chosen, 1 + DEPTH_TOLERANCE)]
+        moving = moving[sight.before(origin + rays[moving] * z[moving, None], 1 + DEPTH_TOLERANCE)]
     moved = depth.clone()
     moved[rows, cols] = torch.where(z < cache.sky_depth, z, torch.inf)
     return moved
@@ -334,19 +336,39 @@ def _behind_what_was_seen(depth: Tensor, guessed: Tensor, cache: SplatCache, w2c
 
 def _hides_what_was_seen(means: Tensor, views: KeyViews, w2c: Tensor) -> Tensor:
     """(N,) bool: points that a key view looked through, at what lies behind them."""
-    return _before_seen(means, views, nearest_views(views, w2c, SOURCE_VIEWS), 1 - DEPTH_TOLERANCE)
+    return _Sight.around(views, w2c).before(means, 1 - DEPTH_TOLERANCE)
 
 
-def _before_seen(means: Tensor, views: KeyViews, chosen: Tensor, share: float) -> Tensor:
-    """(N,) bool: points nearer than this share of the way to what one of the chosen views saw there, or beside it."""
-    height, width = views.depth.shape[1:]
-    before = torch.zeros(len(means), dtype=torch.bool, device=means.device)
-    for k in chosen.tolist():
-        col, row, inside = _project(means, views.w2c[k], views.K[k], width, height)
-        z = means @ views.w2c[k, 2, :3] + views.w2c[k, 2, 3]
-        nearest = -F.max_pool2d(-views.depth[k, None, None], 3, stride=1, padding=1)[0, 0]
-        before |= inside & (z < share * nearest[row, col])
-    return before
+@dataclass(frozen=True)
+class _Sight:
+    """What the V key views around a camera looked at.
+
+    Attributes:
+        nearest: (V, H, W) planar z in each view of the nearest thing at a pixel or right beside it.
+        w2c: (V, 4, 4).
+        K: (V, 3, 3).
+    """
+
+    nearest: Tensor
+    w2c: Tensor
+    K: Tensor
+
+    @classmethod
+    def around(cls, views: KeyViews, w2c: Tensor) -> _Sight:
+        chosen = nearest_views(views, w2c, SOURCE_VIEWS)
+        nearest = -F.max_pool2d(-views.depth[chosen, None], 3, stride=1, padding=1)[:, 0]
+        return cls(nearest, views.w2c[chosen], views.K[chosen])
+
+    def before(self, points: Tensor, share: float) -> Tensor:
+        """(N,) bool: points (N, 3) nearer than this share of the way to what a view saw there."""
+        camera = points @ self.w2c[:, :3, :3].mT + self.w2c[:, None, :3, 3]  # (V, N, 3)
+        z = camera[..., 2]
+        u, v = (camera @ self.K.mT)[..., :2].div(z.clamp_min(1e-6)[..., None]).unbind(-1)
+        height, width = self.nearest.shape[1:]
+        inside = (z > NEAR) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+        view = torch.arange(len(z), device=z.device)[:, None]
+        seen = self.nearest[view, v.clamp(0, height - 1).long(), u.clamp(0, width - 1).long()]
+        return (inside & (z < share * seen)).any(0)
 
 
 def _in_view(gaussians: Gaussians, history: History, width: int, height: int) -> Tensor:
@@ -361,7 +383,7 @@ def _project(points: Tensor, w2c: Tensor, K: Tensor, width: int, height: int) ->
     camera = points @ w2c[:3, :3].T + w2c[:3, 3]
     z = camera[:, 2]
     uv = (camera @ K.T)[:, :2] / z.clamp_min(1e-6)[:, None]
-    inside = (z > 0.01) & (uv[:, 0] >= 0) & (uv[:, 0] < width) & (uv[:, 1] >= 0) & (uv[:, 1] < height)
+    inside = (z > NEAR) & (uv[:, 0] >= 0) & (uv[:, 0] < width) & (uv[:, 1] >= 0) & (uv[:, 1] < height)
     return uv[:, 0].clamp(0, width - 1).long(), uv[:, 1].clamp(0, height - 1).long(), inside
 
 
