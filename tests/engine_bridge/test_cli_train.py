@@ -97,6 +97,11 @@ def test_a_transformer_learns_few_steps_from_a_teacher_and_the_decoder_from_what
     change = max(float((values - teacher.state[name]).abs().max()) for name, values in student.state.items())
     assert 0 < change < 0.01, "it starts as the teacher"
 
+    moved = ("--student", tmp_path / "few", "--before", trained, "--teacher", trained, "--run", tmp_path / "on")
+    train("train", "move", *moved)
+    on = read_network(tmp_path / "on", "transformer")
+    assert all(torch.equal(values, student.state[name]) for name, values in on.state.items()), "its teacher stood still"
+
     network = PreviewAutoencoder()
     save_network(tmp_path / "decoder", "autoencoder", network.state_dict(), asdict(network.config), {"steps": 3})
     decoder = ("vae", "--run", tmp_path / "decoder", "--freeze-encoder", "--transformer", tmp_path / "few")

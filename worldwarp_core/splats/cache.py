@@ -182,7 +182,8 @@ def update_cache(
             known_depth = torch.where(seen, known_depth, scene)
         wanted = ~seen
         depth, confidence = estimate_depth(history.rgb[v], known_depth, known)
-        depth = _behind_what_was_seen(depth, ~known, cache, history.w2c[v], history.K[v])
+        sight = _Sight.around(cache.views, history.w2c[v])
+        depth = _move_out_of_sight(depth, ~known, history.w2c[v], history.K[v], sight, cache.sky_depth)
         room = settings.max_gaussians - len(gaussians)
         share = float(wanted.float().mean())
         if share >= MIN_NEW_PIXELS and room > 0:
@@ -190,7 +191,7 @@ def update_cache(
             seeds, is_sky = _seed(
                 SeedView(history.rgb[v], depth, wanted, history.w2c[v], history.K[v]), budget, cache.sky_depth, settings
             )
-            rows = torch.nonzero(~_hides_what_was_seen(seeds.means, cache.views, history.w2c[v])).squeeze(1)[:room]
+            rows = torch.nonzero(~sight.before(seeds.means, 1 - DEPTH_TOLERANCE)).squeeze(1)[:room]
             seeds, is_sky = seeds[rows], is_sky[rows]
             touched |= _near(cache.gaussians, wanted, history.w2c[v], history.K[v])
             gaussians = concatenate([gaussians, seeds])
@@ -312,7 +313,9 @@ def _near(gaussians: Gaussians, wanted: Tensor, w2c: Tensor, K: Tensor) -> Tenso
     return inside & region[row, col]
 
 
-def _behind_what_was_seen(depth: Tensor, guessed: Tensor, cache: SplatCache, w2c: Tensor, K: Tensor) -> Tensor:
+def _move_out_of_sight(
+    depth: Tensor, guessed: Tensor, w2c: Tensor, K: Tensor, sight: _Sight, sky_depth: float
+) -> Tensor:
     """(H, W) planar z; a guess ((H, W) bool) that stands where views looked through goes back along its ray, out of
     their sight: behind what they saw, or into the sky.
 
@@ -323,20 +326,14 @@ def _behind_what_was_seen(depth: Tensor, guessed: Tensor, cache: SplatCache, w2c
     pixels = torch.stack([cols + 0.5, rows + 0.5, torch.ones_like(rows)], -1).to(depth.dtype)
     rays, origin = pixels @ torch.linalg.inv(K).T @ c2w[:3, :3].T, c2w[:3, 3]
     z = depth[rows, cols]
-    sight = _Sight.around(cache.views, w2c)
     moving = torch.nonzero(sight.before(origin + rays * z[:, None], 1 - DEPTH_TOLERANCE))[:, 0]
     while len(moving):
         z[moving] *= STEP_BACK
-        moving = moving[z[moving] < cache.sky_depth]
+        moving = moving[z[moving] < sky_depth]
         moving = moving[sight.before(origin + rays[moving] * z[moving, None], 1 + DEPTH_TOLERANCE)]
     moved = depth.clone()
-    moved[rows, cols] = torch.where(z < cache.sky_depth, z, torch.inf)
+    moved[rows, cols] = torch.where(z < sky_depth, z, torch.inf)
     return moved
-
-
-def _hides_what_was_seen(means: Tensor, views: KeyViews, w2c: Tensor) -> Tensor:
-    """(N,) bool: points that a key view looked through, at what lies behind them."""
-    return _Sight.around(views, w2c).before(means, 1 - DEPTH_TOLERANCE)
 
 
 @dataclass(frozen=True)

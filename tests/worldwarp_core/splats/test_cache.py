@@ -8,9 +8,10 @@ from tests.support import room
 from worldwarp_core.history import History
 from worldwarp_core.loop.priors import VALID, render_priors
 from worldwarp_core.splats.cache import (
+    DEPTH_TOLERANCE,
     CacheSettings,
-    _behind_what_was_seen,
-    _hides_what_was_seen,
+    _move_out_of_sight,
+    _Sight,
     camera_distance,
     open_cache,
     update_cache,
@@ -195,7 +196,8 @@ def test_a_guess_before_what_was_seen_is_moved_back_to_where_nobody_looked(world
     exact = world.depth(frame)
     unseen = world.priors(opened, frame).alpha[0] < 0.5
     guess = torch.where(unseen, 0.4 * exact, exact)
-    moved = _behind_what_was_seen(guess, unseen, opened, world.w2c[frame], world.K[frame])
+    sight = _Sight.around(opened.views, world.w2c[frame])
+    moved = _move_out_of_sight(guess, unseen, world.w2c[frame], world.K[frame], sight, opened.sky_depth)
     assert torch.equal(moved[~unseen], exact[~unseen])
     assert (moved[unseen] >= guess[unseen]).all()
     assert not _hidden(moved, unseen, opened, world, frame).any()
@@ -212,7 +214,8 @@ def _hidden(depth, where, cache, world, frame):
     pixels = torch.stack([cols + 0.5, rows + 0.5, torch.ones_like(rows)], -1).float()
     c2w = torch.linalg.inv(world.w2c[frame])
     points = (pixels @ torch.linalg.inv(world.K[frame]).T) * depth[where][:, None]
-    return _hides_what_was_seen(points @ c2w[:3, :3].T + c2w[:3, 3], cache.views, world.w2c[frame])
+    sight = _Sight.around(cache.views, world.w2c[frame])
+    return sight.before(points @ c2w[:3, :3].T + c2w[:3, 3], 1 - DEPTH_TOLERANCE)
 
 
 def test_a_fit_keeps_every_gaussian_near_where_it_was_seeded(world):
