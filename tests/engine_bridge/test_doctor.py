@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         bpy: dict[str, Any] = GOOD_BPY,
         programs: tuple[str, ...] = ("nvidia-smi", "nvcc", "c++", "cl"),
         cuda_home: Path | None = None,
+        free_gib: float = 100.0,
     ) -> dict[str, Check]:
         monkeypatch.setattr(doctor.platform, "system", lambda: system)
         monkeypatch.setattr(doctor, "version_of", lambda package: None if package in absent else "1.0")
@@ -43,6 +45,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         )
         monkeypatch.setattr(doctor, "DEFAULT_CUDA_HOME", "/nowhere/cuda")
         monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}" if name in programs else None)
+        usage = shutil.disk_usage("/")._replace(free=int(free_gib * 2**30))
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage)
         for name in ("CUDA_HOME", "CUDA_PATH"):
             monkeypatch.delenv(name, raising=False)
         if cuda_home is not None:
@@ -93,6 +97,13 @@ def test_a_cuda_home_without_nvcc_is_no_toolkit(machine: Any, tmp_path: Path) ->
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").write_text("")
     assert machine(cuda_home=tmp_path)["CUDA toolkit"].state == "ok"
+
+
+def test_a_disk_too_small_for_long_shots_is_said_with_the_way_out(machine: Any) -> None:
+    check = machine(free_gib=3.0)["disk for jobs"]
+    assert check.state == "optional"
+    assert check.found.startswith("3 GiB free for ")
+    assert "--data-dir" in check.remedy
 
 
 def test_a_blender_module_that_does_not_start_names_the_libraries(machine: Any) -> None:
