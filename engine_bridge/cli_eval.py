@@ -372,8 +372,9 @@ def _is_asked(name: str, figures: tuple[str, ...]) -> bool:
 
 def _show(fill: str, summary: dict[str, Any]) -> None:
     shown = {
-        "PSNR": "psnr", "seen": "psnr_seen", "valid": "psnr_valid", "holes": "psnr_holes", "SSIM": "ssim",
-        "LPIPS": "lpips", "KID": "kid", "R_dist": "r_dist", "T_dist": "t_dist", "unreg.": "unregistered",
+        "PSNR": "psnr", "seen": "psnr_seen", "valid": "psnr_valid", "prior": "psnr_prior", "holes": "psnr_holes",
+        "SSIM": "ssim", "LPIPS": "lpips", "KID": "kid", "R_dist": "r_dist", "T_dist": "t_dist",
+        "unreg.": "unregistered",
     }  # fmt: skip
     table = Table("frame", *shown, title=fill)
     for window in ("50", "200"):

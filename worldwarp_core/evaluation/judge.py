@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..engine import Engine
-from ..loop.chunks import split_chunks
+from ..history import History, to_bytes
+from ..loop.chunks import ChunkPlan, split_chunks
+from ..loop.fill import Fill, FillStep
+from ..loop.priors import Priors
+from ..pictures.framing import resize_picture
 from ..spec import BACKGROUND_DEPTH, Finished, Frame, GenerateSpec, Notice, Progress
 from .inception import Inception, inception_features
 from .lpips import Lpips
@@ -87,11 +91,16 @@ def judge_scene(
     rows = [number - 1 for number in numbers]
     truth, depth = scene.truth(rows)
     shot = variant.shot(scene)
-    run = _run(variant.adapt(engine), shot, lambda share: tell(0.85 * share))
+    adapted = variant.adapt(engine)
+    watched = _Watched(adapted.models.fill, rows)
+    adapted = replace(adapted, models=replace(adapted.models, fill=cast("Fill", watched)))
+    run = _run(adapted, shot, lambda share: tell(0.85 * share))
     made = np.stack([frame.rgb for frame in run.frames])
     valid = np.stack([frame.validity > 0 for frame in run.frames])
+    # The start is known all over: it is the truth itself.
+    prior = np.stack([watched.prior(row, made[row]) for row in rows])
     seen = None if depth is None else _seen_at_first(scene, rows, depth)
-    by_frame = _frame_figures(numbers, made[rows], truth, valid[rows], seen, judges)
+    by_frame = _frame_figures(numbers, made[rows], prior, truth, valid[rows], seen, judges)
     if depth is not None:
         found = np.stack([run.frames[row].depth for row in rows])
         for number, error in zip(numbers, _depth_errors(found, depth, valid[rows]), strict=True):
@@ -114,7 +123,7 @@ def judge_scene(
         figures["revisit"] = _revisit(scene, made, truth[numbers.index(1)], middle, judges)
     tell(0.98)
     features = _features(numbers, made[rows], truth, judges)
-    return Judged(figures, features, _pictures(numbers, made[rows], truth, valid[rows]))
+    return Judged(figures, features, _pictures(numbers, made[rows], prior, truth, valid[rows]))
 
 
 def busy() -> float | None:
@@ -136,6 +145,28 @@ def window_numbers(window: int, every: int = 1) -> list[int]:
     """The frame numbers that stand for the figures at `window`, itself among them."""
     first, last = WINDOWS[window]
     return [number for number in range(first, last + 1) if (number - window) % every == 0]
+
+
+class _Watched:
+    """A fill; of the priors that it is given, the pictures at these positions in the path are kept."""
+
+    def __init__(self, fill: Fill, rows: Sequence[int]) -> None:
+        self._fill, self._rows = fill, set(rows)
+        self._pictures: dict[int, np.ndarray] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fill, name)
+
+    def fill(
+        self, context: History, priors: Priors, plan: ChunkPlan, spec: GenerateSpec
+    ) -> Iterator[FillStep | Notice | Tensor]:
+        for row in self._rows & set(plan.new):
+            self._pictures[row] = to_bytes(priors.rgb[plan.new.index(row)]).cpu().numpy()
+        return self._fill.fill(context, priors, plan, spec)
+
+    def prior(self, row: int, start: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 at the size of `start`, which stands for a frame that was given and not filled."""
+        return resize_picture(self._pictures[row], start.shape[1], start.shape[0]) if row in self._pictures else start
 
 
 @dataclass(frozen=True)
@@ -179,6 +210,7 @@ def _facts(scene: Scene) -> dict[str, Any]:
 def _frame_figures(
     numbers: list[int],
     made: np.ndarray,
+    prior: np.ndarray,
     truth: np.ndarray,
     valid: np.ndarray,
     seen: np.ndarray | None,
@@ -192,6 +224,7 @@ def _frame_figures(
         columns = {
             "psnr": psnr(one, other),
             "psnr_valid": psnr(one, other, known),
+            "psnr_prior": psnr(_tensor(prior[part]), other, known),
             "psnr_holes": psnr(one, other, ~known),
             "ssim": ssim(one, other),
             "spectrum_distance": spectrum_distance(one, other, ~known),
@@ -276,14 +309,14 @@ def _features(numbers: list[int], made: np.ndarray, truth: np.ndarray, judges: J
     return found
 
 
-def _pictures(numbers: list[int], made: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
-    """The start is known all over: it is the truth itself."""
+def _pictures(
+    numbers: list[int], made: np.ndarray, prior: np.ndarray, truth: np.ndarray, valid: np.ndarray
+) -> dict[str, np.ndarray]:
     pictures: dict[str, np.ndarray] = {}
     for number in [n for n in SHOWN if n in numbers]:
         row = numbers.index(number)
-        known = valid[row, ..., None] | (number == 1)
-        prior = np.where(known, made[row], 0).astype(np.uint8)
-        pictures |= {f"{number}-truth": truth[row], f"{number}-prior": prior, f"{number}-made": made[row]}
+        known = np.where(valid[row, ..., None], prior[row], 0).astype(np.uint8)
+        pictures |= {f"{number}-truth": truth[row], f"{number}-prior": known, f"{number}-made": made[row]}
     return pictures
 
 

@@ -27,6 +27,7 @@ NOTES = {
     "spectrum_distance": "in the holes of the prior; spectrum_distance_all over whole frames.",
     "psnr_seen": "on the pixels whose place the start frame shows, by the true depth: the same ones for every fill.",
     "psnr_valid": "on the pixels valid in the fill's own prior: from the second chunk on, what it invented before too.",
+    "psnr_prior": "of that prior on the same pixels: what the fill `cache` would have left there.",
     "kid": "on AlexNet's features of 64x64 crops, with a 95% interval.",
     "chunk_s": "a fill's is the median over paths of the mean over a path's chunks, first kernels and all; "
     "chunk_s_2_cores and chunk_s_h100 are a whole shot of one chunk by a running server (bench_preview.py).",

@@ -19,10 +19,10 @@ from .plots import LESS_IS_BETTER, figure_name, inline_svg, plot_arms, plot_curv
 from .results import REVISIT_FIGURES, Measured, ResultFolder, by_group, mean, onward, summarise
 
 FIGURES = (
-    "psnr", "psnr_seen", "psnr_valid", "psnr_holes", "ssim", "lpips", "kid", "fid", "spectrum_distance", "r_dist",
-    "t_dist", "unregistered",
+    "psnr", "psnr_seen", "psnr_valid", "psnr_prior", "psnr_holes", "ssim", "lpips", "kid", "fid", "spectrum_distance",
+    "r_dist", "t_dist", "unregistered",
 )  # fmt: skip
-STRATUM_FIGURES = ("psnr", "psnr_seen", "psnr_valid", "lpips", "valid_share", "r_dist", "unregistered")
+STRATUM_FIGURES = ("psnr", "psnr_seen", "psnr_valid", "psnr_prior", "lpips", "valid_share", "r_dist", "unregistered")
 CURVES = ("psnr", "psnr_seen", "psnr_valid", "lpips", "valid_share")
 SHOWN_OF_EACH_STRATUM = 2
 

@@ -29,8 +29,8 @@ from .judge import WINDOWS, Judged, window_numbers
 from .metrics import kid
 
 FRAME_FIGURES = (
-    "psnr", "psnr_seen", "psnr_valid", "psnr_holes", "ssim", "lpips", "spectrum_distance", "spectrum_distance_all",
-    "valid_share", "depth_absrel",
+    "psnr", "psnr_seen", "psnr_valid", "psnr_prior", "psnr_holes", "ssim", "lpips", "spectrum_distance",
+    "spectrum_distance_all", "valid_share", "depth_absrel",
 )  # fmt: skip
 POSE_FIGURES = ("r_dist", "t_dist", "unregistered")
 REVISIT_FIGURES = ("revisit_psnr", "revisit_lpips", "return_psnr")

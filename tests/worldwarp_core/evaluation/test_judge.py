@@ -12,6 +12,7 @@ from worldwarp_core.engine import make_engine
 from worldwarp_core.evaluation.judge import Judges, judge_scene, judged_numbers, returns, window_numbers
 from worldwarp_core.evaluation.lpips import Lpips
 from worldwarp_core.evaluation.variants import Variant
+from worldwarp_core.loop.fill import CacheFill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = Variant(cache_steps=6)
@@ -48,10 +49,23 @@ def test_a_frame_s_figures_are_there_and_the_start_is_the_truth_itself(judged):
     by_region = {"psnr_seen", "psnr_valid", "psnr_holes", "spectrum_distance", "valid_share"}
     assert by_region | {"ssim", "lpips", "depth_absrel"} <= set(frames["50"])
     assert 15 < frames["50"]["psnr_valid"] < 60
+    assert frames["50"]["psnr_prior"] == frames["50"]["psnr_valid"], "the fill `cache` leaves what is valid as it is"
     assert frames["50"]["psnr_seen"] > frames["50"]["psnr"] + 0.5, "what the start shows is known, the rest invented"
     assert 0 < frames["50"]["depth_absrel"] < 0.2
     assert judged.figures["scene"]["stratum"] == "revisit"
     assert judged.figures["seconds"] > 0
+
+
+def test_a_fill_that_worsens_what_is_valid_is_told_from_its_prior(engine):
+    class Darker(CacheFill):
+        def fill(self, context, priors, plan, spec):
+            yield from (0.9 * frame for frame in super().fill(context, priors, plan, spec))
+
+    darker = replace(engine, models=replace(engine.models, fill=Darker()))
+    judged = judge_scene(ToyScenes(frames=50).scene(0), QUICK, darker, NO_POSES)
+    assert judged.figures["frames"]["50"]["psnr_prior"] > judged.figures["frames"]["50"]["psnr_valid"] + 1
+    prior, made = (judged.pictures[f"50-{which}"].astype(float) for which in ("prior", "made"))
+    assert made[prior > 0].mean() == pytest.approx(0.9 * prior[prior > 0].mean(), rel=0.02)
 
 
 def test_features_and_pictures_are_kept_for_all_scenes_together(judged):
