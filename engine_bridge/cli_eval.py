@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,8 @@ from worldwarp_core.errors import WorldWarpError, install_command
 from .cli_engine import CaptionerName, EngineArguments, GpusPerJob, Loras, NoCompile, Preset, Transformer, Vram, Weights
 
 if TYPE_CHECKING:
-    from worldwarp_core.evaluation.run import EvalOptions, Step
+    from worldwarp_core.evaluation.experiments import Arm, Experiment
+    from worldwarp_core.evaluation.run import EvalOptions, Step, Task
     from worldwarp_core.evaluation.scenes import SceneSet
     from worldwarp_core.evaluation.variants import Variant
 
@@ -154,7 +156,9 @@ def report(out: Annotated[Path, typer.Argument(help="Folder of an evaluation.")]
 
 @eval_app.command()
 def experiment(
-    name: Annotated[str, typer.Argument(help="strength, cache, noise, cache-steps, depth-errors or persistence.")],
+    names: Annotated[
+        list[str], typer.Argument(help="strength, cache, noise, cache-steps, depth-errors, persistence; or all.")
+    ],
     out: Out = DEFAULT_OUT,
     results: Results = None,
     engine: Engines = None,
@@ -182,50 +186,33 @@ def experiment(
     gpus_per_job: GpusPerJob = None,
     preset: Preset = None,
 ) -> None:
-    """Run one of the paper's experiments. Leaves a JSON file, a table and a plot."""
+    """Run the paper's experiments, those named or all. Each leaves a JSON file, a table and a plot."""
     core = _core()
-    from worldwarp_core.evaluation.experiments import EXPERIMENTS, arms_of, tabulate, variant_of
-    from worldwarp_core.evaluation.provenance import provenance
-    from worldwarp_core.evaluation.results import ResultFolder, busy_note
+    from worldwarp_core.evaluation.experiments import EXPERIMENTS
 
-    if name not in EXPERIMENTS:
-        raise WorldWarpError(
-            "bad_settings", f"There is no experiment called {name!r}. Choose: {', '.join(EXPERIMENTS)}."
-        )
-    asked = EXPERIMENTS[name]
+    for name in names:
+        if name not in (*EXPERIMENTS, "all"):
+            raise WorldWarpError(
+                "bad_settings", f"There is no experiment called {name!r}. Choose: {', '.join(EXPERIMENTS)}, or all."
+            )
     given = dict(locals())
     options, base = _options(given)
     if len(engine or []) > 1:
         raise WorldWarpError("bad_settings", "An experiment is run with one engine: give --engine once.")
-    base = _with_engine(base, engine[0] if engine else "preview" if asked.needs_fill else "cache")
-    learned = base.engine != "cache"
-    arms, notes = arms_of(asked, learned)
-    variants = [variant_of(arm, base) for arm in arms]
-    engines = {base.engine: core.open_engine(options, base.engine)}
-    for variant in variants:
-        variant.check(engines[base.engine])
+    trials = [_trial(asked, base, engine) for asked in EXPERIMENTS.values() if asked.name in names or "all" in names]
+    engines = {name: core.open_engine(options, name) for name in dict.fromkeys(t.base.engine for t in trials)}
+    for trial in trials:
+        for variant in trial.variants:
+            variant.check(engines[trial.base.engine])
     scenes, missing = _open(core, options)
-    notes += [f"{name} cannot be measured: {why}" for name, why in missing.items() if _is_asked(name, asked.figures)]
-    rows = [i for i in range(len(scenes)) if scenes.scene(i).out_and_back == (asked.paths == "revisits")]
-    if not rows:
-        raise WorldWarpError("bad_settings", f"This experiment needs {asked.paths}, and there are none.")
+    tasks = [task for trial in trials for task in _tasks(core, trial, scenes)]
     with _progress() as tell:
-        # path by path, so that what is there after a stop can be compared
-        tasks = [core.Task(i, variant) for i in rows for variant in variants]
-        core.run_tasks(options, tasks, scenes, engines, tell)
-
-    kept = ResultFolder(out)
-    names = [scenes.scene(i).name for i in rows]
-    measured = [kept.load(variant.name, names) for variant in variants]
-    if "cache_s" in asked.figures and (busy := busy_note([m for some in measured for m in some])):
-        notes.append(busy)
-    settings = options.settings() | {"seed": seed, "engine": base.engine}
-    table = tabulate(asked, arms, measured, learned) | {"notes": notes}
-    stem = _write_experiment({**provenance(), "settings": settings, **table}, out / "experiments", results)
-    _show_table(table)
-    for note in notes:
-        console.print(note, soft_wrap=True, highlight=False)
-    out_console.print(f"Figures: {stem}.json and .png", soft_wrap=True, highlight=False)
+        # together, so that many at once are busy to the end; arms that experiments share are made once
+        core.run_tasks(options, list(dict.fromkeys(tasks)), scenes, engines, tell)
+    for trial in trials:
+        notes = [f"{n} cannot be measured: {why}" for n, why in missing.items() if _is_asked(n, trial.asked.figures)]
+        settings = options.settings() | {"seed": seed, "engine": trial.base.engine}
+        _tell_experiment(trial, scenes, notes, settings, out, results)
 
 
 def write_page(out: Path) -> None:
@@ -248,6 +235,65 @@ def write_page(out: Path) -> None:
 
 
 # ---------------------------------------------------------------- helpers
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """An experiment with one engine; `notes` say which arms it cannot show."""
+
+    asked: Experiment
+    base: Variant
+    arms: tuple[Arm, ...]
+    notes: list[str]
+
+    @property
+    def variants(self) -> list[Variant]:
+        from worldwarp_core.evaluation.experiments import variant_of
+
+        return [variant_of(arm, self.base) for arm in self.arms]
+
+    def rows(self, scenes: SceneSet) -> list[int]:
+        """The scenes that it is about."""
+        return [i for i in range(len(scenes)) if scenes.scene(i).out_and_back == (self.asked.paths == "revisits")]
+
+
+def _trial(asked: Experiment, base: Variant, engine: list[str] | None) -> _Trial:
+    from worldwarp_core.evaluation.experiments import arms_of
+
+    base = _with_engine(base, engine[0] if engine else "preview" if asked.needs_fill else "cache")
+    return _Trial(asked, base, *arms_of(asked, learned=base.engine != "cache"))
+
+
+def _tasks(core: Any, trial: _Trial, scenes: SceneSet) -> list[Task]:
+    rows = trial.rows(scenes)
+    if not rows:
+        raise WorldWarpError(
+            "bad_settings", f"The experiment {trial.asked.name} needs {trial.asked.paths}, and there are none."
+        )
+    # path by path, so that what is there after a stop can be compared
+    return [core.Task(i, variant) for i in rows for variant in trial.variants]
+
+
+def _tell_experiment(
+    trial: _Trial, scenes: SceneSet, notes: list[str], settings: dict[str, Any], out: Path, results: Path | None
+) -> None:
+    """Writes what came of an experiment, and shows it."""
+    from worldwarp_core.evaluation.experiments import tabulate
+    from worldwarp_core.evaluation.provenance import provenance
+    from worldwarp_core.evaluation.results import ResultFolder, busy_note
+
+    kept = ResultFolder(out)
+    names = [scenes.scene(i).name for i in trial.rows(scenes)]
+    measured = [kept.load(variant.name, names) for variant in trial.variants]
+    notes = trial.notes + notes
+    if "cache_s" in trial.asked.figures and (busy := busy_note([m for some in measured for m in some])):
+        notes.append(busy)
+    table = tabulate(trial.asked, trial.arms, measured, trial.base.engine != "cache") | {"notes": notes}
+    stem = _write_experiment({**provenance(), "settings": settings, **table}, out / "experiments", results)
+    _show_table(table)
+    for note in notes:
+        console.print(note, soft_wrap=True, highlight=False)
+    out_console.print(f"Figures: {stem}.json and .png", soft_wrap=True, highlight=False)
 
 
 def _write_experiment(document: dict[str, Any], folder: Path, results: Path | None) -> Path:

@@ -14,6 +14,8 @@ from tests.support.tiny_preview import save_tiny_preview
 from tests.support.toy_scenes import ToyScenes
 from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import judge, run
+from worldwarp_core.evaluation.experiments import EXPERIMENTS
+from worldwarp_core.evaluation.judge import Judged
 from worldwarp_core.preview.weights import read_network, save_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,11 +94,10 @@ def test_a_run_that_was_stopped_goes_on_and_makes_nothing_again(tmp_path, rooms,
         worldwarp("eval", "--out", tmp_path, "--engine", "cache", *QUICK[:4], "--device", "cpu")
 
 
-def test_an_experiment_about_the_cache_leaves_a_table_a_plot_and_a_place_in_the_report(tmp_path, rooms, capfd):
+def test_experiments_about_the_cache_leave_tables_plots_and_places_in_the_report(tmp_path, rooms, capfd):
     results = tmp_path / "results"
     worldwarp("eval", "--out", tmp_path, "--engine", "cache", *QUICK)
-    worldwarp("eval", "experiment", "persistence", "--out", tmp_path, "--results", results, *QUICK)
-    worldwarp("eval", "experiment", "cache", "--out", tmp_path, "--results", results, *QUICK)
+    worldwarp("eval", "experiment", "persistence", "cache", "--out", tmp_path, "--results", results, *QUICK)
     table = json.loads((results / "experiment_persistence.json").read_text())
     assert [row["arm"] for row in table["rows"]] == ["persistent", "rebuilt each chunk"]
     assert all(row["revisit_psnr"] > 10 for row in table["rows"])
@@ -120,6 +121,21 @@ def test_an_experiment_about_noise_is_refused_without_a_learned_fill(tmp_path, r
     with pytest.raises(WorldWarpError, match="no learned fill"):
         worldwarp("eval", "experiment", "strength", "--engine", "cache", "--out", tmp_path, *QUICK)
     assert not (tmp_path / "runs").exists()
+
+
+def test_all_experiments_are_run_in_one_command(tmp_path, rooms, preview, monkeypatch):
+    done = []
+
+    def judged(scene, variant, *rest):
+        done.append((scene.name, variant))
+        facts = {"name": scene.name, "kind": scene.kind, "stratum": scene.stratum, "frames": 54}
+        return Judged({"scene": facts, "frames": {"50": {"psnr": 20.0}}, "summary": {}})
+
+    monkeypatch.setattr(run, "judge_scene", judged)
+    worldwarp("eval", "experiment", "all", "--engine", "preview", "--weights", preview, "--out", tmp_path, *QUICK)
+    tables = {p.stem for p in (tmp_path / "experiments").glob("*.json")}
+    assert tables == {f"experiment_{name.replace('-', '_')}" for name in EXPERIMENTS}
+    assert len(done) == len(set(done)), "what several experiments compare with is made once"
 
 
 @pytest.mark.parametrize("name", ["noise", "cache"])
