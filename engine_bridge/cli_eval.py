@@ -418,13 +418,13 @@ def _is_asked(name: str, figures: tuple[str, ...]) -> bool:
 
 def _show(fill: str, summary: dict[str, Any]) -> None:
     shown = {
-        "PSNR": "psnr", "seen": "psnr_seen", "valid": "psnr_valid", "prior": "psnr_prior", "holes": "psnr_holes",
-        "SSIM": "ssim", "LPIPS": "lpips", "KID": "kid", "R_dist": "r_dist", "T_dist": "t_dist",
-        "unreg.": "unregistered",
+        "PSNR": "psnr", "of what the start shows": "psnr_seen", "where the prior is valid": "psnr_valid",
+        "of the prior there": "psnr_prior", "in its holes": "psnr_holes", "SSIM": "ssim", "LPIPS": "lpips",
+        "KID": "kid", "R_dist": "r_dist", "T_dist": "t_dist", "not placed by COLMAP": "unregistered",
     }  # fmt: skip
-    table = Table("frame", *shown, title=fill)
-    for window in ("50", "200"):
-        table.add_row(window, *(_text(summary[window].get(name)) for name in shown.values()))
+    table = Table("", "frame 50", "frame 200", title=fill)
+    for name, figure in shown.items():
+        table.add_row(name, *(_text(summary[window].get(figure)) for window in ("50", "200")))
     out_console.print(table)
     if summary["revisits"]:
         out_console.print(f"Revisit PSNR {_text(summary['revisit_psnr'])} over {summary['revisits']} paths")
