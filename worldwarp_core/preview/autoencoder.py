@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..loop.priors import VALID, Priors
+from ..loop.priors import Priors
 from ..st_diff.noise_map import LATENT_FRAMES, LATENT_PX, TOKEN_PX
 
 Past = dict[nn.Module, Tensor]
@@ -220,9 +220,7 @@ class Decoder(nn.Module):
         made = (rgb + large.repeat_interleave(LATENT_FRAMES, 0)) * 0.5 + 0.5
         # As it was before `join_guide`: not darker at the rims of holes.
         known = prior / validity.clamp_min(LEAST_VALID)
-        # What is valid counts in full: along every edge the cache covers a pixel by a little less than all of it.
-        worth = (validity / VALID).clamp(max=1)
-        frames = made + torch.sigmoid(keep + self.trust) * worth * (known - made)
+        frames = made + torch.sigmoid(keep + self.trust) * validity * (known - made)
         return frames.unflatten(0, (clips, steps * LATENT_FRAMES))
 
 
