@@ -46,12 +46,16 @@ def cluster() -> Iterator[Any]:
     """A head that holds no engine, and a node with room for two."""
     from ray.cluster_utils import Cluster as LocalCluster
 
-    # A short path, as sockets are in it.
+    # A short path, as sockets are in it. Ray's own place is one in it too: else its head writes its address into the
+    # machine's /tmp/ray, which need not be there, and which a user's programs would join this cluster by.
     folder = tempfile.mkdtemp(prefix="ray")
+    own = Path(folder, "ray")
+    own.mkdir()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
-        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False, "temp_dir": folder}
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False, "temp_dir": str(own)}
         nodes = LocalCluster(initialize_head=True, head_node_args=head)
         try:
             nodes.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
