@@ -146,6 +146,14 @@ def stdiff(
         float | None,
         typer.Option("--guidance", help="With --teacher: how far to be led, 2 where not given; 1 is not at all."),
     ] = None,
+    maker: Annotated[
+        Path | None,
+        typer.Option(
+            "--maker",
+            help="Folder with a trained transformer: two clips in five go on from what it made, as a shot's later "
+            "chunks do.",
+        ),
+    ] = None,
 ) -> None:
     """Train ST-Diff: fill what is blank, revise what is warped."""
     _train("stdiff", locals())

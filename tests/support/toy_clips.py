@@ -12,6 +12,10 @@ class ToyBatch:
     prior: torch.Tensor
     validity: torch.Tensor
 
+    @property
+    def history(self):
+        return self.rgb
+
 
 class ToySource:
     """Each seed a colour, a direction and a hole; the prior is the clip, dimmer, without the hole."""

@@ -41,6 +41,7 @@ class ClipBatch:
         kinds, moves: of each clip's world and path.
         sources: (n, S) int64 frames that were warped, repeated where fewer.
         exact: (n,) bool, whether the warp was made with true depth and cameras and nothing was taken from it.
+        history: like `rgb`, what the frames of a clip's history are: the truth itself, but for `continued.py`.
     """
 
     rgb: Tensor
@@ -53,6 +54,7 @@ class ClipBatch:
     moves: tuple[str, ...]
     sources: Tensor
     exact: Tensor
+    history: Tensor
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class ClipSource:
                 self._views.seeds(n, first_seed), views.rgb, views.depth, views.K, views.c2w, self.warps
             )
         return ClipBatch(
-            views.rgb, views.depth, prior, validity, views.K, views.c2w, views.kinds, views.moves, sources, exact
+            views.rgb, views.depth, prior, validity, views.K, views.c2w, views.kinds, views.moves, sources, exact,
+            history=views.rgb,
         )  # fmt: skip
 
 

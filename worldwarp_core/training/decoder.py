@@ -9,7 +9,6 @@ Loss: as in `autoencoder.py`; and what the prior leaves open is also pulled towa
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,13 +19,11 @@ from ..errors import WorldWarpError
 from ..evaluation.lpips import Lpips
 from ..loop.priors import VALID
 from ..preview.autoencoder import PreviewAutoencoder, join_guide
-from ..preview.transformer import no_text
-from ..st_diff.close_holes import close_holes
-from ..st_diff.denoise import SamplerSettings, compose_latents, denoise
-from ..st_diff.noise_map import LATENT_FRAMES, SMALL_PICTURES, build_sigma_map, context_latents, sigma_schedule
+from ..st_diff.noise_map import LATENT_FRAMES
 from ..transformer.prepare import WorldWarpTransformer
 from .autoencoder import AutoencoderTask, AutoencoderTraining, pan_over
 from .critic import TOGETHER, WIDTHS, Judgement
+from .imagine import Imagination
 from .judge import contact_sheet, detail
 from .pool import Clips, Examples, PoolSettings, Source
 from .precision import half
@@ -34,8 +31,6 @@ from .trainer import Validation
 
 CONTEXTS = (1, 5)
 """Frames of history that clips begin with: a start frame, the overlap of two chunks."""
-ENCODED_AT_ONCE = 4
-"""Clips."""
 
 
 class Batch(NamedTuple):
@@ -108,7 +103,7 @@ class DecoderTask(AutoencoderTask):
     ) -> None:
         """As `AutoencoderTask`; the network must have been trained before."""
         super().__init__(network, source, photos, judged, judged_photos, lpips, pool, settings, first_seed, stride)
-        self._transformer = transformer
+        self._engine = Imagination(network, transformer, settings.steps, settings.strength)
         self._judgement: Judgement | None = None
         self._judged_so_far = 0
         if settings.critic:
@@ -200,27 +195,12 @@ class DecoderTask(AutoencoderTask):
             name: found[name].half() for name in ("true", "made")
         }
 
-    @torch.no_grad()
     def _imagine(self, rgb: Tensor, prior: Tensor, validity: Tensor, context: int, seed: int) -> Examples:
         """Clips with `context` frames of history as the engine would sample them.
 
         In: (B, T, 3, H, W) twice and (B, T, H, W). Returns `true` and `made` latents (B, C, T', H/8, W/8), and the
         `prior` and `validity` that they were made beside, history in place.
         """
-        settings, device = self.settings, rgb.device
-        prior, validity = prior.float().clone(), validity.float().clone()
-        prior[:, :context], validity[:, :context] = rgb[:, :context].float(), 1.0
-        closed = close_holes(prior.flatten(0, 1), validity.flatten(0, 1)).view_as(prior)
-        sigma_map = torch.stack([build_sigma_map(v, settings.strength, context, SMALL_PICTURES) for v in validity])
-        with half(device):
-            true, warped = (
-                torch.cat([self.network.encode_clips(part) for part in x.split(ENCODED_AT_ONCE)])
-                for x in (rgb.float(), closed)
-            )
-        noise = torch.randn(true.shape, generator=Generator(device).manual_seed(seed), device=device)
-        start = compose_latents(warped, true[:, :, : context_latents(context)], noise, sigma_map)
-        text = no_text(len(true), self._transformer.config["text_dim"], device)
-        sigmas = sigma_schedule(settings.steps, [settings.strength])
-        states = denoise(self._transformer, start, sigma_map, sigmas, text, None, SamplerSettings(guidance=1.0))
-        made = deque(states, maxlen=1).pop()
-        return {"true": true, "made": made, "prior": prior, "validity": validity}
+        found = self._engine.make(rgb, prior, validity, context, seed)
+        true = self._engine.encode(rgb)
+        return {"true": true, "made": found.latents, "prior": found.prior, "validity": found.validity}

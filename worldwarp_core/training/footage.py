@@ -38,6 +38,10 @@ class FootageBatch:
     prior: Tensor
     validity: Tensor
 
+    @property
+    def history(self) -> Tensor:
+        return self.rgb
+
 
 class FootageSource:
     """A `pool.Source` of footage.

@@ -54,6 +54,11 @@ class Clips(Views, Protocol):
         """(n, T, H, W) in [0, 1]."""
         ...
 
+    @property
+    def history(self) -> Tensor:
+        """Like `rgb`: where a clip begins with history, its frames are these; the truth, or what was made of it."""
+        ...
+
 
 Made = TypeVar("Made", bound=Views, covariant=True)
 

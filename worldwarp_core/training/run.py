@@ -24,7 +24,7 @@ from ..errors import WorldWarpError
 from ..evaluation.lpips import Lpips, find_lpips
 from ..preview.autoencoder import AutoencoderConfig, PreviewAutoencoder
 from ..preview.depth import DepthNetwork, load_imagenet
-from ..preview.load import PreviewFill, load_transformer
+from ..preview.load import PRESETS, PreviewFill, load_transformer
 from ..preview.shipped import network_files
 from ..preview.transformer import make_transformer
 from ..preview.weights import NetworkFile, load_state, read_network
@@ -33,9 +33,11 @@ from ..transformer.prepare import TransformerOptions
 from ..worlds.textures import Split, TextureBank, build_bank
 from .autoencoder import AutoencoderTask, AutoencoderTraining
 from .clips import ClipSource, WarpSettings
+from .continued import ContinuedSource
 from .decoder import DecoderTask, DecoderTraining
 from .depth import DepthTask, DepthTraining
 from .distill import DistillTask, DistillTraining, Teacher
+from .imagine import Imagination
 from .levels import make_trainable
 from .objective import ObjectiveSettings, Target
 from .pool import PoolSettings, Source, turns
@@ -114,6 +116,8 @@ class TrainOptions:
             student's steps.
         teacher, weaker: of ST-Diff, folders with a trained transformer to distil and with an earlier state of it.
         guidance: with a teacher, how far beyond it to go, away from its earlier state; None takes what suits.
+        maker: of ST-Diff, a folder with a trained transformer: a share of the clips goes on from what it makes, as the
+            later chunks of a shot do.
         freeze_encoder: of the autoencoder, learn the decoder alone.
         wan, base: of a LoRA, the models that it is for: Wan's, and the fine-tuned transformer or `base` for Wan's own.
         prompt: of a LoRA, the words that it is learned with.
@@ -146,6 +150,7 @@ class TrainOptions:
     teacher: Path | None = None
     weaker: Path | None = None
     guidance: float | None = None
+    maker: Path | None = None
     freeze_encoder: bool = False
     wan: str = "wan-1.3b"
     base: str = "worldwarp"
@@ -255,6 +260,8 @@ def _check_inputs(kind: Kind, options: TrainOptions) -> None:
             )
     if kind == "stdiff":
         _read_autoencoder(options)
+        if options.maker is not None:
+            read_network(options.maker, NAMES["stdiff"])
         if options.teacher is None or options.weaker is None:
             _learning(options)
             return
@@ -417,11 +424,10 @@ def _autoencoder(ready: _Ready) -> Task:
     given = (ready.source, ready.photos, ready.judged, ready.judged_photos, ready.lpips, ready.pool)
     if options.transformer is not None:
         transformer = load_transformer(str(ready.device), options.transformer)
-        steps = read_network(options.transformer, NAMES["stdiff"]).progress.get("sampler_steps")
         learning = DecoderTraining(
             clips,
             frames,
-            steps=DecoderTraining.steps if steps is None else steps,
+            steps=_sampler_steps(options.transformer),
             strength=PreviewFill.strength,
             compile=options.compile,
         )
@@ -437,7 +443,13 @@ def _transformer(ready: _Ready) -> Task:
     load_state(autoencoder, found, NAMES["vae"])
     plain = TransformerOptions(fused=False)  # fused kernels have no gradients
     pool = replace(ready.pool, first=2 * ready.pool.first, capacity=2 * ready.pool.capacity)  # each clip both ways
-    rest = (autoencoder.to(ready.device).eval(), ready.source, ready.judged, ready.lpips, pool)
+    autoencoder.to(ready.device).eval()
+    source = ready.source
+    if options.maker is not None:
+        steps = _sampler_steps(options.maker)
+        engine = Imagination(autoencoder, load_transformer(str(ready.device), options.maker), steps)
+        source = ContinuedSource(source, engine, WarpSettings(cached=options.cached))
+    rest = (autoencoder, source, ready.judged, ready.lpips, pool)
     seeds = (ready.first_seed, ready.stride)
     if options.teacher is None or options.weaker is None:
         network = make_trainable(make_transformer(options=plain, device=ready.device), compiled=options.compile)
@@ -475,6 +487,12 @@ def _objective(options: TrainOptions) -> ObjectiveSettings:
     return ObjectiveSettings(
         target=options.target, usual=0.6, usual_strength=PreviewFill.strength, blank_weight=3.0, steps=steps
     )
+
+
+def _sampler_steps(folder: Path) -> int:
+    """What the transformer in `folder` was taught to sample in; the preset's where it was taught none."""
+    steps = read_network(folder, NAMES["stdiff"]).progress.get("sampler_steps")
+    return PRESETS["preview"].steps if steps is None else int(steps)
 
 
 def _read_autoencoder(options: TrainOptions) -> NetworkFile:

@@ -184,8 +184,11 @@ class StDiffTask:
         """Latents of clips with so many frames of history each; in half precision: the pool holds many."""
         device = clips.rgb.device
         rgb, prior, validity = (x.flip(-1) if mirrored else x.clone() for x in (clips.rgb, clips.prior, clips.validity))
+        history = clips.history.flip(-1) if mirrored else clips.history
         for row, count in enumerate(context.tolist()):
-            prior[row, :count], validity[row, :count] = rgb[row, :count], 1.0
+            # Of the truth too: what follows is encoded, and decoded, after what was there before.
+            rgb[row, :count] = prior[row, :count] = history[row, :count]
+            validity[row, :count] = 1.0
         if self.settings.noise.closed:
             prior = close_holes(prior.float().flatten(0, 1), validity.float().flatten(0, 1)).view_as(prior)
         graded = replace(self.settings.noise, graded=True)
