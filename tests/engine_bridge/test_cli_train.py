@@ -128,6 +128,28 @@ def test_a_transformer_is_not_led_away_from_itself_nor_a_decoder_taught_beside_n
         train("train", "vae", *words)
 
 
+def test_a_share_of_the_clips_goes_on_from_what_a_trained_transformer_made(tmp_path, toy_worlds, monkeypatch):
+    trained, continued = save_tiny_preview(tmp_path / "trained"), []
+
+    def go_on(source, engine, warps):
+        continued.append((engine, warps.cached))
+        return source
+
+    monkeypatch.setattr("worldwarp_core.training.run.ContinuedSource", go_on)
+    words = ("train", "stdiff", "--run", tmp_path / "run", "--autoencoder", trained, "--size", "48x32", "--frames", 9,
+             "--steps", 1, "--batch", 2, "--pool", 16, "--cached", 0.25, "--device", "cpu")  # fmt: skip
+    train(*words, "--maker", trained)
+    ((engine, cached),) = continued
+    assert cached == 0.25
+    assert engine.steps == 7
+    weights = read_network(trained, "transformer").state
+    torch.testing.assert_close(
+        dict(engine.transformer.named_parameters())["proj_out.weight"], weights["proj_out.weight"]
+    )
+    with pytest.raises(WorldWarpError, match="no weights of the preview network 'transformer'"):
+        train(*words, "--maker", tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
