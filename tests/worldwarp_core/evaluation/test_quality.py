@@ -40,3 +40,25 @@ def test_a_chunk_s_seconds_are_of_the_hardware_that_it_was_timed_on(gpu, cores, 
     document = timed(before, {"gpu": gpu, "cores": cores}, 0.75)
     assert {name for name in CHUNK_S if document[name] == 0.75} == {figure} - {""}
     assert before["missing"].keys() - document["missing"].keys() == {figure} - {""}
+
+
+def path(fill, name, stratum="half", **figures):
+    frames = {str(number): figures for number in (50, 200)}
+    kept = {"scene": {"name": name, "stratum": stratum}, "frames": frames, "variant": {"seed": 0}, "seconds": 1.0}
+    return Measured(Path("runs") / fill / name, kept)
+
+
+def test_a_fill_is_told_path_by_path_beside_the_cache_and_beside_its_own_prior():
+    cache = [path("cache", name, psnr=20.0, psnr_valid=25.0, lpips=0.3) for name in "abcd"]
+    fill = [
+        path("preview", "a", psnr=21.0, psnr_valid=26.0, psnr_prior=25.0, lpips=0.2),
+        path("preview", "b", psnr=18.0, psnr_valid=26.0, psnr_prior=26.0, lpips=0.2),
+        path("preview", "c", psnr=20.5, psnr_valid=24.0, psnr_prior=25.5, lpips=0.4),
+        path("preview", "d", "revisit", psnr=40.0, psnr_valid=40.0, psnr_prior=20.0, lpips=0.0),
+    ]
+    told = quality({"preview": fill, "cache": cache}, {}, {})["path_by_path"]["preview"]["50"]
+    assert told["psnr"] == {"better": 2, "level": 0, "of": 3, "median_gain": 0.5, "least_gain": -2.0}
+    assert told["lpips"] == pytest.approx({"better": 2, "level": 0, "of": 3, "median_gain": 0.1, "least_gain": -0.1})
+    assert told["psnr_prior"] == {"better": 1, "level": 1, "of": 3, "median_gain": 0.0, "least_gain": -1.5}
+    assert told["psnr_seen"]["of"] == 0
+    assert quality({"preview": fill}, {}, {})["path_by_path"] == {}, "there is no cache to stand beside"
