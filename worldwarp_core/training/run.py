@@ -214,9 +214,12 @@ class TrainOptions:
 def train_network(kind: Kind, options: TrainOptions) -> Progress:
     """Trains until the limit; the run folder then holds the weights. Returns what was done over all of its runs.
 
+    The limit in minutes counts from this call on; the last validation and the last save come after it.
+
     Raises:
         WorldWarpError: `bad_settings`, `no_weights`, `bad_weights`, `bad_textures`, `no_cuda`, `diverged`.
     """
+    started = time.monotonic()
     if kind not in get_args(Kind):
         raise WorldWarpError("bad_settings", f"There is no network {kind!r} to train: {', '.join(get_args(Kind))}.")
     found = torch.cuda.device_count() if options.device != "cpu" else 0
@@ -231,11 +234,12 @@ def train_network(kind: Kind, options: TrainOptions) -> Progress:
         # Kernels are built here, before there are several processes that would wait for one another.
         prepare_rasterizer("cuda" if found else "cpu")
     if options.devices == 1:
-        return _train_here(kind, options, torch.device("cuda" if found else "cpu"), 0, 1)
+        return _train_here(kind, options, torch.device("cuda" if found else "cpu"), 0, 1, started)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    mp.spawn(_train_as_one_of, (kind, options, address), nprocs=options.devices, join=True)
+    # The clock is the machine's: kernels built above and processes that start here are of the user's minutes too.
+    mp.spawn(_train_as_one_of, (kind, options, address, started), nprocs=options.devices, join=True)
     return read_progress(options.run, NAMES[kind])
 
 
@@ -277,12 +281,12 @@ def _check_inputs(kind: Kind, options: TrainOptions) -> None:
         _wan_files(options)
 
 
-def _train_as_one_of(rank: int, kind: Kind, options: TrainOptions, address: str) -> None:
+def _train_as_one_of(rank: int, kind: Kind, options: TrainOptions, address: str, started: float) -> None:
     device = torch.device("cuda", rank)
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", init_method=address, rank=rank, world_size=options.devices, device_id=device)
     try:
-        _train_here(kind, options, device, rank, options.devices)
+        _train_here(kind, options, device, rank, options.devices, started)
     finally:
         dist.destroy_process_group()
 
@@ -333,8 +337,9 @@ def _defaults(kind: Kind, options: TrainOptions) -> KindDefaults:
     return STUDENT if kind == "stdiff" and options.teacher is not None else DEFAULTS[kind]
 
 
-def _train_here(kind: Kind, options: TrainOptions, device: torch.device, rank: int, world: int) -> Progress:
-    started = time.monotonic()
+def _train_here(
+    kind: Kind, options: TrainOptions, device: torch.device, rank: int, world: int, started: float
+) -> Progress:
     defaults = _defaults(kind, options)
     torch.manual_seed(options.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
