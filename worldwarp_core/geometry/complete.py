@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from .align import TOLERANCE, align_disparity
+from .align import SAME_SURFACE, align_disparity, align_scale
 from .edges import sharpen_edges
 from .inpaint import hole_border, inpaint_disparity, spread
-from .monocular import DepthModel
+from .monocular import DepthModel, Kind
 
 MONOCULAR_CONFIDENCE = 0.5
 INPAINTED_CONFIDENCE = 0.1
 SKY_SHARE = 0.25
-"""What a model sees with less than this share of the smallest known disparity of the view is sky."""
+"""What a model sees with less than this share of the smallest known disparity of the view is sky, where the model itself
+does not tell the sky."""
+SMOOTH_SHARE = 1 / 80
+"""Of the picture's width: the standard deviation over which the error at a border is averaged."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def complete_depth(cache_depth: Tensor, seen: Tensor, rgb: Tensor, monocular: De
             continue
         filled, confidence = None, INPAINTED_CONFIDENCE
         if monocular is not None and estimated is not None:
-            filled = _aligned(estimated[v], disparity[v], usable[v], with_shift=monocular.kind == "disparity")
+            filled = _aligned(estimated[v], disparity[v], usable[v], monocular.kind)
             confidence = INPAINTED_CONFIDENCE if filled is None else MONOCULAR_CONFIDENCE
         if filled is None:
             filled = _inpainted(disparity[v], usable[v])
@@ -73,21 +77,35 @@ def _inpainted(disparity: Tensor, known: Tensor) -> Tensor:
     return inpaint_disparity(disparity, known)
 
 
-def _aligned(model: Tensor, disparity: Tensor, known: Tensor, *, with_shift: bool) -> Tensor | None:
+def _aligned(model: Tensor, disparity: Tensor, known: Tensor, kind: Kind) -> Tensor | None:
     """The model's disparity fitted to the known one and joined to it without a seam; None where it does not fit."""
     # The sky's disparity says nothing about the scale, and a clipped model says nothing about the sky.
     surface = known & (disparity > 0)
-    fit = align_disparity(model, disparity, surface, with_shift=with_shift)
+    fit = (align_disparity if kind == "disparity" else align_scale)(model, disparity, surface)
     if fit is None:
         return None
     guess = (fit.scale * model + fit.shift).clamp_min(0).to(disparity.dtype)
-    # What is left of the error at the border of what is known fades into the hole; where model and cache see different
-    # surfaces there is no error to spread but an edge.
-    error = (disparity - guess).cpu().numpy()
-    allowed = 2 * TOLERANCE * float(disparity[surface].median())
-    agree = hole_border(known.cpu().numpy()) & (np.abs(error) < allowed)
-    if agree.any():
-        fade = spread(error, agree, (~known).cpu().numpy())
-        guess = (guess + torch.from_numpy(fade).to(guess)).clamp_min(0)
-    guess = torch.where(guess < SKY_SHARE * disparity[surface].min(), 0, guess)
+    if kind != "inverse_depth":
+        guess = torch.where(guess < SKY_SHARE * disparity[surface].min(), 0, guess)
+    guess = _without_seam(guess, disparity, surface, ~known)
     return sharpen_edges(torch.where(known, disparity, guess), ~known)
+
+
+def _without_seam(guess: Tensor, disparity: Tensor, surface: Tensor, hole: Tensor) -> Tensor:
+    """(H, W) the guess multiplied, in the hole, by what is missing at its border.
+
+    What is left of the error there spreads through the hole, in ratios: an error of disparity at a near border would
+    swallow what is far beyond it. Where model and cache see different surfaces there is no error to spread but an edge,
+    and a single pixel of the cache is not asked: the error is the mean of those around it.
+    """
+    log_ratio = (disparity.clamp_min(1e-12) / guess.clamp_min(1e-12)).log()
+    same = surface & (guess > 0) & (log_ratio.abs() < SAME_SURFACE)
+    weight = same.cpu().numpy().astype(np.float32)
+    agree = hole_border(~hole.cpu().numpy()) & (weight > 0)
+    if not agree.any():
+        return guess
+    sigma = (SMOOTH_SHARE * guess.shape[1],) * 2
+    total = cv2.GaussianBlur(log_ratio.float().cpu().numpy() * weight, (0, 0), *sigma)
+    error = total / np.maximum(cv2.GaussianBlur(weight, (0, 0), *sigma), 1e-6)
+    fade = spread(error, agree, hole.cpu().numpy())
+    return guess * torch.from_numpy(fade).to(guess).exp()

@@ -13,8 +13,8 @@ from torch.nn.functional import interpolate
 from ..errors import WorldWarpError
 from ..model_files.store import hub_name
 
-Kind = Literal["disparity", "depth"]
-"""What a model's output means: inverse depth up to scale and shift, or depth in metres."""
+Kind = Literal["disparity", "inverse_depth", "depth"]
+"""What a model's output means: inverse depth up to scale and shift, up to scale alone (0 for the sky), or depth in metres."""
 
 METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
 MAX_DEPTH = 1e4

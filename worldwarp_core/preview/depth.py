@@ -11,11 +11,12 @@ that weights trained on ImageNet fit it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..geometry.monocular import Kind
 
 STAGES = (  # kernel, stride, expansion, channels, blocks
     (3, 1, 1, 16, 1),
@@ -99,7 +100,7 @@ class PreviewDepth:
 
     network: DepthNetwork
     name: str = NAME
-    kind: Literal["disparity", "depth"] = "disparity"
+    kind: Kind = "inverse_depth"
 
     @torch.no_grad()
     def estimate(self, rgb: Tensor) -> Tensor:

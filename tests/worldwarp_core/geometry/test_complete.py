@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -88,10 +89,22 @@ def test_a_metric_model_in_other_units_is_scaled() -> None:
     assert ((got.depth / depth)[~seen & below] - 1).abs().max() < 0.01
 
 
-def test_a_models_bend_is_taken_out_at_the_seam() -> None:
+def test_a_model_that_tells_the_sky_may_see_what_is_far_beyond_the_known() -> None:
+    depth, seen = scene(), ~hole()
+    far = float(depth[depth.isfinite()].max()) * 8
+    depth[0, 20:30, 100:110] = far
+    own = complete(depth, seen, GivenModel(0.2 / depth, "inverse_depth")).depth
+    assert own[0, 22:28, 103:107].isfinite().all()
+    assert own[0, 12:18, 95:115].isinf().all()
+    other = complete(depth, seen, GivenModel(0.2 / depth, "disparity")).depth
+    assert other[0, 22:28, 103:107].isinf().all()
+
+
+@pytest.mark.parametrize("kind", ["disparity", "inverse_depth", "depth"])
+def test_a_models_bend_is_taken_out_at_the_seam(kind: str) -> None:
     depth, seen = scene(), ~hole()
     tilt = 1 + 0.04 * torch.linspace(-1, 1, WIDTH)
-    got = complete(depth, seen, GivenModel(tilt / depth, "disparity"))
+    got = complete(depth, seen, GivenModel(tilt / depth, kind))
     jump = (got.depth[0, 30:60, 89] / got.depth[0, 30:60, 90] - 1).abs()
     assert jump.max() < 0.01
 
@@ -105,10 +118,11 @@ def test_a_models_blurred_outline_is_put_on_one_side() -> None:
     assert torch.minimum((got - 3.0).abs(), (got - floor).abs()).max() < 0.1
 
 
-def test_a_model_that_contradicts_the_cache_is_not_used() -> None:
+@pytest.mark.parametrize("kind", ["disparity", "inverse_depth"])
+def test_a_model_that_contradicts_the_cache_is_not_used(kind: str) -> None:
     depth, seen = scene(), ~hole()
     nonsense = torch.rand(1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3)) ** 4
-    got = complete(depth, seen, GivenModel(nonsense, "disparity"))
+    got = complete(depth, seen, GivenModel(nonsense, kind))
     assert (got.confidence[~seen] == INPAINTED_CONFIDENCE).all()
     torch.testing.assert_close(got.depth, complete(depth, seen).depth)
 

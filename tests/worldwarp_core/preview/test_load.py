@@ -122,7 +122,7 @@ def test_the_depth_model_gives_disparity(shipped):
     depth = load_depth(folder=shipped)
     disparity = depth.disparity(torch.rand(1, *SIZE, 3))
     assert disparity.shape == (1, *SIZE)
-    assert depth.kind == "disparity"
+    assert depth.kind == "inverse_depth"
 
 
 def test_the_preview_is_the_default_wherever_its_networks_are(monkeypatch, shipped):
