@@ -19,8 +19,8 @@ SAMPLE = 4096
 """Pixels that the trials are scored on, evenly drawn."""
 REFINEMENTS = 10
 NEARBY_SHARE = 0.1
-"""Of the picture's width: over this distance from what is unknown a known pixel's say in the scale falls to 1/e. A model
-errs in parts of a picture, and what goes on into the unknown is the part beside it."""
+"""Of the picture's width: over this distance from what is unknown a known pixel's say in the scale falls to 1/e. A
+model errs in parts of a picture, and what goes on into the unknown is the part beside it."""
 SAME_SURFACE = 0.3
 """Model and known depth whose logarithms differ by less than this see one surface."""
 

@@ -17,8 +17,8 @@ from .monocular import DepthModel, Kind
 MONOCULAR_CONFIDENCE = 0.5
 INPAINTED_CONFIDENCE = 0.1
 SKY_SHARE = 0.25
-"""What a model sees with less than this share of the smallest known disparity of the view is sky, where the model itself
-does not tell the sky."""
+"""What a model sees with less than this share of the smallest known disparity of the view is sky, where the model does
+not tell the sky itself."""
 SMOOTH_SHARE = 1 / 80
 """Of the picture's width: the standard deviation over which the error at a border is averaged."""
 
@@ -104,8 +104,8 @@ def _without_seam(guess: Tensor, disparity: Tensor, surface: Tensor, hole: Tenso
     agree = hole_border(~hole.cpu().numpy()) & (weight > 0)
     if not agree.any():
         return guess
-    sigma = (SMOOTH_SHARE * guess.shape[1],) * 2
-    total = cv2.GaussianBlur(log_ratio.float().cpu().numpy() * weight, (0, 0), *sigma)
-    error = total / np.maximum(cv2.GaussianBlur(weight, (0, 0), *sigma), 1e-6)
+    sigma = SMOOTH_SHARE * guess.shape[1]
+    total = cv2.GaussianBlur(log_ratio.float().cpu().numpy() * weight, (0, 0), sigma)
+    error = total / np.maximum(cv2.GaussianBlur(weight, (0, 0), sigma), 1e-6)
     fade = spread(error, agree, hole.cpu().numpy())
     return guess * torch.from_numpy(fade).to(guess).exp()
