@@ -14,8 +14,8 @@ from ..errors import WorldWarpError
 from ..model_files.store import hub_name
 
 Kind = Literal["disparity", "inverse_depth", "depth"]
-"""What a model's output means: inverse depth up to scale and shift; inverse depth up to scale alone, 0 for the sky; depth
-in metres."""
+"""What a model's output means: inverse depth up to scale and shift; inverse depth up to scale alone, 0 for the sky;
+depth in metres."""
 
 METRIC_TYPES = ("depth_pro", "glpn", "zoedepth")
 MAX_DEPTH = 1e4
