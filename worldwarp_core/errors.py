@@ -1,5 +1,7 @@
 """What a user, a file or a peer did wrong, said once with a stable code and a sentence that says what to do."""
 
+from typing import Any
+
 
 class WorldWarpError(Exception):
     """A fault of the input or of the machine, not of our code.
@@ -11,6 +13,10 @@ class WorldWarpError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles whole: an exception is rebuilt from its message alone, and a pool of processes breaks over that."""
+        return type(self), (self.code, self.message), self.__dict__
 
 
 def install_command(*extras: str) -> str:

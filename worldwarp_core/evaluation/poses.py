@@ -106,7 +106,7 @@ def place(pictures: np.ndarray, K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         WorldWarpError: `not_installed`.
     """
-    pycolmap = _pycolmap()
+    pycolmap = load_pycolmap()
     loudness, pycolmap.logging.minloglevel = pycolmap.logging.minloglevel, pycolmap.logging.FATAL.value
     pycolmap.set_random_seed(0)
     try:
@@ -188,7 +188,12 @@ def _mean(values: np.ndarray) -> float:
     return float(finite.mean()) if len(finite) else math.nan
 
 
-def _pycolmap() -> Any:
+def load_pycolmap() -> Any:
+    """The package that places pictures.
+
+    Raises:
+        WorldWarpError: `not_installed`.
+    """
     try:
         import pycolmap
     except ImportError as error:

@@ -17,6 +17,7 @@ from .folders import Dl3dv, RealEstate10k
 from .inception import Inception
 from .judge import Judges, judge_scene
 from .lpips import PACKAGE, find_lpips, package_is_here
+from .poses import load_pycolmap
 from .results import FRAME_FIGURES, ResultFolder, plain
 from .scenes import HeldOutWorlds, Scene, SceneSet
 from .variants import Variant
@@ -152,7 +153,11 @@ def open_engine(options: EvalOptions, name: str) -> Engine:
 
 
 def open_judges(options: EvalOptions) -> tuple[Judges, dict[str, str]]:
-    """What measures, and figure by figure what cannot be measured and why."""
+    """What measures, and figure by figure what cannot be measured and why.
+
+    Raises:
+        WorldWarpError: `not_installed` where poses are asked for without pycolmap: now, and not after the first shot.
+    """
     missing: dict[str, str] = {}
     lpips, why = find_lpips(options.lpips)
     if lpips is None:
@@ -162,6 +167,8 @@ def open_judges(options: EvalOptions) -> tuple[Judges, dict[str, str]]:
     inception = None if options.inception is None else Inception.load(options.inception)
     if options.poses_every == 0:
         missing["r_dist"] = missing["t_dist"] = "left out, as asked"
+    else:
+        load_pycolmap()
     return Judges(lpips, inception, options.poses_every, options.window_every), missing
 
 

@@ -5,6 +5,7 @@ import multiprocessing
 import pytest
 import torch
 
+from worldwarp_core.errors import WorldWarpError
 from worldwarp_core.evaluation import run
 from worldwarp_core.evaluation.run import EvalOptions
 
@@ -19,8 +20,17 @@ def test_each_process_takes_the_next_gpu(tmp_path, monkeypatch, device, taken):
     monkeypatch.setattr("numba.set_num_threads", lambda count: None)  # it would stay so
     monkeypatch.setattr(run, "open_scenes", lambda options: None)
     monkeypatch.setattr(run, "_bench", None)
-    options, started = EvalOptions(tmp_path, device=device, jobs=3), multiprocessing.Value("i", 0)
+    options = EvalOptions(tmp_path, device=device, jobs=3, poses_every=0)
+    started = multiprocessing.Value("i", 0)
     for _ in range(3):
         run._start_process(options, 1, started)
     assert chosen == taken
     assert run._bench is not None
+
+
+def test_what_poses_need_is_missed_before_the_first_shot(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pycolmap", None)
+    with pytest.raises(WorldWarpError, match=r"pip install .*\[evaluation\]"):
+        run.open_judges(EvalOptions(tmp_path))
+    _, missing = run.open_judges(EvalOptions(tmp_path, poses_every=0))
+    assert missing["r_dist"] == "left out, as asked"
