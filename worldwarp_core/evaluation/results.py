@@ -158,9 +158,14 @@ def busy_note(measured: Sequence[Measured]) -> str | None:
     """What is to be said of seconds that were measured beside other work; None where the machine was free."""
     known = [load for m in measured if math.isfinite(load := _number(m.figures.get("busy")))]
     busiest = max(known, default=0.0)
-    if busiest <= BUSY:
-        return None
-    return f"The machine had other work beside this (up to {busiest:.1f} processes a core): seconds are too long."
+    at_once = max((int(m.figures.get("jobs", 1)) for m in measured), default=1)
+    told = []
+    if at_once > 1:
+        told.append(f"Up to {at_once} shots were made at once")
+    if busiest > BUSY:
+        told.append(f"the machine had other work beside this (up to {busiest:.1f} processes a core)")
+    said = ", ".join(told)
+    return f"{said[0].upper()}{said[1:]}: seconds are too long." if told else None
 
 
 def onward(measured: Sequence[Measured]) -> list[Measured]:

@@ -240,7 +240,9 @@ class _Bench:
         engine = self._engines[name]
         task.variant.check(engine)
         scene = self._scenes.scene(task.scene).remembered(self._results.truth)
-        self._results.save(task.variant.name, scene.name, judge_scene(scene, task.variant, engine, self._judges, tell))
+        judged = judge_scene(scene, task.variant, engine, self._judges, tell)
+        judged.figures["jobs"] = self._options.jobs
+        self._results.save(task.variant.name, scene.name, judged)
 
 
 _bench: _Bench | None = None

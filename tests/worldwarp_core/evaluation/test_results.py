@@ -63,7 +63,13 @@ def test_the_summary_is_the_median_of_what_can_be_told_and_revisits_stand_apart(
 def test_seconds_beside_other_work_are_said_to_be_too_long(folder):
     assert busy_note(folder.load("cache")) is None
     folder.save("cache", "d", judged("d", 30.0, busy=2.5))
-    assert "2.5 processes a core" in busy_note(folder.load("cache"))
+    assert busy_note(folder.load("cache")).startswith(
+        "The machine had other work beside this (up to 2.5 processes a core)"
+    )
+    folder.save("cache", "d", judged("d", 30.0, busy=2.5, jobs=8))
+    assert busy_note(folder.load("cache")).startswith("Up to 8 shots were made at once, the machine had other work")
+    folder.save("cache", "d", judged("d", 30.0, jobs=8))
+    assert busy_note(folder.load("cache")) == "Up to 8 shots were made at once: seconds are too long."
 
 
 def test_json_has_null_for_what_is_no_number(tmp_path):
