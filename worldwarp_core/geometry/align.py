@@ -68,10 +68,13 @@ def align_disparity(model: Tensor, target: Tensor, known: Tensor) -> Alignment |
 
 
 def align_scale(model: Tensor, target: Tensor, known: Tensor) -> Alignment | None:
-    """The scale alone, for a model whose offset is right, or None where there is none to trust; see `align_disparity`.
+    """The scale alone, for a model whose offset is right, or None where there is none to trust.
 
-    The median of the known pixels' log ratios, those beside what is unknown before the others: a median needs no trials
-    to stand half of them being wrong, and a ratio counts the far surfaces as much as the near ones.
+    The median of the known surfaces' log ratios, with more say for those beside what is unknown: a median needs no
+    trials to stand half of them being wrong, and a ratio counts the far surfaces as much as the near ones.
+
+    Args:
+        model, target, known: as `align_disparity` has them; what either takes for sky does not count.
     """
     usable = known & torch.isfinite(model) & torch.isfinite(target) & (model > 0) & (target > 0)
     if int(usable.sum()) < MIN_KNOWN_PX:

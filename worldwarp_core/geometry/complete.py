@@ -81,7 +81,7 @@ def _aligned(model: Tensor, disparity: Tensor, known: Tensor, kind: Kind) -> Ten
     """The model's disparity fitted to the known one and joined to it without a seam; None where it does not fit."""
     # The sky's disparity says nothing about the scale, and a clipped model says nothing about the sky.
     surface = known & (disparity > 0)
-    fit = (align_disparity if kind == "disparity" else align_scale)(model, disparity, surface)
+    fit = align_disparity(model, disparity, surface) if kind == "disparity" else align_scale(model, disparity, known)
     if fit is None:
         return None
     guess = (fit.scale * model + fit.shift).clamp_min(0).to(disparity.dtype)
