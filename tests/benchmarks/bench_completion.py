@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found[name] += errors(made[name], depth, known)
         maps = [torch.where(known, depth, torch.inf), depth, *made.values()]
         rows.append([rgb[:1].permute(0, 3, 1, 2), *(_shown(m[:1], depth[:1]) for m in maps)])
-        print(f"{number + 1} of {options.worlds}: { ({name: summarise(e) for name, e in found.items()}) }", flush=True)
+        so_far = ", ".join(f"{name} {summarise(e)['absrel']}" for name, e in found.items())
+        print(f"{number + 1} of {options.worlds}: {so_far}", flush=True)
     if not shares:
         parser.error("No view of these worlds shows what another does; take more --worlds.")
 
